@@ -4,7 +4,7 @@ The command line is `hpt` (see `hpt --help`). In Python:
 
     from rich.console import Console
 
-    from hpt.config import load_config
+    from hpt.recipe import load_config
     from hpt.run import start
 
     start(load_config("demo", ["output=runs/mine", "steps=40"]), Console())

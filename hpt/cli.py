@@ -68,7 +68,7 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _train_epilog() -> str:
-    from hpt.config import describe_settings, shipped_methods, shipped_recipes
+    from hpt.recipe import describe_settings, shipped_methods, shipped_recipes
 
     return (
         f"\nrecipes: {', '.join(shipped_recipes())}\n"
@@ -85,7 +85,7 @@ def _train_epilog() -> str:
 
 def _train(options: argparse.Namespace, console: Console) -> int:
     from hpt import run
-    from hpt.config import load_config
+    from hpt.recipe import load_config
     from hpt.report import accuracy_table, summary_figure
 
     if options.resume is not None:

@@ -1,27 +1,14 @@
-"""What a run is: a YAML recipe, `key=value` changes, and one typed object that is valid or says why not.
-
-Layers, later ones winning: the defaults below, the method (`recipes/methods/NAME.yaml`), the recipe, every `key=value`
-of the command line. A `method=NAME` there replaces the recipe's and wins over what the recipe says.
-"""
+"""What a run is: one typed object, every setting with its default and limits. `hpt.recipe` reads it from YAML."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
-from importlib import resources
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 import upge
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from hpt.combinations import impossible_combinations
-from hpt.errors import ConfigError
-
-RECIPES = Path(str(resources.files("hpt"))) / "recipes"
-METHODS = RECIPES / "methods"
-_PLACEHOLDERS = ("{output}", "{seed}", "{question}")
 
 
 def _is_function_reference(value: str) -> str:
@@ -43,11 +30,32 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class LoraConfig(Section):
+    """Low-rank adapters by peft; the model's own weights stay frozen."""
+
+    rank: int = Field(32, ge=1)
+    alpha: float = Field(64.0, gt=0, description="the adapters' update is scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: Literal["all-linear"] | list[str] = Field(
+        "all-linear", description="all linear layers but the head, or names of modules"
+    )
+
+
 class ModelConfig(Section):
     path: str = Field(description="a Hugging Face folder or hub name")
-    dtype: Dtype = Field("float32", description="dtype of the weights; others than float32 get a float32 master copy")
+    dtype: Dtype = Field("float32", description="dtype of the weights; those of 16 bits are trained in float32")
     trust_remote_code: bool = False
-    gradient_checkpointing: bool = False
+    attention: Literal["auto", "sdpa", "flash_attention_2", "flex_attention", "eager"] = Field(
+        "auto", description="auto: flash attention where it is installed and can run, else sdpa"
+    )
+    gradient_checkpointing: bool | Literal["offload"] = Field(
+        False, description="activations are computed again in the backward pass; offload: and wait in CPU memory"
+    )
+    liger: Literal["auto"] | bool = Field(
+        "auto", description="Liger's norms, rotary embeddings and MLPs; auto: on a GPU where liger-kernel is installed"
+    )
+    lora: LoraConfig | None = Field(None, description="train low-rank adapters, e.g. {rank: 32}; null: all weights")
+    quantization: Literal["nf4"] | None = Field(None, description="frozen weights in 4 bits (QLoRA); needs model.lora")
 
 
 class ColumnsConfig(Section):
@@ -81,8 +89,24 @@ class PromptConfig(Section):
         return self
 
 
+class VllmConfig(Section):
+    """Read by `rollout.engine: vllm` alone."""
+
+    url: str | None = Field(
+        None, description="of a server (python -m hpt.rollout.vllm_server); null: in the trainer's process"
+    )
+    tensor_parallel: int = Field(1, ge=1, description="GPUs that share one copy of the model")
+    memory_share: float = Field(0.4, gt=0, lt=1, description="of a GPU's memory, weights and KV cache")
+    sleep_level: Literal[0, 1, 2] = Field(
+        2, description="while the trainer trains: 0 stays, 1 moves the weights to CPU memory, 2 drops them"
+    )
+    adapters: Literal["merged", "lora"] = Field("merged", description="how model.lora reaches the engine")
+    options: dict[str, Any] = Field({}, description="further arguments of vllm.LLM")
+
+
 class RolloutConfig(Section):
-    engine: Literal["transformers"] = "transformers"
+    engine: Literal["transformers", "vllm"] = "transformers"
+    vllm: VllmConfig = VllmConfig()
     n: int = Field(8, ge=1, description="rollouts a question")
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(1.0, gt=0, le=1)
@@ -160,6 +184,16 @@ class LossConfig(Section):
         "official: the published code's, which depends on the micro-batches",
     )
     entropy_coef: float = Field(0.0, ge=0)
+    kl_coef: float = Field(
+        0.0, ge=0, description="k3 estimate of the KL divergence from the start model on rollouts, added to the loss"
+    )
+    tis: Literal["none", "token", "sequence"] = Field(
+        "none", description="importance ratio pi_old / pi_engine of rollouts, truncated, a token or a whole sequence"
+    )
+    tis_mode: Literal["clip", "mask"] = Field(
+        "clip", description="a ratio above tis_clip counts as tis_clip, or leaves the token or sequence out"
+    )
+    tis_clip: float = Field(2.0, gt=1)
     entropy_weights: bool = Field(
         False,
         description="SRFT: SFT rows weigh exp(-H) / 2, rollouts with a positive advantage exp(H) / 10, "
@@ -178,6 +212,25 @@ class OptimizerConfig(Section):
     )
     warmup_steps: int = Field(0, ge=0)
     schedule: Literal["constant", "cosine", "linear"] = "constant"
+    states: Literal["float32", "8bit"] = Field("float32", description="of AdamW; 8bit by bitsandbytes, in blocks")
+    offload: bool = Field(False, description="AdamW's states wait in CPU memory (engine local; bitsandbytes' paged)")
+
+
+class DeepSpeedConfig(Section):
+    """Read by `engine: deepspeed` alone."""
+
+    stage: Literal[1, 2, 3] = Field(2, description="ZeRO: 1 shards optimizer states, 2 gradients too, 3 weights too")
+    offload_optimizer: bool = Field(False, description="optimizer states and master weights in CPU memory")
+    offload_parameters: bool = Field(False, description="weights in CPU memory; needs stage 3")
+    options: dict[str, Any] = Field({}, description="further entries of DeepSpeed's own configuration")
+
+
+class HardwareConfig(Section):
+    """What `hpt plan` checks against; null: what this machine has."""
+
+    gpus: int | None = Field(None, ge=1)
+    gpu_memory_gib: float | None = Field(None, gt=0, description="of each GPU")
+    host_memory_gib: float | None = Field(None, gt=0, description="for what is offloaded to CPU memory")
 
 
 class BatchConfig(Section):
@@ -228,6 +281,9 @@ class Config(Section):
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     threads: int | None = Field(None, ge=1, description="CPU threads of torch; default: torch's own choice")
+    engine: Literal["local", "deepspeed"] = Field("local", description="local: one process; deepspeed: ZeRO, several")
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+    hardware: HardwareConfig = HardwareConfig()
     model: ModelConfig
     data: DataConfig
     prompt: PromptConfig = PromptConfig()
@@ -276,162 +332,3 @@ def make_objective(
         return getattr(upge, name)(**options)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{field}.options = {options} do not fit {field}.objective {name}: {error}") from error
-
-
-def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Reads a recipe (a YAML file or the name of a shipped one) and applies `key=value` overrides.
-
-    Raises ConfigError, naming every field that is wrong, what it was given and what is allowed.
-    """
-    settings = _read_recipe(recipe)
-    changes = [_parse_override(override) for override in overrides]
-    chosen = [read_method(value) for key, value in changes if key == "method"][-1:]
-    layers = [*(chosen or [read_method(settings.get("method", "hpt"))]), settings, *chosen]
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        merge(merged, layer)
-    for key, value in changes:
-        merge(merged, _nest(key, value))
-    return build_config(merged, source=str(recipe))
-
-
-def build_config(settings: dict[str, Any], *, source: str) -> Config:
-    """Validates nested settings; {output} and {seed} inside strings are filled in."""
-    filled = _fill(settings, {"{output}": str(settings.get("output", "")), "{seed}": str(settings.get("seed", 0))})
-    try:
-        return Config.model_validate(filled)
-    except ValidationError as error:
-        raise ConfigError(f"{source}:\n  " + "\n  ".join(_explain(item) for item in error.errors())) from None
-
-
-def shipped_recipes() -> list[str]:
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
-
-
-def shipped_methods() -> list[str]:
-    return sorted(path.stem for path in METHODS.glob("*.yaml"))
-
-
-def _read_recipe(recipe: str | Path) -> dict[str, Any]:
-    shipped = RECIPES / f"{recipe}.yaml"
-    if Path(recipe).is_file():
-        return _read_yaml(Path(recipe))
-    if shipped.is_file():
-        return _read_yaml(shipped)
-    names = shipped_recipes()
-    raise ConfigError(
-        f"there is no recipe {str(recipe)!r}{_nearest(str(recipe), names)} "
-        f"give a YAML file or one of the shipped recipes: {', '.join(names)}"
-    )
-
-
-def read_method(name: Any) -> dict[str, Any]:
-    if Path(str(name)).suffix in (".yaml", ".yml"):
-        return _read_yaml(Path(name)) | {"method": str(name)}
-    if str(name) not in shipped_methods():
-        raise ConfigError(
-            f"method = {name!r}{_nearest(str(name), shipped_methods())} "
-            f"allowed: {', '.join(shipped_methods())}, or a YAML file"
-        )
-    return _read_yaml(METHODS / f"{name}.yaml") | {"method": name}
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not valid YAML: {error}") from None
-    if not isinstance(settings, dict):
-        raise ConfigError(f"{path}: a recipe is a mapping of settings, got {type(settings).__name__}")
-    return settings
-
-
-def _parse_override(override: str) -> tuple[str, Any]:
-    """The value is YAML in one line: a scalar, or a list or mapping in brackets; "Q: {question}" is plain text."""
-    key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(f"{override!r}: settings are changed by key=value, e.g. optimizer.lr=1e-5")
-    bracketed = text.startswith(("[", "{")) and not text.startswith(_PLACEHOLDERS)
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        if bracketed:
-            raise ConfigError(f"{override!r}: the value is not valid YAML: {error}") from None
-        value = text
-    return key.strip(), text if isinstance(value, dict | list) and not bracketed else value
-
-
-def _nest(key: str, value: Any) -> dict[str, Any]:
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    return value
-
-
-def merge(into: dict[str, Any], layer: dict[str, Any]) -> None:
-    for key, value in layer.items():
-        # `options` belong to the objective named beside them, so another layer's objective brings its own.
-        if key == "objective" and into.get(key) != value:
-            into.pop("options", None)
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
-            merge(into[key], value)
-        else:
-            into[key] = value
-
-
-def _fill(value: Any, fields: dict[str, str]) -> Any:
-    if isinstance(value, dict):
-        return {key: _fill(item, fields) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_fill(item, fields) for item in value]
-    if isinstance(value, str):
-        for name, text in fields.items():
-            value = value.replace(name, text)
-    return value
-
-
-def _explain(error: Any) -> str:
-    """One line of a pydantic error: the field, the value it got, what is allowed."""
-    location = [str(part) for part in error["loc"]]
-    key = ".".join(location)
-    if error["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1])
-        return f"{key}: there is no such setting{_nearest(location[-1], known)} known here: {', '.join(known)}"
-    if error["type"] == "missing":
-        return f"{key}: is required and missing"
-    message = error["msg"].removeprefix("Value error, ")
-    if not key:
-        return message
-    return f"{key} = {error['input']!r}: {message[0].lower()}{message[1:]}"
-
-
-def _known_keys(location: list[str]) -> list[str]:
-    section: Any = Config
-    for part in location:
-        inside = get_args(section)  # of list[Section], whose parts are numbers
-        section = inside[0] if inside else section.model_fields[part].annotation
-    return list(section.model_fields)
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {match[0]!r}?" if match else ";"
-
-
-def describe_settings() -> str:
-    """Every setting with its default, one a line, for `hpt train --help`."""
-    return "\n".join(_describe(Config, prefix=""))
-
-
-def _describe(section: type[BaseModel], prefix: str) -> list[str]:
-    lines = []
-    for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            lines += _describe(field.annotation, prefix=f"{prefix}{name}.")
-            continue
-        default = "(required)" if field.is_required() else yaml.safe_dump(field.default, default_flow_style=True)
-        choices = " | ".join(get_args(field.annotation)) if get_origin(field.annotation) is Literal else ""
-        notes = "; ".join(note for note in (choices, field.description) if note)
-        lines.append(f"  {prefix + name:30} {default.splitlines()[0]:14} {notes}".rstrip())
-    return lines

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from hpt.assemble import check_answers, load_model, pick_device, quiet_transformers
 from hpt.benchmarks import MAX_TOKENS, find_benchmark, load_benchmark, unknown_benchmark
 from hpt.checkpoint import checkpoints
-from hpt.config import ColumnsConfig, ModelConfig, PromptConfig, Section, VerifyConfig, load_config
+from hpt.config import ColumnsConfig, ModelConfig, PromptConfig, Section, VerifyConfig
 from hpt.data import Question, load_questions
 from hpt.datafiles import FILE_KINDS
 from hpt.errors import ConfigError, HptError
@@ -26,6 +26,7 @@ from hpt.eval_tables import benchmark_table, result_tables
 from hpt.evaluate import SUMMARY, EvalResult, QuestionResult, evaluate, write_json
 from hpt.passk import Estimate, bootstrap_average
 from hpt.prompt import PromptRenderer, generation_ends, load_tokenizer
+from hpt.recipe import load_config
 from hpt.records import make_folder
 from hpt.rollout import Sampling, TransformersEngine
 from hpt.rollout.responses import response_generator

@@ -16,9 +16,10 @@ from rich.console import Console
 from hpt import metrics as measure
 from hpt.assemble import assemble
 from hpt.checkpoint import checkpoint_path, checkpoints, load_state, save_checkpoint, step_of
-from hpt.config import Config, load_config
+from hpt.config import Config
 from hpt.errors import ConfigError, HptError
 from hpt.progress import Progress
+from hpt.recipe import load_config
 from hpt.records import METRICS, RunRecords, write_atomically
 from hpt.stages import Stage, stages_of
 from hpt.trackers import open_trackers

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hpt.config import Config, build_config, merge, read_method
+from hpt.config import Config
 from hpt.errors import ConfigError
+from hpt.recipe import build_config, merge, read_method
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from hpt.batch import OFF_POLICY, RL, SFT, Group, MicroBatch, Row, micro_batches, packed_batch, padded_batch, token_rows
-from hpt.config import Config, build_config
+from hpt.config import Config
 from hpt.policy import Policy
+from hpt.recipe import build_config
 from hpt.rollout import Rollout
 
 VOCABULARY = 31

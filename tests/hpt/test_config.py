@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hpt.config import Config, describe_settings, load_config, shipped_methods, shipped_recipes
+from hpt.config import Config
 from hpt.errors import ConfigError
+from hpt.recipe import describe_settings, load_config, shipped_methods, shipped_recipes
 
 MINIMAL = {"output": "runs/test", "steps": 3, "model": {"path": "a"}, "data": {"train": "t.jsonl", "eval": "e.jsonl"}}
 

@@ -12,8 +12,8 @@ from transformers import Qwen2Config, Qwen2Model
 
 from hpt.advantage import gae
 from hpt.batch import RL, MicroBatch, Row, Values, micro_batches
-from hpt.config import build_config
 from hpt.critic import Critic
+from hpt.recipe import build_config
 from hpt.rollout import Rollout
 
 

@@ -12,9 +12,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Tokenizer
 
-from hpt.config import Config, load_config
+from hpt.config import Config
 from hpt.data import load_questions
 from hpt.prompt import PromptRenderer, generation_ends, load_tokenizer
+from hpt.recipe import load_config
 from hpt.tasks import demo
 from hpt.tasks.sums import DECLINED, GRADES, NEW, Sum, make_questions, pairs
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from hpt.config import Config, build_config
+from hpt.config import Config
 from hpt.engine import Engine, learning_rate_scale
+from hpt.recipe import build_config
 
 
 def config(**optimizer: Any) -> Config:

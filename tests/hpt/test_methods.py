@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from hpt.checkpoint import checkpoints, load_state
 from hpt.cli import main
-from hpt.config import load_config, shipped_methods
 from hpt.errors import ConfigError
+from hpt.recipe import load_config, shipped_methods
 from hpt.stages import stages_of
 
 Metrics = Callable[[Path], list[dict[str, Any]]]

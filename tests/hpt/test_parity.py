@@ -15,11 +15,12 @@ import torch
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from hpt.batch import OFF_POLICY, RL, SFT, MicroBatch
-from hpt.config import METHODS, Config, build_config, merge, read_method
+from hpt.config import Config
 from hpt.data import Question
 from hpt.engine import Update
 from hpt.gate import make_gate
 from hpt.policy import Policy
+from hpt.recipe import METHODS, build_config, merge, read_method
 from hpt.rollout import Rollout, Sampling
 from hpt.trainer import Trainer
 from hpt.verify import Verdict

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hpt.config import load_config
 from hpt.errors import HptError
+from hpt.recipe import load_config
 from hpt.tasks import smollm2
 
 
