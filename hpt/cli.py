@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console
 
@@ -155,7 +157,7 @@ def _add_eval(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     evaluate.add_argument("--limit", type=_positive_int, metavar="N", help="only the first N questions of each")
     evaluate.add_argument(
-        "--seed", type=_seed, default=0, help="of the sampling and of the order of GPQA's choices (default 0)"
+        "--seed", type=_whole, default=0, help="of the sampling and of the order of GPQA's choices (default 0)"
     )
     evaluate.add_argument("--style", choices=["chat", "plain"], help="prompt style (default: the run's, else chat)")
     evaluate.add_argument("--system", help="system message of a chat prompt")
@@ -200,12 +202,22 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     compare = commands.add_parser(
         "compare",
         help="two evaluations question by question: newly solved, forgotten, significance",
-        description="Two evaluations of the same questions, as hpt eval --output writes them, question by question: "
-        "what B solves and A did not (newly solved), what A solved and B does not (forgotten), and how likely such a "
-        "difference is by chance.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Two evaluations of the same questions, question by question: what B solves and A did not (newly\n"
+        "solved), what A solved and B does not (forgotten), and how likely such a difference is by chance.",
+        epilog=_COMPARE_EPILOG,
     )
-    compare.add_argument("a", metavar="A", type=Path, help="the folder of an evaluation, or a run with one in eval/")
-    compare.add_argument("b", metavar="B", type=Path, help="the folder that is compared with it")
+    compare.add_argument("a", metavar="A", type=Path, help="an evaluation of hpt eval --output, or a run")
+    compare.add_argument(
+        "b", metavar="B", type=Path, nargs="?", help="what is compared with it (default: A's own last evaluation)"
+    )
+    for side in "AB":
+        compare.add_argument(
+            f"--step-{side.lower()}",
+            type=_whole,
+            metavar="STEP",
+            help=f"of run {side}, its evaluation after this training step",
+        )
     compare.add_argument(
         "--solved",
         choices=["majority", "any", "avg"],
@@ -219,10 +231,22 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     compare.set_defaults(command=_compare)
 
 
+_COMPARE_EPILOG = """
+A run's evaluation is the one in its eval/, where hpt eval --output RUN/eval has put it, else the last of its training.
+
+examples:
+  hpt compare runs/demo                             its first evaluation with its last
+  hpt compare runs/demo runs/grpo                   the last ones of two runs
+  hpt compare runs/demo --step-a 40                 after step 40 with the last
+  hpt compare results/base results/trained          two evaluations by hpt eval
+"""
+
+
 def _compare(options: argparse.Namespace, console: Console) -> int:
     from hpt.compare import run_compare
 
-    return run_compare(options.a, options.b, options.solved, options.output, console)
+    steps = (options.step_a, options.step_b)
+    return run_compare(options.a, options.b, steps, options.solved, options.output, console)
 
 
 def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -239,22 +263,35 @@ def _report(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number >= 1, got {text}")
-    return value
+Number = TypeVar("Number", int, float)
+
+
+def _number(kind: type[Number], allowed: str, fits: Callable[[Number], bool]) -> Callable[[str], Number]:
+    """A type for argparse that says what is allowed."""
+
+    def parse(text: str) -> Number:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not fits(value):
+            raise argparse.ArgumentTypeError(f"must be {allowed}, got {text!r}")
+        return value
+
+    return parse
+
+
+_whole = _number(int, "a whole number >= 0", lambda value: value >= 0)
+_positive_int = _number(int, "a whole number >= 1", lambda value: value >= 1)
+_non_negative = _number(float, "a number >= 0", lambda value: 0 <= value < math.inf)
+_share = _number(float, "a number above 0 and at most 1", lambda value: 0 < value <= 1)
 
 
 def _positive_ints(text: str) -> list[int]:
-    return sorted({_positive_int(part) for part in text.split(",")})
-
-
-def _seed(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be a whole number >= 0, got {text}")
-    return value
+    try:
+        return sorted({_positive_int(part) for part in text.split(",")})
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"must be whole numbers >= 1 with commas between them, got {text!r}") from None
 
 
 def _columns(text: str) -> dict[str, str]:
@@ -265,20 +302,6 @@ def _columns(text: str) -> dict[str, str]:
                 f"must be FIELD=NAME with a field of prompt, answer, id, grade, got {text}"
             )
     return columns
-
-
-def _non_negative(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number >= 0, got {text}")
-    return value
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, got {text}")
-    return value
 
 
 if __name__ == "__main__":

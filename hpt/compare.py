@@ -17,14 +17,14 @@ from hpt.datafiles import Problems, describe, read_records
 from hpt.errors import HptError
 from hpt.evaluate import RESULTS, write_json
 from hpt.passk import Estimate, bootstrap
-from hpt.records import make_folder
+from hpt.records import EVALUATIONS, make_folder, step_files
 from hpt.significance import permutation_test, sign_test
 from hpt.terminal import plain_table, print_results
 
 Rule = Literal["majority", "any", "avg"]
 
-RUN_CONFIG, RUN_EVALUATION = "config.yaml", "eval"
-"""What tells a run's folder, and where it holds an evaluation."""
+RUN_CONFIG = "config.yaml"
+"""What tells a run's folder."""
 
 IDS_SHOWN = 8
 _RULES = {
@@ -121,21 +121,30 @@ class Comparison:
         }
 
 
-def run_compare(a: Path, b: Path, rule: Rule, output: Path | None, console: Console) -> int:
-    """Prints the table and what changed; with `output` writes all of it as JSON."""
-    comparison = Comparison(load_pairs(a, b), rule)
+def run_compare(
+    a: Path, b: Path | None, steps: tuple[int | None, int | None], rule: Rule, output: Path | None, console: Console
+) -> int:
+    """Prints the table and what changed; with `output` writes all of it as JSON.
+
+    steps: of A and of B, each a run's evaluation after that step; None: what the place holds by itself. Without `b`
+    the run `a` is compared with itself, by default its first evaluation with its last.
+    """
+    if b is None:
+        b, steps = a, _first_and_last(a, steps)
+    comparison = Comparison(load_pairs(a, b, steps), rule)
+    sides = [str(side) if step is None else f"{side}, step {step}" for side, step in zip((a, b), steps, strict=True)]
     if rule == "any" and (odd := next((pair for pair in comparison.pairs if pair.n_a != pair.n_b), None)):
         raise HptError(
             f"--solved any: question {odd.id!r} has {odd.n_a} responses in A and {odd.n_b} in B, and more find more; "
             "evaluate both with the same --n, or use majority or avg"
         )
     parts = {name: comparison.parts(key) for name, key in _PARTS.items()}
-    print_results(_table(comparison, parts, f"A: {a}\nB: {b}"), *_notes(comparison))
+    print_results(_table(comparison, parts, f"A: {sides[0]}\nB: {sides[1]}"), *_notes(comparison))
     if output:
         make_folder(output.parent)
         numbers = {name: {key: part.numbers() for key, part in found.items()} for name, found in parts.items()}
         questions = [asdict(pair) | {"change": pair.change(rule)} for pair in comparison.pairs]
-        everything = {"a": str(a), "b": str(b), "rule": rule, "all": comparison.numbers(), **numbers}
+        everything = {"a": sides[0], "b": sides[1], "rule": rule, "all": comparison.numbers(), **numbers}
         write_json(output, everything | {"per_question": questions})
         console.print(f"All numbers, question by question: {output}", soft_wrap=True)
     return 0
@@ -195,24 +204,50 @@ def _p(value: float) -> str:
 # ---- reading
 
 
-def load_pairs(a: Path, b: Path) -> list[Pair]:
+def load_pairs(a: Path, b: Path, steps: tuple[int | None, int | None] = (None, None)) -> list[Pair]:
     """The questions of two evaluations side by side; HptError naming examples where they are not the same."""
-    found_a, found_b = _find(a), _find(b)
+    found_a, found_b = (_find(side, step) for side, step in zip((a, b), steps, strict=True))
     if found_a.keys() != found_b.keys():
         listed = [", ".join(name or "one evaluation" for name in found) for found in (found_a, found_b)]
         raise HptError(f"A and B hold different benchmarks: {a} has {listed[0]}; {b} has {listed[1]}")
     return [pair for name in found_a for pair in _pair(name, found_a[name], found_b[name])]
 
 
-def _find(folder: Path) -> dict[str, Path]:
-    """Its results by benchmark; the name of a single evaluation is ""."""
+def _first_and_last(run: Path, steps: tuple[int | None, int | None]) -> tuple[int, int]:
+    """The steps to compare a run with itself at, those that are not given filled in."""
+    found = list(step_files(run, EVALUATIONS))
+    if len(found) < 2:
+        raise HptError(
+            f"{run}: to be compared with itself a run needs two evaluations of its training (eval.every), and this has "
+            f"{len(found)}; name B, too"
+        )
+    first, last = steps
+    return found[0] if first is None else first, found[-1] if last is None else last
+
+
+def _find(folder: Path, step: int | None) -> dict[str, Path]:
+    """Its results by benchmark; the name of a single evaluation is "".
+
+    A file is an evaluation by itself. A run's is what `hpt eval` wrote into its eval/, else the last of its training.
+    """
+    if folder.is_file() and step is None:
+        return {"": folder}
     if not folder.is_dir():
         raise HptError(f"{folder}: no such folder")
-    place = folder / RUN_EVALUATION if (folder / RUN_CONFIG).is_file() else folder
+    is_run = (folder / RUN_CONFIG).is_file()
+    training = step_files(folder, EVALUATIONS) if is_run else {}
+    if step is not None:
+        if step not in training:
+            known = f"it has those after {', '.join(map(str, training))}" if training else "it has none of its training"
+            raise HptError(f"{folder}: there is no evaluation after step {step}; {known}")
+        return {"": training[step]}
+    place = folder / EVALUATIONS if is_run else folder
     several = {path.parent.name: path for path in sorted(place.glob(f"*/{RESULTS}"))}
     single = place / RESULTS
     if several and single.is_file():
         raise HptError(f"{place} holds an evaluation and folders of others ({', '.join(several)}): name one of them")
+    if not several and not single.is_file() and training:
+        return {"": training[max(training)]}
     if not several and not single.is_file():
         raise HptError(
             f"{place}: there is no {RESULTS} here or in folders of it; hpt eval MODEL --data DATA --output {place} "

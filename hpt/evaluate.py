@@ -42,8 +42,8 @@ class QuestionResult:
         """How many responses are right. Partial credit is none."""
         return sum(verdict.status == "correct" for verdict in self.verdicts)
 
-    def record(self) -> dict[str, Any]:
-        """The question's object in results.jsonl."""
+    def counts(self) -> dict[str, Any]:
+        """The question's object in a run's eval/step-*.jsonl: what `hpt compare` reads, without the responses."""
         return {
             "id": self.question.id,
             "grade": self.question.grade,
@@ -51,12 +51,17 @@ class QuestionResult:
             "answer": self.question.answer,
             "n": len(self.responses),
             "correct": self.correct,
+            "lengths": [response.length for response in self.responses],
+        }
+
+    def record(self) -> dict[str, Any]:
+        """The question's object in results.jsonl."""
+        return self.counts() | {
             "responses": [response.text for response in self.responses],
             "scores": [verdict.score for verdict in self.verdicts],
             "statuses": [verdict.status for verdict in self.verdicts],
             "details": [verdict.detail for verdict in self.verdicts],
             "finish_reasons": [response.finish_reason for response in self.responses],
-            "lengths": [response.length for response in self.responses],
         }
 
     def line(self) -> str:

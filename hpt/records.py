@@ -1,7 +1,7 @@
-"""A run's records: `metrics.jsonl`, one object a step, and `rollouts/step-*.jsonl`, one object a question.
+"""A run's records: `metrics.jsonl`, one object a step; `rollouts/step-*.jsonl` and `eval/step-*.jsonl`, one a question.
 
-Every record is valid JSON in ASCII and survives a kill: a metrics line is on the disk when `log` returns, a
-rollout file appears whole or not at all. `truncate_after` brings the records back to a checkpoint's step.
+Every record is valid JSON in ASCII and survives a kill: a metrics line is on the disk when `log` returns, a step's
+file appears whole or not at all. `truncate_after` brings the records back to a checkpoint's step.
 """
 
 from __future__ import annotations
@@ -19,22 +19,23 @@ from hpt.errors import HptError
 
 METRICS = "metrics.jsonl"
 ROLLOUTS = "rollouts"
-_ROLLOUT_NAME = re.compile(r"step-(\d+)\.jsonl")
+EVALUATIONS = "eval"
+_STEP_NAME = re.compile(r"step-(\d+)\.jsonl")
 
 
 class RunRecords:
     """Writer of one run's records.
 
-    folder: the run's folder; it and its `rollouts/` are created where missing. A folder that holds records
+    folder: the run's folder, created where missing. A folder that holds records
     already is continued: call `truncate_after` first, since a killed run may have left a broken last line.
 
     Every method raises HptError, naming the file, where the disk is full or the file can't be written.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.metrics_path = Path(folder) / METRICS
-        self.rollouts_folder = Path(folder) / ROLLOUTS
-        make_folder(self.rollouts_folder)
+        self.folder = Path(folder)
+        self.metrics_path = self.folder / METRICS
+        make_folder(self.folder)
 
     def log(self, metrics: dict[str, Any]) -> None:
         """Append one step's metrics. Floats keep every digit; NaN and infinities, not JSON, become null."""
@@ -50,17 +51,27 @@ class RunRecords:
 
     def log_rollouts(self, step: int, records: Sequence[dict[str, Any]]) -> None:
         """Write one step's rollouts, one object a question; a file of the same step is replaced."""
-        write_atomically(rollouts_path(self.rollouts_folder.parent, step), b"".join(map(_json_line, records)))
+        self._log_step(ROLLOUTS, step, records)
+
+    def log_evaluation(self, step: int, records: Sequence[dict[str, Any]]) -> None:
+        """Write the evaluation after one step, one object a question; a file of the same step is replaced."""
+        self._log_step(EVALUATIONS, step, [{"step": step, **record} for record in records])
 
     def truncate_after(self, step: int) -> None:
         """Drop every record past `step`, so that a run resumed there writes each step once."""
         if self.metrics_path.exists():
             kept = [record for record in read_jsonl(self.metrics_path) if record["step"] <= step]
             write_atomically(self.metrics_path, b"".join(map(_json_line, kept)))
-        with _named_errors(self.rollouts_folder):
-            for found, path in rollout_files(self.rollouts_folder.parent).items():
-                if found > step:
-                    path.unlink()
+        for kind in (ROLLOUTS, EVALUATIONS):
+            with _named_errors(self.folder / kind):
+                for found, path in step_files(self.folder, kind).items():
+                    if found > step:
+                        path.unlink()
+
+    def _log_step(self, kind: str, step: int, records: Sequence[dict[str, Any]]) -> None:
+        path = step_path(self.folder, kind, step)
+        make_folder(path.parent)
+        write_atomically(path, b"".join(map(_json_line, records)))
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
@@ -95,16 +106,16 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def rollouts_path(folder: str | Path, step: int) -> Path:
-    """Where a run keeps the rollouts of one step."""
-    return Path(folder) / ROLLOUTS / f"step-{step:06d}.jsonl"
+def step_path(folder: str | Path, kind: str, step: int) -> Path:
+    """Where a run keeps the records of one step; kind: ROLLOUTS or EVALUATIONS."""
+    return Path(folder) / kind / f"step-{step:06d}.jsonl"
 
 
-def rollout_files(folder: str | Path) -> dict[int, Path]:
-    """A run's rollout files by step, in the order of steps."""
+def step_files(folder: str | Path, kind: str) -> dict[int, Path]:
+    """A run's files of one kind by step, in the order of steps."""
     found = {}
-    for path in (Path(folder) / ROLLOUTS).glob("step-*.jsonl"):
-        if match := _ROLLOUT_NAME.fullmatch(path.name):
+    for path in (Path(folder) / kind).glob("step-*.jsonl"):
+        if match := _STEP_NAME.fullmatch(path.name):
             found[int(match.group(1))] = path
     return dict(sorted(found.items()))
 

@@ -111,13 +111,13 @@ def _run_stage(
     if checkpoint and done >= stage.first:
         trainer.load_state_dict(load_state(checkpoint))
     if not checkpoint and config.eval.every:
-        record({"step": 0, **_evaluation(trainer)})
+        record({"step": 0, **_evaluation(trainer, records, 0)})
     saving: dict[str, float] = {}  # of the checkpoint before a step, since its line is written before its own
     for step in range(done + 1, stage.last + 1):
         line, experiences = trainer.step(step)
         records.log_rollouts(step, measure.rollout_records(step, experiences))
         if config.eval.every and (step % config.eval.every == 0 or step == config.steps):
-            line |= _evaluation(trainer)
+            line |= _evaluation(trainer, records, step)
         record({"step": step, **line, **saving})
         stop = bool(stopping)  # asked once: a signal between the save and the return must not lose the save
         if stop or step == stage.last or (config.checkpoint.every and step % config.checkpoint.every == 0):
@@ -127,9 +127,10 @@ def _run_stage(
     return stage.last
 
 
-def _evaluation(trainer: Trainer) -> dict[str, float]:
+def _evaluation(trainer: Trainer, records: RunRecords, step: int) -> dict[str, float]:
     began = time.perf_counter()
     result = trainer.evaluate()
+    records.log_evaluation(step, [question.counts() for question in result.questions])
     return {**result.metrics(), "time/eval": time.perf_counter() - began}
 
 

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 import hpt
-from hpt.records import make_folder, read_jsonl, rollout_files, write_atomically
+from hpt.records import ROLLOUTS, make_folder, read_jsonl, step_files, write_atomically
 from hpt.report.figures import FIGURES, draw_figures, draw_summary
 from hpt.report.runs import Run, group_runs, load_runs
 from hpt.report.style import styled, to_png, to_svg
@@ -75,7 +75,7 @@ def sample_rollouts(run: Run) -> list[dict[str, Any]]:
 
     Of each question a right and a wrong response first, `_SHOWN_RESPONSES` in all.
     """
-    files = rollout_files(run.folder)
+    files = step_files(run.folder, ROLLOUTS)
     samples: list[dict[str, Any]] = []
     for step in sorted({min(files), max(files)}) if files else []:
         kinds: dict[str, dict[str, Any]] = {}

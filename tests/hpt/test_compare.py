@@ -179,6 +179,47 @@ def test_a_runs_evaluation_is_found(tmp_path, capsys):
     assert "+100.0" in compare(capsys, a, tmp_path / "run")[1]
 
 
+def write_training(run, **evaluations):
+    """A run with evaluations of its training: right responses by question id, by step."""
+    (run / "eval").mkdir(parents=True)
+    (run / "config.yaml").write_text("steps: 8\n")
+    for step, counts in evaluations.items():
+        write(run / "eval", counts)
+        (run / "eval" / "results.jsonl").rename(run / "eval" / f"step-{int(step[1:]):06d}.jsonl")
+    return run
+
+
+def test_evaluations_of_the_training(tmp_path, capsys):
+    run = write_training(tmp_path / "run", s0={"a": 0, "b": 4}, s4={"a": 1, "b": 4}, s8={"a": 4, "b": 1})
+    other = write_training(tmp_path / "other", s0={"a": 0, "b": 4}, s6={"a": 4, "b": 4})
+
+    def sides(*arguments):
+        code, out, err = compare(capsys, *arguments)
+        assert code == 0, err
+        return next(line.split()[2:5] for line in out.splitlines() if line.split()[:1] == ["all"])
+
+    assert sides(run) == ["50.0%", "62.5%", "+12.5"]
+    assert sides(run, run) == ["62.5%", "62.5%", "+0.0"]
+    assert sides(run, other) == ["62.5%", "100.0%", "+37.5"]
+    assert sides(run, "--step-a", 4) == ["62.5%", "62.5%", "+0.0"]
+    assert sides(run, "--step-b", "4") == ["50.0%", "62.5%", "+12.5"]
+    assert sides(run, other, "--step-a", 0, "--step-b", 0) == ["50.0%", "50.0%", "+0.0"]
+    assert sides(run / "eval" / "step-000000.jsonl", other) == ["50.0%", "100.0%", "+50.0"]
+    out = compare(capsys, run)[1]
+    assert "run,step0B:" in "".join(out.split())  # long paths are wrapped
+    assert "Newly solved: a\nForgotten: b\n" in out
+    write(run / "eval", {"a": 2, "b": 2})  # an evaluation by hpt eval comes first
+    assert sides(run, other) == ["50.0%", "100.0%", "+50.0"]
+
+
+def test_evaluations_of_the_training_that_are_not_there(tmp_path, capsys):
+    run = write_training(tmp_path / "run", s0={"a": 0}, s4={"a": 1})
+    assert "no evaluation after step 3; it has those after 0, 4" in compare(capsys, run, "--step-a", 3)[2]
+    single = write(tmp_path / "single", {"a": 0})
+    assert "two evaluations of its training (eval.every), and this has 0; name B" in compare(capsys, single)[2]
+    assert "it has none of its training" in compare(capsys, run, single, "--step-b", 4)[2]
+
+
 def test_a_comparison_fits_80_columns(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "20")  # said of a pipe, which has no width
     sides = []

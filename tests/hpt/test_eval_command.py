@@ -278,12 +278,17 @@ def test_errors_come_before_the_model_is_loaded(world, hpt_eval, monkeypatch, ar
 
 @pytest.mark.parametrize(
     ("flag", "value"),
-    [("--seed", "-1"), ("--columns", "gold=answer"), ("--columns", "answer"), ("--n", "0"), ("--top-p", "0")],
+    [
+        *(("--seed", "-1"), ("--seed", "1.5"), ("--columns", "gold=answer"), ("--columns", "answer"), ("--n", "0")),
+        *(("--k", "a"), ("--k", "1,,2"), ("--top-p", "0"), ("--top-p", "half"), ("--temperature", "nan")),
+    ],
 )
 def test_flags_say_what_they_take(capsys, flag, value):
     with pytest.raises(SystemExit):
         main(["eval", "model", "--data", "AMC", flag, value])
-    assert "must be" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"argument {flag}: must be" in error
+    assert value in error.splitlines()[-1]
 
 
 def test_a_run_without_a_checkpoint(hpt_eval, world, tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hpt.errors import HptError
-from hpt.records import RunRecords, read_jsonl, read_metrics, rollout_files, rollouts_path
+from hpt.records import RunRecords, read_jsonl, read_metrics, step_files, step_path
 
 
 def test_floats_come_back_bit_for_bit(tmp_path):
@@ -53,7 +53,7 @@ def test_rollouts_are_one_object_a_question(tmp_path):
     records.log_rollouts(7, questions)
     assert read_jsonl(tmp_path / "rollouts" / "step-000007.jsonl") == questions
     records.log_rollouts(7, questions[:1])
-    assert read_jsonl(rollouts_path(tmp_path, 7)) == questions[:1]
+    assert read_jsonl(step_path(tmp_path, "rollouts", 7)) == questions[:1]
     assert [path.name for path in (tmp_path / "rollouts").iterdir()] == ["step-000007.jsonl"]
 
 
@@ -63,6 +63,7 @@ def test_truncate_after_drops_later_steps_and_a_broken_last_line(tmp_path, broke
     for step in range(4):
         records.log({"step": step, "train/loss": step / 3})
         records.log_rollouts(step, [{"step": step, "id": "q"}])
+        records.log_evaluation(step, [{"id": "q", "n": 4, "correct": step}])
     whole = (tmp_path / "metrics.jsonl").read_bytes()
     with (tmp_path / "metrics.jsonl").open("ab") as file:
         file.write(broken)
@@ -70,18 +71,20 @@ def test_truncate_after_drops_later_steps_and_a_broken_last_line(tmp_path, broke
 
     records.truncate_after(2)
     assert (tmp_path / "metrics.jsonl").read_bytes() == b"".join(whole.splitlines(keepends=True)[:3])
-    assert list(rollout_files(tmp_path)) == [0, 1, 2]
+    for kind in ("rollouts", "eval"):
+        assert list(step_files(tmp_path, kind)) == [0, 1, 2]
+    assert read_jsonl(step_path(tmp_path, "eval", 2)) == [{"step": 2, "id": "q", "n": 4, "correct": 2}]
 
     records.log({"step": 3, "train/loss": 1.0})
     assert (tmp_path / "metrics.jsonl").read_bytes() == whole
     records.truncate_after(-1)
     assert read_metrics(tmp_path) == []
-    assert rollout_files(tmp_path) == {}
+    assert step_files(tmp_path, "rollouts") == step_files(tmp_path, "eval") == {}
 
 
 def test_truncate_after_of_a_fresh_run_does_nothing(tmp_path):
     RunRecords(tmp_path / "run").truncate_after(0)
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["rollouts"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -126,7 +129,7 @@ def test_a_full_disk_names_the_file_and_leaves_no_half_line(tmp_path, monkeypatc
 
     assert (tmp_path / "metrics.jsonl").read_text().endswith("0.5}\n")
     assert [record["step"] for record in read_metrics(tmp_path)] == [1]
-    assert [record["id"] for record in read_jsonl(rollouts_path(tmp_path, 1))] == ["kept"]
+    assert [record["id"] for record in read_jsonl(step_path(tmp_path, "rollouts", 1))] == ["kept"]
     assert not list(tmp_path.rglob("*.partial"))
 
 
@@ -139,7 +142,7 @@ def test_a_device_that_is_really_full(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(HptError, match=r"file/run/rollouts: Not a directory"):
+    with pytest.raises(HptError, match=r"file/run: Not a directory"):
         RunRecords(tmp_path / "file" / "run")
 
 

@@ -60,6 +60,14 @@ def test_a_runs_records_are_complete_and_consistent(unbroken: Path, metrics_of: 
         assert sum(sum(row["scores"]) for row in rollouts) == line["reward/sum"]
         assert sum(row["beta"] for row in rollouts) == line["gate/sft"]
         assert [row["P"] == 0 for row in rollouts] == [row["beta"] == 1 for row in rollouts]
+    assert sorted(path.name for path in (unbroken / "eval").iterdir()) == [f"step-00000{i}.jsonl" for i in (0, 2, 4, 6)]
+    for line in lines[::2]:
+        answered = [json.loads(row) for row in (unbroken / f"eval/step-{line['step']:06d}.jsonl").open()]
+        assert [row["id"] for row in answered] == [f"eval-{i}" for i in range(50, 56)]
+        assert sum(row["correct"] for row in answered) == line["eval/correct"]
+        assert sum(row["correct"] for row in answered if row["grade"] == "low") == line["eval/correct/low"]
+        assert sum(row["n"] for row in answered) == line["eval/count"]
+        assert sum(sum(row["lengths"]) for row in answered) == line["eval/length_sum"]
     assert any(line["gate/some"] for line in lines[1:])
     assert {"eval/accuracy/low", "eval/accuracy/high"} <= lines[0].keys()
 
@@ -86,8 +94,10 @@ def test_resuming_is_bit_exact(unbroken: Path, tmp_path: Path, metrics_of: Metri
     assert main(["train", "--resume", str(run)]) == 0
     assert metrics_of(run) == metrics_of(unbroken)
     assert same_weights(checkpoints(run)[-1], checkpoints(unbroken)[-1])
-    for path in sorted((unbroken / "rollouts").iterdir()):
-        assert (run / "rollouts" / path.name).read_bytes() == path.read_bytes()
+    for kind in ("rollouts", "eval"):
+        assert {path.name for path in (run / kind).iterdir()} == {path.name for path in (unbroken / kind).iterdir()}
+        for path in (unbroken / kind).iterdir():
+            assert (run / kind / path.name).read_bytes() == path.read_bytes()
 
 
 def start(world: Path, run: Path, *settings: str) -> subprocess.Popen[bytes]:
