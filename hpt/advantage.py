@@ -46,6 +46,14 @@ def advantages_with_demonstrations(
     return rollouts, [estimates[-1] for estimates in advantages(groups, off_estimator)]
 
 
+def overlong_penalty(length: int, max_tokens: int, cache: int) -> float:
+    """Soft overlong punishment of a response of `length` tokens (DAPO, arXiv 2503.14476, eq. 13), from -1 to 0.
+
+    0 up to max_tokens - cache, -1 from max_tokens on, linear between.
+    """
+    return max(-1.0, min(0.0, (max_tokens - cache - length) / cache))
+
+
 def gae(score: float, values: Sequence[float], gamma: float, lam: float) -> list[float]:
     """Generalised advantage estimates of a response's tokens (arXiv 1506.02438, eq. 16).
 

@@ -50,6 +50,15 @@ def impossible_combinations(config: Config) -> list[str]:
             f'rl.advantage "gae" goes with gate.kind "rl"; gate.kind is "{gate.kind}"',
         ),
         (
+            config.rl.overlong is not None and config.overlong_limits[1] > config.overlong_limits[0],
+            f"rl.overlong.cache = {config.rl.overlong and config.rl.overlong.cache} is longer than the length that it "
+            f"leads up to, {config.rl.overlong and config.overlong_limits[0]} tokens",
+        ),
+        (
+            config.rl.overlong is not None and config.rl.advantage == "sign",
+            'rl.overlong has no effect on rl.advantage "sign", which asks only whether a rollout is right',
+        ),
+        (
             gate.kind == "switch" and gate.gamma >= gamma_limit,
             f"gate.gamma = {gate.gamma} sends every question to SFT: an integer must be below rollout.n = {n}, "
             'a float below 1.0 (or choose method "sft")',

@@ -141,12 +141,25 @@ class GateConfig(Section):
     function: FunctionReference | None = Field(None, description="P -> (alpha, beta) or (alpha, beta, off)")
 
 
+class OverlongConfig(Section):
+    """Soft overlong punishment (DAPO, arXiv 2503.14476, eq. 13): added to the scores behind the advantages alone."""
+
+    max_tokens: int | None = Field(None, ge=1, description="length of the full penalty; default: rollout.max_tokens")
+    cache: int | float = Field(
+        0.2, gt=0, description="tokens before that length over which the penalty grows; a float is a share of it"
+    )
+    penalty: float = Field(1.0, gt=0, description="the full penalty")
+
+
 class RLConfig(Section):
     objective: RLObjective = "REINFORCE"
     options: dict[str, float | bool | None] = Field(
         {}, description="the preset's own arguments, e.g. {clip_high: 0.28}"
     )
     advantage: Literal["mean", "mean_std", "leave_one_out", "batch", "none", "sign", "gae"] = "mean"
+    overlong: OverlongConfig | None = Field(
+        None, description="penalty on long rollouts (DAPO), e.g. {cache: 0.2, penalty: 0.5}; null: none"
+    )
     coef: float = Field(1.0, ge=0, description="weight of the RL half of the loss")
 
 
@@ -309,6 +322,13 @@ class Config(Section):
             section = getattr(self, name)
             make_objective(section.objective, section.options, field=name)
         return self
+
+    @property
+    def overlong_limits(self) -> tuple[int, int]:
+        """(max_tokens, cache) of `rl.overlong`, in tokens."""
+        assert self.rl.overlong is not None
+        limit, cache = self.rl.overlong.max_tokens or self.rollout.max_tokens, self.rl.overlong.cache
+        return limit, cache if isinstance(cache, int) else max(1, round(cache * limit))
 
     @property
     def demonstration_in_group(self) -> bool:

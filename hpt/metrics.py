@@ -132,9 +132,11 @@ def _rollout_metrics(experiences: Sequence[Experience]) -> dict[str, float]:
     none = sum(count == 0 for count in right)
     solved = sum(count == n for count, n in zip(right, everyone, strict=True))
     statuses = Counter(verdict.status for verdict in verdicts)
+    penalties = [penalty for experience in experiences for penalty in experience.penalties]
     lengths = _token_count(experiences)
     return {
         **_mean("reward", sum(verdict.score for verdict in verdicts), len(verdicts)),
+        **(_mean("overlong", sum(penalties), len(penalties)) if penalties else {}),
         "gate/none": none,
         "gate/some": len(right) - none - solved,
         "gate/all": solved,
@@ -157,6 +159,7 @@ def rollout_records(step: int, experiences: Sequence[Experience]) -> list[dict[s
             "answer": experience.question.answer,
             "responses": experience.responses,
             "scores": [verdict.score for verdict in experience.verdicts],
+            **({"overlong": list(experience.penalties)} if experience.penalties else {}),
             "statuses": [verdict.status for verdict in experience.verdicts],
             "finish_reasons": [rollout.finish_reason for rollout in experience.rollouts],
             "lengths": [len(rollout.tokens) for rollout in experience.rollouts],

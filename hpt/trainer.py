@@ -22,7 +22,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from hpt import metrics as measure
-from hpt.advantage import advantages, advantages_with_demonstrations
+from hpt.advantage import advantages, advantages_with_demonstrations, overlong_penalty
 from hpt.batch import Advantage, Group, MicroBatch, Row, Values, micro_batches, official_rows, token_rows
 from hpt.config import Config
 from hpt.critic import Critic
@@ -49,6 +49,7 @@ class Experience:
     verdicts: list[Verdict]
     score: float  # P
     group: Group
+    penalties: Sequence[float] = ()  # of each rollout, beside its score (rl.overlong)
     trained: bool = True  # dynamic sampling leaves out questions without a mixed outcome
 
     @property
@@ -134,9 +135,15 @@ class Trainer:
         scores = [[verdict.score for verdict in group] for group in judged]
         shares = [sum(group) / len(group) for group in scores]
         groups = [self._group(*parts) for parts in zip(questions, prompts, shares, strict=True)]
-        groups = self._with_advantages(groups, rollouts, scores)
+        penalties = [self._penalties(group) for group in rollouts]
+        rewards = [
+            [score + penalty for score, penalty in zip(*parts, strict=True)] if parts[1] else parts[0]
+            for parts in zip(scores, penalties, strict=True)
+        ]
+        groups = self._with_advantages(groups, rollouts, rewards)
         return [
-            Experience(*parts) for parts in zip(questions, rollouts, responses, judged, shares, groups, strict=True)
+            Experience(*parts)
+            for parts in zip(questions, rollouts, responses, judged, shares, groups, penalties, strict=True)
         ]
 
     def learn(self, groups: Sequence[Group]) -> measure.Trained:
@@ -191,6 +198,13 @@ class Trainer:
         off *= self.config.off_policy.coef > 0
         demonstration = self.renderer.demonstration_ids(question) if beta or off else []
         return Group(prompt, demonstration, [], [], alpha, beta, off)
+
+    def _penalties(self, rollouts: Sequence[Rollout]) -> list[float]:
+        overlong = self.config.rl.overlong
+        if overlong is None:
+            return []
+        limits = self.config.overlong_limits
+        return [overlong.penalty * overlong_penalty(len(rollout.tokens), *limits) for rollout in rollouts]
 
     def _with_advantages(
         self, groups: Sequence[Group], rollouts: Sequence[list[Rollout]], scores: Sequence[list[float]]

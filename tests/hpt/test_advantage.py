@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpt.advantage import STD_FLOOR, advantages, advantages_with_demonstrations
+from hpt.advantage import STD_FLOOR, advantages, advantages_with_demonstrations, overlong_penalty
 
 GROUPS = [[1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.5], [0.0, 0.0]]
 scores = st.lists(st.lists(st.sampled_from([0.0, 0.1, 0.3, 1.0]), min_size=1, max_size=9), max_size=5)
@@ -68,3 +68,21 @@ def test_a_demonstration_is_one_of_its_group() -> None:
         assert own == pytest.approx([score - mean for score in group], abs=1e-15)
         assert demonstration == pytest.approx((1 - mean) / (statistics.stdev(everyone) + STD_FLOOR), abs=1e-12)
     assert advantages_with_demonstrations([[1.0, 1.0]], "mean", "mean") == ([[0.0, 0.0]], [0.0])
+
+
+@given(st.integers(1, 20), st.integers(0, 40))
+def test_the_overlong_penalty_is_equation_13(cache: int, more: int) -> None:
+    longest = cache + more
+    for length in range(longest + 4):
+        if length <= longest - cache:
+            expected = 0.0
+        elif length <= longest:
+            expected = ((longest - cache) - length) / cache
+        else:
+            expected = -1.0
+        assert overlong_penalty(length, longest, cache) == expected
+
+
+def test_the_overlong_penalty_at_the_papers_lengths() -> None:
+    found = [overlong_penalty(length, 20_480, 4_096) for length in (1, 16_384, 17_408, 18_432, 20_479, 20_480, 30_000)]
+    assert found == [0, 0, -0.25, -0.5, -4_095 / 4_096, -1, -1]

@@ -10,11 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
+from hpt.advantage import advantages
+from hpt.assemble import assemble
 from hpt.checkpoint import checkpoints, load_state
 from hpt.cli import main
 from hpt.errors import ConfigError
+from hpt.metrics import rollout_records
 from hpt.recipe import load_config, shipped_methods
 from hpt.stages import stages_of
 
@@ -158,6 +162,38 @@ def test_dapo_gives_up_after_its_rounds(world: Path, tmp_path: Path, metrics_of:
     assert line["reward/mean"] == 1
 
 
+def test_dapos_overlong_penalty_joins_the_advantage_and_not_the_score(world: Path) -> None:
+    config = load_config(world, ["method=dapo", "eval.every=0", "rl.overlong.cache=0.6"])
+    assert config.overlong_limits == (8, 5)
+    with assemble(config, None, Console(quiet=True)) as trainer:
+        metrics, experiences = trainer.step(1)
+    lengths = [[len(rollout.tokens) for rollout in experience.rollouts] for experience in experiences]
+    assert {1, 2, 8} < {length for group in lengths for length in group}
+    total = 0.0
+    for experience, group in zip(experiences, lengths, strict=True):
+        scores = [verdict.score for verdict in experience.verdicts]
+        penalties = [-0.5 * min(1, max(0, length - 3) / 5) for length in group]
+        assert list(experience.penalties) == pytest.approx(penalties)
+        assert experience.score == sum(scores) / 4
+        rewards = [score + penalty for score, penalty in zip(scores, penalties, strict=True)]
+        assert list(experience.group.advantages) == pytest.approx(advantages([rewards], "mean_std")[0])
+        assert experience.trained <= (len(set(scores)) > 1)  # dynamic sampling asks for the verifier's score, too
+        total += sum(penalties)
+    assert metrics["overlong/sum"] == pytest.approx(total)
+    assert metrics["overlong/mean"] == metrics["overlong/sum"] / metrics["overlong/count"]
+    assert metrics["reward/sum"] == sum(verdict.score for experience in experiences for verdict in experience.verdicts)
+    (first, *_) = rollout_records(1, experiences)
+    assert (first["overlong"], first["P"]) == (list(experiences[0].penalties), experiences[0].score)
+
+
+def test_the_overlong_penalty_is_off_elsewhere(world: Path) -> None:
+    on = {method for method in shipped_methods() if load_config(world, [f"method={method}"]).rl.overlong}
+    assert on == {"dapo"}
+    overlong = load_config(world, ["method=dapo", "rollout.max_tokens=20480"])
+    assert overlong.overlong_limits == (20_480, 4_096)
+    assert load_config(world, ["method=grpo", "rl.overlong={max_tokens: 6, cache: 2}"]).overlong_limits == (6, 2)
+
+
 def test_ppo_resumes_with_its_critic(world: Path, tmp_path: Path, metrics_of: Metrics) -> None:
     run = tmp_path / "run"
     settings = ("steps=4", "critic.lr=1e-2", "optimizer.lr=1e-4", "checkpoint.keep=9")
@@ -236,6 +272,9 @@ def test_a_method_on_the_command_line_leaves_nothing_of_the_recipes(world: Path,
         (["method=luffy", "rollout.n=1"], ["rollout.n = 1", "off_policy.advantage"]),
         (["method=hpt-offpolicy", "off_policy.coef=0"], ["sft.coef", "off_policy.coef"]),
         (["method=dapo", "gate.kind=both"], ["rollout.dynamic_rounds", 'gate.kind "rl"']),
+        (["rl.overlong={cache: 9}"], ["rl.overlong.cache = 9", "8 tokens"]),
+        (["rl.overlong={cache: 1.5}"], ["rl.overlong.cache = 1.5", "8 tokens"]),
+        (["method=srft", "rl.overlong={cache: 2}"], ["rl.overlong", '"sign"']),
         (["rl.advantage=gae"], ["gae", 'gate.kind "rl"']),
         (["gate.kind=table"], ["gate.table"]),
         (["gate.kind=table", "gate.table=[[1]]"], ["gate.table", "[alpha, beta]"]),
