@@ -226,7 +226,9 @@ class OptimizerConfig(Section):
     warmup_steps: int = Field(0, ge=0)
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     states: Literal["float32", "8bit"] = Field("float32", description="of AdamW; 8bit by bitsandbytes, in blocks")
-    offload: bool = Field(False, description="AdamW's states wait in CPU memory (engine local; bitsandbytes' paged)")
+    offload: bool = Field(
+        False, description="what AdamW keeps (states, master weights) waits in CPU memory; of engine local"
+    )
 
 
 class DeepSpeedConfig(Section):

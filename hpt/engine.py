@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from hpt.adamw import AdamW
 from hpt.config import Config
 
 
@@ -38,64 +39,56 @@ class Update:
 
 
 class Engine:
-    """AdamW over `model`. Weights in 16 bits get a float32 master copy, since a step of 5e-6 would round away."""
+    """The optimizer of one process. What a trained parameter costs in bytes, at rest and (+) from backward to step:
+
+        weight              | weight | gradient | master        | moments | moments, optimizer.states 8bit
+        float32             | 4      | + 4      | the weight    | 8       | 2.03
+        bfloat16            | 2      | + 2      | 2 (remainder) | 8       | 2.03
+        float16             | 2      | + 2      | 4             | 8       | 2.03
+        frozen (model.lora) | dtype, or 0.52 in nf4; nothing else
+
+    `optimizer.offload` moves masters and moments to CPU memory. An update needs a few times 64 MiB besides, at any size
+    of the model (`hpt.adamw`). Gradients of several micro-batches are summed in the weight's dtype.
+    """
 
     def __init__(self, model: torch.nn.Module, config: Config) -> None:
         self.settings = config.optimizer
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.masters = [
-            parameter if parameter.dtype == torch.float32 else torch.nn.Parameter(parameter.detach().float())
-            for parameter in self.parameters
-        ]
-        self.optimizer = torch.optim.AdamW(
-            self.masters,
-            lr=self.settings.lr,
-            betas=self.settings.betas,
-            weight_decay=self.settings.weight_decay,
-        )
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, learning_rate_scale(config))
+        self.optimizer = AdamW(self.parameters, config.optimizer)
+        self.lr_scale = learning_rate_scale(config)
+        self.steps = 0  # training steps done
 
     def backward(self, loss: torch.Tensor) -> None:
         loss.backward()
 
     def step(self) -> Update:
         """Applies what was accumulated since the last call. An update without rows has gradient 0, as it should."""
-        for parameter, master in zip(self.parameters, self.masters, strict=True):
-            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            parameter.grad = None
-            master.grad = gradient.to(master.dtype)
-        norm = torch.nn.utils.clip_grad_norm_(self.masters, self.settings.clip_grad_norm).item()
+        norm = self._gradient_norm()
         limit = self.settings.skip_grad_norm or math.inf
-        skipped = not math.isfinite(norm) or norm > limit
+        lr = self.settings.lr * self.lr_scale(self.steps)
+        skipped = not math.isfinite(norm.item()) or norm.item() > limit
         if not skipped:
-            self.optimizer.step()
-            self._copy_masters()
-        self.optimizer.zero_grad(set_to_none=True)
-        lr = float(self.scheduler.get_last_lr()[0])
-        return Update(norm, lr, skipped)
+            # As torch.nn.utils.clip_grad_norm_ has it.
+            self.optimizer.step(lr, (self.settings.clip_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+        for parameter in self.parameters:
+            parameter.grad = None
+        return Update(norm.item(), lr, skipped)
 
     def end_step(self) -> None:
         """Moves the learning rate's schedule on by one training step."""
-        self.scheduler.step()
-
-    @torch.no_grad()
-    def _copy_masters(self) -> None:
-        for parameter, master in zip(self.parameters, self.masters, strict=True):
-            if parameter is not master:
-                parameter.copy_(master)
+        self.steps += 1
 
     def state_dict(self) -> dict[str, Any]:
-        masters = [master.data for p, master in zip(self.parameters, self.masters, strict=True) if p is not master]
-        return {
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "masters": masters,
-        }
+        return {"optimizer": self.optimizer.state_dict(), "steps": self.steps}
 
-    @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        masters = [master for p, master in zip(self.parameters, self.masters, strict=True) if p is not master]
-        for master, saved in zip(masters, state["masters"], strict=True):
-            master.copy_(saved)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
+        self.steps = state["steps"]
+
+    def _gradient_norm(self) -> torch.Tensor:
+        """() float32, over all parameters, summed in float32 whatever the gradients' dtype."""
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        if not gradients:
+            return torch.zeros(())
+        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
+        return torch.linalg.vector_norm(torch.stack(norms))
