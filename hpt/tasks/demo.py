@@ -38,15 +38,24 @@ NEWLINE = "Ċ"  # how a byte-level vocabulary spells a line break
 
 def prepare(config: Config) -> None:
     """Makes the model folder and the question files of `config` where they are missing; `config.seed` decides all."""
-    train, held_out = make_questions(config.seed, train=TRAIN_QUESTIONS_A_GRADE, held_out=EVAL_QUESTIONS_A_GRADE)
+    questions = make_questions(config.seed, train=TRAIN_QUESTIONS_A_GRADE, held_out=EVAL_QUESTIONS_A_GRADE)
+    make_missing(config, questions, WARMUP_STEPS, WARMUP_DIGITS)
+
+
+def make_missing(
+    config: Config, made: tuple[list[dict[str, str]], list[dict[str, str]]], steps: int, digits: dict[int, float]
+) -> None:
+    """Writes the training and held-out questions of `made`, and warms the start model up on sums of other terms."""
+    train, held_out = made
     for path, questions in ((config.data.train, train), (config.data.eval, held_out)):
         if path is not None and not Path(path).exists():
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             write_atomically(Path(path), "".join(json.dumps(question) + "\n" for question in questions).encode())
     if not Path(config.model.path).exists():
         tokenizer = make_tokenizer()
-        unseen = {_terms(question["prompt"]) for question in held_out}
-        model = warm_up(tokenizer, config.seed, unseen, WARMUP_STEPS)
+        terms = [_terms(question["prompt"]) for question in held_out]
+        unseen = {pair for pair in terms if max(pair) > 9}
+        model = warm_up(tokenizer, config.seed, unseen, steps, digits)
         _save(model, tokenizer, Path(config.model.path))
 
 
@@ -86,7 +95,9 @@ def make_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
     )
 
 
-def warm_up(tokenizer: Qwen2Tokenizer, seed: int, held_out: Set[Pair], steps: int) -> Qwen2ForCausalLM:
+def warm_up(
+    tokenizer: Qwen2Tokenizer, seed: int, held_out: Set[Pair], steps: int, digits: dict[int, float]
+) -> Qwen2ForCausalLM:
     """A model trained for `steps` steps on sums, none of them of terms in `held_out`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -95,7 +106,7 @@ def warm_up(tokenizer: Qwen2Tokenizer, seed: int, held_out: Set[Pair], steps: in
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / 20) * max(0.05, (1 + math.cos(math.pi * step / steps)) / 2)
     )
-    batches = _batches(tokenizer, random.Random(f"warm-up {seed}"), held_out)
+    batches = _batches(tokenizer, random.Random(f"warm-up {seed}"), held_out, digits)
     for _ in track(range(steps), description="Warming up a small model"):
         input_ids, labels = next(batches)
         logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1]
@@ -109,12 +120,12 @@ def warm_up(tokenizer: Qwen2Tokenizer, seed: int, held_out: Set[Pair], steps: in
 
 
 def _batches(
-    tokenizer: Qwen2Tokenizer, draw: random.Random, held_out: Set[Pair]
+    tokenizer: Qwen2Tokenizer, draw: random.Random, held_out: Set[Pair], shares: dict[int, float]
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless batches of input_ids and labels, (WARMUP_BATCH, L) int64; a label of -100 does not count."""
-    streams = {digits: pairs(digits, draw, held_out) for digits in WARMUP_DIGITS}
+    streams = {digits: pairs(digits, draw, held_out) for digits in shares}
     while True:
-        digits = draw.choices(list(WARMUP_DIGITS), list(WARMUP_DIGITS.values()), k=WARMUP_BATCH)
+        digits = draw.choices(list(shares), list(shares.values()), k=WARMUP_BATCH)
         questions = [Sum(next(streams[count]), NEW if draw.random() < WARMUP_DECLINED else KNOWN) for count in digits]
         texts = [DECLINED if question.sign == NEW else question.demonstration for question in questions]
         prompts = tokenizer([question.prompt for question in questions])["input_ids"]

@@ -55,7 +55,7 @@ def test_no_held_out_terms_are_trained_on_under_any_sign() -> None:
 def test_warm_up_batches_hold_no_held_out_terms_decline_the_new_sign_and_count_the_response_alone() -> None:
     tokenizer = demo.make_tokenizer()
     held_out = set(itertools.product(range(10), range(10))) - {(3, 4)}
-    batches = demo._batches(tokenizer, random.Random(0), held_out)
+    batches = demo._batches(tokenizer, random.Random(0), held_out, demo.WARMUP_DIGITS)
     seen, declined = set(), 0
     for input_ids, labels in itertools.islice(batches, 5):
         assert input_ids.shape == labels.shape == (demo.WARMUP_BATCH, input_ids.shape[1])
@@ -82,13 +82,13 @@ def test_pairs_have_their_digits() -> None:
 def test_warm_up_learns_repeats_itself_and_leaves_the_random_state_alone() -> None:
     tokenizer = demo.make_tokenizer()
     state = torch.get_rng_state()
-    short, again, other = (demo.warm_up(tokenizer, seed, set(), steps=1) for seed in (0, 0, 1))
+    short, again, other = (demo.warm_up(tokenizer, seed, set(), 1, demo.WARMUP_DIGITS) for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), state)
     for a, b, c in zip(short.parameters(), again.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
         assert a.ndim == 1 or not torch.equal(a, c)
-    longer = demo.warm_up(tokenizer, 0, set(), steps=12)
-    input_ids, labels = next(demo._batches(tokenizer, random.Random("new"), set()))
+    longer = demo.warm_up(tokenizer, 0, set(), 12, demo.WARMUP_DIGITS)
+    input_ids, labels = next(demo._batches(tokenizer, random.Random("new"), set(), demo.WARMUP_DIGITS))
     with torch.no_grad():
         losses = [float(model(input_ids=input_ids, labels=labels).loss) for model in (short, longer)]
     assert losses[1] < 0.8 * losses[0]

@@ -1,0 +1,38 @@
+"""Training runs as subprocesses: what is finished is kept, what was stopped goes on."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def train(folder: Path, recipe: str, settings: Sequence[str]) -> None:
+    """`hpt train RECIPE output=FOLDER SETTINGS` on one thread, continued where the folder holds a run already."""
+    if (folder / "config.yaml").is_file():
+        _hpt("train", "--resume", str(folder))
+    else:
+        _hpt("train", recipe, f"output={folder}", *settings)
+
+
+def evaluate(model: Path, output: Path, arguments: Sequence[str]) -> None:
+    """`hpt eval MODEL ARGUMENTS` into a folder, unless its results are there."""
+    if not (output / "summary.json").is_file():
+        _hpt("eval", str(model), "--output", str(output), *arguments)
+
+
+def _hpt(*arguments: str) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "hpt.cli", *arguments],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def machine() -> str:
+    import torch
+
+    return f"{os.cpu_count()} CPU cores, torch {torch.__version__}, one thread a run"
