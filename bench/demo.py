@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from bench import _runs
 from hpt.records import read_metrics
 from hpt.report import report, summary_figure
 
@@ -61,15 +59,10 @@ def _folder(options: argparse.Namespace, method: str, seed: int) -> Path:
 
 
 def _train(options: argparse.Namespace, method: str, seed: int) -> None:
-    run = _folder(options, method, seed)
     start = Path(options.runs) / f"start-{seed}"
-    command = [sys.executable, "-m", "hpt.cli", "train"]
-    if (run / "config.yaml").is_file():
-        command += ["--resume", str(run)]
-    else:
-        places = [f"model.path={start}/model", f"data.train={start}/train.jsonl", f"data.eval={start}/eval.jsonl"]
-        command += [options.recipe, f"method={method}", f"seed={seed}", f"output={run}", *places, *options.settings]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    places = [f"model.path={start}/model", f"data.train={start}/train.jsonl", f"data.eval={start}/eval.jsonl"]
+    changes = [f"method={method}", f"seed={seed}", *places, *options.settings]
+    _runs.train(_folder(options, method, seed), options.recipe, changes)
 
 
 def _table(metrics: dict[tuple[str, int], list[dict]], options: argparse.Namespace) -> str:
@@ -89,14 +82,8 @@ def _table(metrics: dict[tuple[str, int], list[dict]], options: argparse.Namespa
             f"| {shares[0]:.2f} | {shares[1]:.2f} | {seconds:.0f} |"
         )
     settings = " ".join(options.settings)
-    return "\n".join(lines) + f"\n\nRecipe `{options.recipe}` {settings}, {_machine()}.\n"
+    return "\n".join(lines) + f"\n\nRecipe `{options.recipe}` {settings}, {_runs.machine()}.\n"
 
 
 def _share(steps: Sequence[dict]) -> float:
     return sum(step["gate/sft"] for step in steps) / sum(step["gate/questions"] for step in steps)
-
-
-def _machine() -> str:
-    import torch
-
-    return f"{os.cpu_count()} CPU cores, torch {torch.__version__}, one thread a run"

@@ -1,10 +1,10 @@
 """The paper's comparison at the scale of a CPU: SFT, GRPO, SFT then GRPO, LUFFY, SRFT and HPT from the same start.
 
 The task is `hpt train sums`: sums that the start model solves always, sometimes and never. Every method gets the same
-questions and the same number of optimizer updates, and its learning rate from the same grid, chosen by held-out accuracy
-on a seed of its own that is not reported. Then, over several seeds: every method with clean demonstrations, every method
-with 40% wrong ones, and HPT with clean ones at other gammas of the gate. The last checkpoints are examined with n responses
-a held-out question, for pass@k.
+questions and the same number of optimizer updates, and its learning rate from the same grid, chosen by held-out
+accuracy on a seed of its own that is not reported. Then, over several seeds: every method with clean demonstrations,
+every method with 40% wrong ones, and HPT with clean ones at other gammas of the gate. The last checkpoints are examined
+with n responses a held-out question, for pass@k.
 
 Runs that are finished are kept and unfinished ones continued, so the command can be stopped and given again.
 """
@@ -12,24 +12,26 @@ Runs that are finished are kept and unfinished ones continued, so the command ca
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench import _reproduction, _runs
-from bench._reproduction import Trial
+from bench import _reproduction_figure, _runs
+from bench._reproduction import CLEAN, WRONG, Answered, Outcome, Trial, report, write_records
+from hpt.evaluate import RESULTS as ANSWERS
 from hpt.functions import resolve
-from hpt.records import read_metrics
 from hpt.recipe import load_config
+from hpt.records import read_metrics
 
 RESULTS = Path(__file__).parent / "results" / "reproduce"
 METHODS = ("sft", "grpo", "sft-then-grpo", "luffy", "srft", "hpt")
-LEARNING_RATES = (1e-4, 2e-4, 4e-4)
+LEARNING_RATES = (5e-5, 1.5e-4, 4.5e-4)
 GAMMAS = (0.125, 0.25, 0.5)
 """Beside 0, as shares of the rollouts."""
-PREPARE = {"clean": "hpt.tasks.graded:prepare", "wrong": "hpt.tasks.graded:prepare_wrong"}
+PREPARE = {CLEAN: "hpt.tasks.graded:prepare", WRONG: "hpt.tasks.graded:prepare_wrong"}
 
 
 @dataclass
@@ -60,6 +62,14 @@ class Experiments:
         """The rate of the highest last held-out accuracy on the tuning seed; of equal ones the smallest."""
         accuracies = {rate: read_metrics(self.run(Trial(method, rate, seed)))[-1]["eval/accuracy"] for rate in rates}
         return max(sorted(rates), key=lambda rate: accuracies[rate])
+
+    def outcome(self, trial: Trial) -> Outcome:
+        """What the trial's run and examination left on the disk."""
+        metrics = read_metrics(self.run(trial)) if trial.method != "start" else []
+        results = self.exam(trial) / ANSWERS
+        lines = map(json.loads, results.read_text().splitlines()) if results.is_file() else ()
+        exam = [Answered(line["id"], line["grade"], line["correct"], line["n"]) for line in lines]
+        return Outcome(trial, metrics, exam)
 
     def run(self, trial: Trial) -> Path:
         return self.folder / "runs" / trial.name
@@ -106,24 +116,24 @@ def main(argv: Sequence[str]) -> int:
     experiments = Experiments(options.runs, options.settings, options.n, options.jobs)
     for seed in (options.tuning_seed, *options.seeds):
         experiments.make_start(seed)
-    experiments.train(
-        Trial(method, rate, options.tuning_seed) for method in options.methods for rate in options.learning_rates
-    )
+    tuning = [Trial(method, rate, options.tuning_seed) for method in options.methods for rate in options.learning_rates]
+    experiments.train(tuning)
     rates = {
         method: experiments.best_learning_rate(method, options.tuning_seed, options.learning_rates)
         for method in options.methods
     }
     print(f"learning rates: {rates}", file=sys.stderr)
     clean = [Trial(method, rates[method], seed) for seed in options.seeds for method in options.methods]
-    wrong = [Trial(trial.method, trial.lr, trial.seed, "wrong") for trial in clean]
-    ablation = [
-        Trial("hpt", rates["hpt"], seed, gamma=gamma)
-        for seed in options.seeds
-        for gamma in GAMMAS
-        if "hpt" in options.methods
-    ]
+    wrong = [replace(trial, demonstrations=WRONG) for trial in clean]
+    gated = [replace(trial, gamma=gamma) for trial in clean if trial.method == "hpt" for gamma in GAMMAS]
     starts = [Trial("start", 0, seed) for seed in options.seeds]
-    experiments.train([*clean, *wrong, *ablation])
-    experiments.examine([*starts, *clean, *wrong, *ablation])
-    print(_reproduction.write(experiments, starts, clean, wrong, ablation, options))
+    experiments.train([*clean, *wrong, *gated])
+    experiments.examine([*starts, *clean, *wrong, *gated])
+    outcomes = [experiments.outcome(trial) for trial in (*tuning, *starts, *clean, *wrong, *gated)]
+    write_records(options.output, outcomes)
+    settings = " ".join(options.settings)
+    text = f"{report(outcomes)}\nRecipe `sums` {settings}, {_runs.machine()}.\n"
+    (options.output / "table.md").write_text(text)
+    _reproduction_figure.draw(outcomes, options.output / "summary.png")
+    print(text)
     return 0
