@@ -11,3 +11,7 @@ class ConfigError(HptError):
 
 class DataError(HptError):
     """A data file that cannot be used."""
+
+
+class RolloutError(HptError):
+    """A rollout engine that failed; the policy is as the last finished step left it."""

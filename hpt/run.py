@@ -17,7 +17,7 @@ from hpt import metrics as measure
 from hpt.assemble import assemble
 from hpt.checkpoint import checkpoint_path, checkpoints, load_state, save_checkpoint, step_of
 from hpt.config import Config
-from hpt.errors import ConfigError, HptError
+from hpt.errors import ConfigError, HptError, RolloutError
 from hpt.progress import Progress
 from hpt.recipe import load_config
 from hpt.records import METRICS, RunRecords, write_atomically
@@ -111,14 +111,20 @@ def _run_stage(
     if checkpoint and done >= stage.first:
         trainer.load_state_dict(load_state(checkpoint))
     if not checkpoint and config.eval.every:
-        record({"step": 0, **_evaluation(trainer, records, 0)})
+        with _failure_saves(trainer, folder, 0):
+            record({"step": 0, **_evaluation(trainer, records, 0)})
     saving: dict[str, float] = {}  # of the checkpoint before a step, since its line is written before its own
     for step in range(done + 1, stage.last + 1):
-        line, experiences = trainer.step(step)
+        with _failure_saves(trainer, folder, step - 1):
+            line, experiences = trainer.step(step)
         records.log_rollouts(step, measure.rollout_records(step, experiences))
-        if config.eval.every and (step % config.eval.every == 0 or step == config.steps):
-            line |= _evaluation(trainer, records, step)
-        record({"step": step, **line, **saving})
+        line = {"step": step, **line, **saving}
+        with _failure_saves(trainer, folder, step):
+            try:
+                if config.eval.every and (step % config.eval.every == 0 or step == config.steps):
+                    line |= _evaluation(trainer, records, step)
+            finally:
+                record(line)
         stop = bool(stopping)  # asked once: a signal between the save and the return must not lose the save
         if stop or step == stage.last or (config.checkpoint.every and step % config.checkpoint.every == 0):
             saving = _save(trainer, folder, step)
@@ -145,6 +151,17 @@ def _save(trainer: Trainer, folder: Path, step: int) -> dict[str, float]:
         keep=trainer.config.checkpoint.keep,
     )
     return {"time/checkpoint": time.perf_counter() - began}
+
+
+@contextmanager
+def _failure_saves(trainer: Trainer, folder: Path, done: int) -> Iterator[None]:
+    """A rollout engine that fails costs no finished step: the policy is saved as step `done` left it."""
+    try:
+        yield
+    except RolloutError as error:
+        if done and not checkpoint_path(folder, done).exists():
+            _save(trainer, folder, done)
+        raise HptError(f"{error}\nStopped after step {done}; continue with: hpt train --resume {folder}") from error
 
 
 @contextmanager

@@ -87,8 +87,10 @@ class Trainer:
         began = time.perf_counter()
         torch.manual_seed(seed_for(self.config.seed, step, "train"))
         experiences = self.gather(step)
+        self.rollout_engine.sleep()
         with self._timed("train"):
             trained = self.learn([experience.group for experience in experiences if experience.trained])
+        self.rollout_engine.weights_changed()
         self.clock["step"] = time.perf_counter() - began
         metrics = measure.step_metrics(experiences, trained, self.clock)
         if self.config.rollout.dynamic_rounds > 1:
@@ -121,17 +123,19 @@ class Trainer:
                 for question, prompt in zip(questions, prompts, strict=True)
             ]
         sampling = Sampling(self.config.sampled, settings.max_tokens, settings.temperature, settings.top_p)
-        with self._timed("rollout"):
-            rollouts = self.rollout_engine.generate(prompts, sampling, seed_for(self.config.seed, batch, "rollout"))
-        responses = [[response_text(self.tokenizer, rollout) for rollout in group] for group in rollouts]
-        with self._timed("verify"):
-            verdicts = iter(
-                self.verifier.score(
-                    [response for group in responses for response in group],
-                    [question.answer for question, group in zip(questions, responses, strict=True) for _ in group],
-                )
-            )
-        judged = [[next(verdicts) for _ in group] for group in responses]
+        responses = [[""] * sampling.n for _ in prompts]
+        with self.verifier.scoring() as scoring:
+
+            def verify(index: int, place: int, rollout: Rollout) -> None:
+                responses[index][place] = text = response_text(self.tokenizer, rollout)
+                scoring.add((index, place), text, questions[index].answer)
+
+            with self._timed("rollout"):
+                seed = seed_for(self.config.seed, batch, "rollout")
+                rollouts = self.rollout_engine.generate(prompts, sampling, seed, on_rollout=verify)
+            with self._timed("verify"):  # what remains of it
+                verdicts = scoring.verdicts()
+        judged = [[verdicts[index, place] for place in range(len(group))] for index, group in enumerate(rollouts)]
         scores = [[verdict.score for verdict in group] for group in judged]
         shares = [sum(group) / len(group) for group in scores]
         groups = [self._group(*parts) for parts in zip(questions, prompts, shares, strict=True)]

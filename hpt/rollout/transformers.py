@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from hpt.rollout.engine import Rollout, Sampling
+from hpt.rollout.engine import OnRollout, Rollout, RolloutEngine, Sampling
 
 
-class TransformersEngine:
+class TransformersEngine(RolloutEngine):
     """Any of `stop_ids`, at least one, ends a response; `batch_size` sequences are generated at once."""
 
     def __init__(self, model: PreTrainedModel, *, stop_ids: Sequence[int], batch_size: int) -> None:
@@ -19,7 +19,13 @@ class TransformersEngine:
         self.pad_id = self.stop_ids[0]  # attended by nothing; it fills up what has ended
         self.batch_size = batch_size
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int) -> list[list[Rollout]]:
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        seed: int,
+        on_rollout: OnRollout | None = None,
+    ) -> list[list[Rollout]]:
         requests = [index for index in range(len(prompts)) for _ in range(sampling.n)]
         requests.sort(key=lambda index: len(prompts[index]))  # stable: like lengths share a batch, so little padding
         rollouts: list[list[Rollout]] = [[] for _ in prompts]
@@ -33,6 +39,8 @@ class TransformersEngine:
                     batch = requests[start : start + self.batch_size]
                     for index, rollout in zip(batch, self._sample([prompts[i] for i in batch], sampling), strict=True):
                         rollouts[index].append(rollout)
+                        if on_rollout:
+                            on_rollout(index, len(rollouts[index]) - 1, rollout)
         finally:
             self.model.train(was_training)
         return rollouts

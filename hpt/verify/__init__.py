@@ -6,6 +6,24 @@ a model writes can stop a run, and all are light to import: sympy and the user's
 only.
 """
 
-from hpt.verify.verifier import ChoiceVerifier, FunctionVerifier, MathVerifier, Status, Verdict, Verifier, make_verifier
+from hpt.verify.verifier import (
+    ChoiceVerifier,
+    FunctionVerifier,
+    MathVerifier,
+    Scoring,
+    Status,
+    Verdict,
+    Verifier,
+    make_verifier,
+)
 
-__all__ = ["ChoiceVerifier", "FunctionVerifier", "MathVerifier", "Status", "Verdict", "Verifier", "make_verifier"]
+__all__ = [
+    "ChoiceVerifier",
+    "FunctionVerifier",
+    "MathVerifier",
+    "Scoring",
+    "Status",
+    "Verdict",
+    "Verifier",
+    "make_verifier",
+]

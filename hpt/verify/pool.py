@@ -12,11 +12,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from hpt.errors import ConfigError, HptError
 
@@ -69,19 +69,26 @@ class WorkerPool:
 
     def call(self, function: str, arguments: Sequence[Sequence[Any]]) -> list[Outcome]:
         """`function(*arguments[i])` for every i, spread over the workers; outcomes in the order of the arguments."""
+        with Calls(function) as calls:
+            for each in arguments:
+                calls.add(each)
+            calls.end()
+            self.serve(calls)
+            return calls.outcomes()
+
+    def serve(self, calls: Calls) -> None:
+        """Works on `calls` until they are ended and done; one after the other where several threads ask for it."""
         with self._lock:
             self.start()
-            run = _Run([json.dumps({"function": function, "arguments": list(each)}) for each in arguments])
             try:
-                while run.unfinished:
+                while calls.unfinished:
                     self._fill()
-                    self._dispatch(run)
-                    self._wait(run)
+                    self._dispatch(calls)
+                    self._wait(calls)
             finally:
                 # After an interruption a busy worker's late answer must not meet the next call.
                 for worker in [worker for worker in self._workers if worker.job is not None]:
                     self._discard(worker)
-            return run.outcomes()
 
     def close(self) -> None:
         """Ends every process of the pool. May be called again."""
@@ -108,15 +115,16 @@ class WorkerPool:
                 self._nursery.close()
                 self._nursery = _Nursery(self._functions, self._memory_mb)
 
-    def _dispatch(self, run: _Run) -> None:
+    def _dispatch(self, calls: Calls) -> None:
         for worker in self._workers:
-            if worker.idle and run.waiting:
-                job = run.waiting.popleft()
-                worker.begin(job, run.requests[job], time.monotonic() + self._timeout)
+            if worker.idle and calls.waiting:
+                job = calls.waiting.popleft()
+                worker.begin(job, calls.requests[job], time.monotonic() + self._timeout)
 
-    def _wait(self, run: _Run) -> None:
-        """Sleeps until a worker has something to say or has run out of time, and acts on it."""
+    def _wait(self, calls: Calls) -> None:
+        """Sleeps until a worker has something to say or has run out of time, or calls come; acts on it."""
         poll = select.poll()
+        poll.register(calls.bell, select.POLLIN)
         by_descriptor = {}
         for worker in self._workers:
             poll.register(worker.connection, select.POLLIN | (select.POLLOUT if worker.outgoing else 0))
@@ -124,42 +132,45 @@ class WorkerPool:
         deadlines = [worker.deadline for worker in self._workers if worker.deadline is not None]
         wait = max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
         for descriptor, _ in poll.poll(None if wait is None else wait * 1000 + 1):
+            if descriptor == calls.bell.fileno():
+                calls.bell.recv(65536)
+                continue
             worker = by_descriptor[descriptor]
             try:
                 reply = worker.exchange()
             except ConnectionError:
-                self._bury(worker, run)
+                self._bury(worker, calls)
                 continue
             if reply is not None:
-                self._receive(worker, reply, run)
+                self._receive(worker, reply, calls)
         now = time.monotonic()
         for worker in [worker for worker in self._workers if worker.deadline is not None and worker.deadline <= now]:
             if worker.job is None:
                 self._failed_starts += 1
             else:
-                run.finish(worker.job, Outcome("exceeded", f"{self._timeout:g} s"))
+                calls.finish(worker.job, Outcome("exceeded", f"{self._timeout:g} s"))
             self._discard(worker)
 
-    def _receive(self, worker: _Worker, reply: dict[str, Any], run: _Run) -> None:
+    def _receive(self, worker: _Worker, reply: dict[str, Any], calls: Calls) -> None:
         if worker.pid is None:
             worker.pid, worker.deadline = reply["pid"], None
             self._failed_starts = 0
             return
         job = worker.end()
         if "exceeded" in reply:
-            run.finish(job, Outcome("exceeded", f"{self._memory_mb} MiB"))
+            calls.finish(job, Outcome("exceeded", f"{self._memory_mb} MiB"))
         elif "error" in reply:
-            run.finish(job, Outcome("failed", reply["error"]))
+            calls.finish(job, Outcome("failed", reply["error"]))
         else:
-            run.finish(job, Outcome("done", reply["value"]))
+            calls.finish(job, Outcome("done", reply["value"]))
         if "exceeded" in reply or worker.calls >= RECYCLE_AFTER:
             self._discard(worker)
 
-    def _bury(self, worker: _Worker, run: _Run) -> None:
+    def _bury(self, worker: _Worker, calls: Calls) -> None:
         if worker.pid is None:
             self._failed_starts += 1
         if worker.job is not None:
-            run.retry(worker.job)
+            calls.retry(worker.job)
         self._discard(worker)
 
     def _discard(self, worker: _Worker) -> None:
@@ -170,19 +181,50 @@ class WorkerPool:
             self._nursery.kill(worker.pid)
 
 
-class _Run:
-    """The calls of one `WorkerPool.call`: which wait, how often each was tried, what each came to."""
+class Calls:
+    """Calls of one function, which may be added by one thread while `WorkerPool.serve` works on them in another."""
 
-    def __init__(self, requests: list[str]) -> None:
-        self.requests = requests
-        self.waiting = deque(range(len(requests)))
-        self.unfinished = len(requests)
-        self._deaths = [0] * len(requests)
+    def __init__(self, function: str) -> None:
+        self._function = function
+        self.requests: list[str] = []
+        self.waiting: deque[int] = deque()
+        self.bell, self._rope = socket.socketpair()  # wakes the pool from its sleep
+        self._rope.setblocking(False)
+        self._ended = self._abandoned = False
+        self._deaths: Counter[int] = Counter()
         self._outcomes: dict[int, Outcome] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bell.close()
+        self._rope.close()
+
+    def add(self, arguments: Sequence[Any]) -> int:
+        """One more call; returns its place among the outcomes."""
+        job = len(self.requests)
+        self.requests.append(json.dumps({"function": self._function, "arguments": list(arguments)}))
+        self.waiting.append(job)
+        self._ring()
+        return job
+
+    def end(self) -> None:
+        """No more calls will be added."""
+        self._ended = True
+        self._ring()
+
+    def abandon(self) -> None:
+        """Nobody wants the outcomes any more."""
+        self._abandoned = True
+        self._ring()
+
+    @property
+    def unfinished(self) -> bool:
+        return not self._abandoned and (not self._ended or len(self._outcomes) < len(self.requests))
 
     def finish(self, job: int, outcome: Outcome) -> None:
         self._outcomes[job] = outcome
-        self.unfinished -= 1
 
     def retry(self, job: int) -> None:
         self._deaths[job] += 1
@@ -193,6 +235,10 @@ class _Run:
 
     def outcomes(self) -> list[Outcome]:
         return [self._outcomes[job] for job in range(len(self.requests))]
+
+    def _ring(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # the bell is ringing already
+            self._rope.send(b"!")
 
 
 class _Worker:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Protocol, Self
 
 from hpt.errors import DataError, HptError
 from hpt.verify.extract import final_answer
-from hpt.verify.pool import Outcome, WorkerPool
+from hpt.verify.pool import Calls, Outcome, WorkerPool
 
 Status = Literal["correct", "incorrect", "unparsable", "timeout"]
 
@@ -36,15 +36,16 @@ class Verdict:
     detail: str = ""
 
 
-class Verifier(ABC):
+class Verifier:
     """A context manager whose processes start on entry (or at the first use, in about a second) and end on exit.
 
     workers: processes that grade at once. timeout: wall-clock seconds an answer may take. memory_mb: MiB an answer may
     take beyond the loaded libraries (Linux). After `close` it cannot be used again.
     """
 
-    def __init__(self, functions: Sequence[str], *, workers: int, timeout: float, memory_mb: int) -> None:
-        self._pool = WorkerPool(functions, workers=workers, timeout=timeout, memory_mb=memory_mb)
+    def __init__(self, function: str, *others: str, workers: int, timeout: float, memory_mb: int) -> None:
+        self._function = function  # grades; the workers import the others, too
+        self._pool = WorkerPool([function, *others], workers=workers, timeout=timeout, memory_mb=memory_mb)
 
     def __enter__(self) -> Self:
         self._pool.start()
@@ -58,19 +59,89 @@ class Verifier(ABC):
     def close(self) -> None:
         self._pool.close()
 
-    @abstractmethod
     def score(self, responses: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
-        """The verdict of each response against the gold answer at its place. Equal pairs are graded once."""
+        """The verdict of each response against the gold answer at its place. Equal pairs are graded once.
+
+        DataError if a gold answer cannot be used; HptError if a function of the user's fails.
+        """
+        if len(responses) != len(answers):
+            raise ValueError(f"{len(responses)} responses but {len(answers)} answers")
+        with self.scoring() as scoring:
+            for place, pair in enumerate(zip(responses, answers, strict=True)):
+                scoring.add(place, *pair)
+            verdicts = scoring.verdicts()
+        return [verdicts[place] for place in range(len(responses))]
+
+    def scoring(self) -> Scoring:
+        """Grades in the background what is handed over one by one, as a context manager."""
+        return Scoring(self)
 
     def parsable(self, answers: Sequence[str]) -> list[bool]:
         """Whether each gold answer is one that a right response can be recognised by. For checks before training."""
         return [True] * len(answers)
 
-    def _call(self, function: str, arguments: Sequence[tuple[object, ...]]) -> list[Outcome]:
-        """One outcome for each arguments' tuple; equal tuples are called once."""
-        distinct = list(dict.fromkeys(arguments))
-        outcomes = dict(zip(distinct, self._pool.call(function, distinct), strict=True))
-        return [outcomes[each] for each in arguments]
+    def _question(self, response: str, answer: str) -> tuple[Hashable, ...] | Verdict:
+        """The arguments of `_function` for this pair, or the verdict where there is nothing to ask."""
+        return response, answer
+
+    def _verdict(self, outcome: Outcome, answer: str) -> Verdict:
+        """Of a grading function that returns (status, detail)."""
+        if outcome.kind == "exceeded":
+            return Verdict("timeout", 0.0, f"exceeded {outcome.value}")
+        if outcome.kind == "failed":
+            return Verdict("unparsable", 0.0, outcome.value)
+        status, detail = outcome.value
+        if status == "unusable":
+            raise DataError(f"the verifier cannot parse the gold answer {_shorten(answer)}")
+        return Verdict(status, float(status == "correct"), detail)
+
+    def _all_done(self, function: str, answers: Sequence[str]) -> list[bool]:
+        outcomes = self._pool.call(function, [(answer,) for answer in answers])
+        return [outcome.kind == "done" and outcome.value for outcome in outcomes]
+
+
+class Scoring:
+    """Responses graded by a verifier's workers while more of them come. Equal pairs are graded once."""
+
+    def __init__(self, verifier: Verifier) -> None:
+        self._verifier = verifier
+        self._calls = Calls(verifier._function)
+        self._thread = ThreadPoolExecutor(1, "verifier")
+        self._answers: dict[Hashable, str] = {}
+        self._known: dict[Hashable, Verdict] = {}
+        self._places: dict[Hashable, int] = {}  # among the calls, of each key's question
+        self._asked: dict[tuple[Hashable, ...], int] = {}
+
+    def __enter__(self) -> Self:
+        self._work = self._thread.submit(self._verifier._pool.serve, self._calls)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._calls.abandon()
+        self._thread.shutdown()
+        self._calls.__exit__()
+
+    def add(self, key: Hashable, response: str, answer: str) -> None:
+        """Hands a response over; `key` names it among the verdicts."""
+        for name, text in (("response", response), ("answer", answer)):
+            if not isinstance(text, str):
+                raise TypeError(f"{name} {key!r} must be a string, got {text!r}")
+        question = self._verifier._question(response, answer)
+        if isinstance(question, Verdict):
+            self._known[key] = question
+            return
+        if question not in self._asked:
+            self._asked[question] = self._calls.add(question)
+        self._answers[key], self._places[key] = answer, self._asked[question]
+
+    def verdicts(self) -> dict[Hashable, Verdict]:
+        """The verdict of each key, once all are there."""
+        self._calls.end()
+        self._work.result()
+        outcomes = self._calls.outcomes()
+        return self._known | {
+            key: self._verifier._verdict(outcomes[place], self._answers[key]) for key, place in self._places.items()
+        }
 
 
 class MathVerifier(Verifier):
@@ -83,23 +154,18 @@ class MathVerifier(Verifier):
     """
 
     def __init__(self, workers: int = 2, timeout: float = 5.0, memory_mb: int = 1024, *, boxed: bool = False) -> None:
-        super().__init__([_GRADE, _GRADABLE], workers=workers, timeout=timeout, memory_mb=memory_mb)
+        super().__init__(_GRADE, _GRADABLE, workers=workers, timeout=timeout, memory_mb=memory_mb)
         self._boxed = boxed
-
-    def score(self, responses: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
-        """As Verifier.score. DataError if a gold answer cannot be parsed."""
-        _check_pairs(responses, answers)
-        finals = [final_answer(response) for response in responses]
-        graded = [index for index, final in enumerate(finals) if final is not None and (final.boxed or not self._boxed)]
-        outcomes = self._call(_GRADE, [(*(finals[index] or ()), answers[index]) for index in graded])
-        verdicts = [Verdict("unparsable", 0.0, "no final answer")] * len(responses)
-        for index, outcome in zip(graded, outcomes, strict=True):
-            verdicts[index] = _verdict(outcome, answers[index])
-        return verdicts
 
     def parsable(self, answers: Sequence[str]) -> list[bool]:
         """Whether each gold answer can be parsed within the limits and then equals itself."""
-        return _all_done(self._call(_GRADABLE, [(answer,) for answer in answers]))
+        return self._all_done(_GRADABLE, answers)
+
+    def _question(self, response: str, answer: str) -> tuple[Hashable, ...] | Verdict:
+        final = final_answer(response)
+        if final is None or (self._boxed and not final.boxed):
+            return Verdict("unparsable", 0.0, "no final answer")
+        return *final, answer
 
 
 class ChoiceVerifier(Verifier):
@@ -108,17 +174,11 @@ class ChoiceVerifier(Verifier):
     """
 
     def __init__(self, workers: int = 2, timeout: float = 5.0, memory_mb: int = 1024) -> None:
-        super().__init__([_GRADE_CHOICE, _GRADABLE_CHOICE], workers=workers, timeout=timeout, memory_mb=memory_mb)
-
-    def score(self, responses: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
-        """As Verifier.score. DataError if a gold answer is no letter."""
-        _check_pairs(responses, answers)
-        outcomes = self._call(_GRADE_CHOICE, list(zip(responses, answers, strict=True)))
-        return [_verdict(outcome, answer) for outcome, answer in zip(outcomes, answers, strict=True)]
+        super().__init__(_GRADE_CHOICE, _GRADABLE_CHOICE, workers=workers, timeout=timeout, memory_mb=memory_mb)
 
     def parsable(self, answers: Sequence[str]) -> list[bool]:
         """Whether each gold answer is a letter."""
-        return _all_done(self._call(_GRADABLE_CHOICE, [(answer,) for answer in answers]))
+        return self._all_done(_GRADABLE_CHOICE, answers)
 
 
 class FunctionVerifier(Verifier):
@@ -130,14 +190,7 @@ class FunctionVerifier(Verifier):
     """
 
     def __init__(self, function: str, workers: int = 2, timeout: float = 5.0, memory_mb: int = 1024) -> None:
-        super().__init__([function], workers=workers, timeout=timeout, memory_mb=memory_mb)
-        self._function = function
-
-    def score(self, responses: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
-        """As Verifier.score. HptError if the function raises or returns no number in [0, 1]."""
-        _check_pairs(responses, answers)
-        outcomes = self._call(self._function, list(zip(responses, answers, strict=True)))
-        return [self._verdict(outcome, answer) for outcome, answer in zip(outcomes, answers, strict=True)]
+        super().__init__(function, workers=workers, timeout=timeout, memory_mb=memory_mb)
 
     def _verdict(self, outcome: Outcome, answer: str) -> Verdict:
         if outcome.kind == "exceeded":
@@ -169,31 +222,6 @@ def make_verifier(settings: VerifierSettings) -> Verifier:
     if settings.function is None:
         return MathVerifier(settings.workers, settings.timeout, settings.memory_mb, boxed=settings.boxed)
     return FunctionVerifier(settings.function, settings.workers, settings.timeout, settings.memory_mb)
-
-
-def _verdict(outcome: Outcome, answer: str) -> Verdict:
-    """Of a grading function that returns (status, detail)."""
-    if outcome.kind == "exceeded":
-        return Verdict("timeout", 0.0, f"exceeded {outcome.value}")
-    if outcome.kind == "failed":
-        return Verdict("unparsable", 0.0, outcome.value)
-    status, detail = outcome.value
-    if status == "unusable":
-        raise DataError(f"the verifier cannot parse the gold answer {_shorten(answer)}")
-    return Verdict(status, float(status == "correct"), detail)
-
-
-def _all_done(outcomes: Sequence[Outcome]) -> list[bool]:
-    return [outcome.kind == "done" and outcome.value for outcome in outcomes]
-
-
-def _check_pairs(responses: Sequence[str], answers: Sequence[str]) -> None:
-    if len(responses) != len(answers):
-        raise ValueError(f"{len(responses)} responses but {len(answers)} answers")
-    for name, texts in (("responses", responses), ("answers", answers)):
-        for index, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise TypeError(f"{name}[{index}] must be a string, got {text!r}")
 
 
 def _shorten(answer: str) -> str:

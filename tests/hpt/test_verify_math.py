@@ -232,7 +232,7 @@ def test_no_responses(verifier):
 def test_lengths_and_types_are_checked(verifier):
     with pytest.raises(ValueError, match="2 responses but 1 answers"):
         verifier.score(["a", "b"], ["a"])
-    with pytest.raises(TypeError, match=r"answers\[0\] must be a string, got 4"):
+    with pytest.raises(TypeError, match="answer 0 must be a string, got 4"):
         verifier.score(["4"], [4])
 
 
