@@ -13,9 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from hpt.datafiles import Problems, describe, read_records
 from hpt.errors import HptError
-from hpt.evaluate import RESULTS, write_json
+from hpt.evaluate import RESULTS, read_results, write_json
 from hpt.passk import Estimate, bootstrap
 from hpt.records import EVALUATIONS, make_folder, step_files
 from hpt.significance import permutation_test, sign_test
@@ -257,7 +256,7 @@ def _find(folder: Path, step: int | None) -> dict[str, Path]:
 
 
 def _pair(benchmark: str, path_a: Path, path_b: Path) -> list[Pair]:
-    results_a, results_b = _read(path_a), _read(path_b)
+    results_a, results_b = read_results(path_a), read_results(path_b)
     for one, path, other in ((results_a, path_a, results_b), (results_b, path_b, results_a)):
         alone = [id for id in one if id not in other]
         if alone:
@@ -277,29 +276,6 @@ def _pair(benchmark: str, path_a: Path, path_b: Path) -> list[Pair]:
         Pair(benchmark, id, one["grade"], one["correct"], one["n"], results_b[id]["correct"], results_b[id]["n"])
         for id, one in results_a.items()
     ]
-
-
-def _read(path: Path) -> dict[str, dict[str, Any]]:
-    """Results by question id."""
-    problems = Problems(str(path), "line")
-    results: dict[str, dict[str, Any]] = {}
-    for number, record in read_records(str(path), problems):
-        missing = [key for key in ("id", "grade", "prompt", "answer", "n", "correct") if key not in record]
-        if missing:
-            problems.add(number, f"field {missing[0]!r} is missing; hpt eval writes it")
-            continue
-        n, correct = record["n"], record["correct"]
-        if not (type(n) is type(correct) is int and n >= 1 and 0 <= correct <= n):
-            problems.add(
-                number,
-                f"fields 'correct' and 'n' are {describe(correct)} and {describe(n)}; "
-                "allowed: whole numbers, 0 <= correct <= n, n >= 1",
-            )
-        results[str(record["id"])] = record
-    problems.raise_if_any()
-    if not results:
-        raise HptError(f"{path} holds no questions")
-    return results
 
 
 def _examples(ids: Sequence[str]) -> str:

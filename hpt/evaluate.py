@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from hpt.data import Question
+from hpt.datafiles import Problems, describe, read_records
 from hpt.errors import HptError
 from hpt.passk import Estimate, bootstrap, pass_at_k
 from hpt.records import make_folder, write_atomically
@@ -172,6 +173,29 @@ class EvalResult:
         make_folder(folder)
         write_atomically(folder / RESULTS, "".join(map(QuestionResult.line, self.questions)).encode())
         write_json(folder / SUMMARY, {"settings": dict(settings), **self.summary(ks)})
+
+
+def read_results(path: Path) -> dict[str, dict[str, Any]]:
+    """The objects of a file of results, by question id. DataError naming file, line and field where one is broken."""
+    problems = Problems(str(path), "line")
+    results: dict[str, dict[str, Any]] = {}
+    for number, record in read_records(str(path), problems):
+        missing = [key for key in ("id", "grade", "prompt", "answer", "n", "correct") if key not in record]
+        if missing:
+            problems.add(number, f"field {missing[0]!r} is missing; hpt eval writes it")
+            continue
+        n, correct = record["n"], record["correct"]
+        if not (type(n) is type(correct) is int and n >= 1 and 0 <= correct <= n):
+            problems.add(
+                number,
+                f"fields 'correct' and 'n' are {describe(correct)} and {describe(n)}; "
+                "allowed: whole numbers, 0 <= correct <= n, n >= 1",
+            )
+        results[str(record["id"])] = record
+    problems.raise_if_any()
+    if not results:
+        raise HptError(f"{path} holds no questions")
+    return results
 
 
 def write_json(path: Path, value: Any) -> None:

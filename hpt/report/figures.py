@@ -14,7 +14,9 @@ from matplotlib.lines import Line2D
 
 from hpt.records import make_folder, write_atomically
 from hpt.report import panels
+from hpt.report.ablation import draw_final_accuracy, draw_sft_share, gamma_families
 from hpt.report.panels import Quantity
+from hpt.report.questions import draw_pass_at_k, draw_question_map
 from hpt.report.runs import Group, group_runs, load_runs
 from hpt.report.style import MUTED, step_axis, styled, to_png
 
@@ -110,7 +112,7 @@ def _quantity(
             return f"{quantity.title}: no step records {quantity.keys}."
         if only_if_any and not any(run.total(quantity.numerator) for group in groups for run in group.runs):
             return f"{quantity.title}: none in any step."
-        return Drawn(quantity.name, caption + _smoothing(groups, quantity), figure)
+        return Drawn(quantity.name, caption, figure)
 
     return draw
 
@@ -139,12 +141,9 @@ def _each_group(
         figure, axes = _single()
         draw(axes, groups[0], title)
         return Drawn(name, caption, figure)
-    columns = min(3, len(with_numbers))
-    rows = math.ceil(len(with_numbers) / columns)
-    figure = Figure(figsize=(SIZE[0] * 2, 0.4 + 3.6 * rows), layout=ConstrainedLayoutEngine(wspace=0.06))
-    for index, group in enumerate(with_numbers):
-        draw(figure.add_subplot(rows, columns, index + 1), group, group.label, columns=legend_columns)
-    figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=12)
+    figure, panels_ = _many(len(with_numbers), title)
+    for axes, group in zip(panels_, with_numbers, strict=True):
+        draw(axes, group, group.label, columns=legend_columns)
     return Drawn(name, caption, figure, wide=True)
 
 
@@ -170,6 +169,52 @@ def _by_grade(groups: Sequence[Group]) -> Drawn | str:
     return Drawn("accuracy_by_grade", caption, figure)
 
 
+def _pass_at_k(groups: Sequence[Group]) -> Drawn | str:
+    figure, axes = _single()
+    caption = draw_pass_at_k(axes, groups)
+    if caption is None:
+        return (
+            "pass@k: no evaluation with more than one response a question (eval.n, or hpt eval RUN --output RUN/eval)."
+        )
+    return Drawn("pass_at_k", caption, figure)
+
+
+def _question_map(groups: Sequence[Group]) -> Drawn | str:
+    title = "Held-out questions over the training"
+    caption = "A row a question, by grade; the colour is its share of right responses"
+    with_maps = [group for group in groups if draw_question_map(_single()[1], group, title)]
+    if not with_maps:
+        return f"{title}: no run has its evaluations question by question (eval/step-*.jsonl)."
+    wide = len(with_maps) > 1
+    figure, axes = _single()
+    panels_ = [axes]
+    if wide:
+        figure, panels_ = _many(len(with_maps), title)
+    for axes, group in zip(panels_, with_maps, strict=True):
+        image = draw_question_map(axes, group, group.label if wide else title)
+    assert image is not None
+    bar = figure.colorbar(image, ax=panels_, format=panels.PERCENT, aspect=30, pad=0.02)
+    bar.outline.set_visible(False)
+    assert bar.solids is not None
+    bar.solids.set_rasterized(True)  # its colours are half transparent, and a vector's seams would show
+    seeds = ", the mean over seeds." if any(len(group.runs) > 1 for group in with_maps) else "."
+    return Drawn("question_map", caption + seeds, figure, wide=wide)
+
+
+def _gate_ablation(groups: Sequence[Group]) -> Drawn | str:
+    families = gamma_families(groups)
+    if not families:
+        return "Gate ablation: no runs that differ in gate.gamma."
+    figure = Figure(figsize=(SIZE[0] * 2, SIZE[1]), layout=ConstrainedLayoutEngine(wspace=0.06))
+    left, right = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
+    drawn = [draw_final_accuracy(left, families), draw_sft_share(right, families)]
+    for axes, fine, title in zip((left, right), drawn, ("Held-out accuracy", "Questions sent to SFT"), strict=True):
+        if not fine:
+            _absent(axes, title, "not recorded")
+    caption = "Left: small dots are runs, the line is their mean, whiskers one standard deviation over seeds."
+    return Drawn("gate_ablation", caption, figure, wide=True)
+
+
 def _grad_norm(groups: Sequence[Group]) -> Drawn | str:
     result = _quantity(panels.GRAD_NORM, "Norm of the gradient before it is clipped.")(groups)
     if isinstance(result, str):
@@ -192,14 +237,13 @@ def _single() -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
-def _smoothing(groups: Sequence[Group], quantity: Quantity) -> str:
-    """Says how the thick line was made."""
-    window = max(group.curve(quantity.numerator, quantity.denominator).window for group in groups)
-    over = [f"{window} steps"] if window > 1 else []
-    if seeds := max(len(group.runs) for group in groups) > 1:
-        over.insert(0, "all seeds")
-    kind = "quotient of the sums" if quantity.denominator else "mean"
-    return f" Thick: {kind} over {' and '.join(over)}; thin: each {'seed' if seeds else 'step'}." if over else ""
+def _many(count: int, title: str) -> tuple[Figure, list[Axes]]:
+    """Panels side by side under one title."""
+    columns = 2 if count in (2, 4) else 3
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(SIZE[0] * 2, 0.4 + 3.6 * rows), layout=ConstrainedLayoutEngine(wspace=0.06))
+    figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=12)
+    return figure, [figure.add_subplot(rows, columns, index + 1) for index in range(count)]
 
 
 def _counted(group: Group) -> str:
@@ -219,6 +263,9 @@ _DRAWERS: dict[str, Callable[[Sequence[Group]], Drawn | str]] = {
     "gate_counts": _gates,
     "accuracy": _accuracy,
     "accuracy_by_grade": _by_grade,
+    "pass_at_k": _pass_at_k,
+    "question_map": _question_map,
+    "gate_ablation": _gate_ablation,
     "entropy": _quantity(
         panels.ENTROPY,
         "Mean of -log p of the sampled tokens; without rollouts the exact entropy over demonstrations.",

@@ -60,6 +60,8 @@ def report(runs: Sequence[str | Path], output: str | Path | None = None) -> Path
     page = _template().render(
         title=loaded[0].name if len(loaded) == 1 else f"{len(loaded)} runs",
         runs=loaded,
+        groups=groups,
+        seeds=max(len(group.runs) for group in groups),
         figures=figures,
         notes=notes,
         samples=sample_rollouts(loaded[0]) if len(loaded) == 1 else [],

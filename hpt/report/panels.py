@@ -75,7 +75,7 @@ CLIP_SHARE = Quantity("clip_share", "Clipped tokens", "share of tokens", "clip/c
 def group_styles(groups: Sequence[Group]) -> list[tuple[Group, str, Any]]:
     """Each group with its colour and dash pattern, which are the same in every panel."""
     colours = method_colours([group.label for group in groups])
-    return [(group, colours[group.label], DASHES[i // 2 % len(DASHES)]) for i, group in enumerate(groups)]
+    return [(group, colours[group.label], DASHES[i % len(DASHES)]) for i, group in enumerate(groups)]
 
 
 def draw_quantity(axes: Axes, groups: Sequence[Group], quantity: Quantity, *, legend: bool = True) -> bool:
@@ -317,14 +317,14 @@ def _draw_grades(axes: Axes, group: Group) -> None:
     if grades:
         total = group.curve("eval/correct", "eval/count")
         ends.append((total.values()[-1], "all", INK))
-        _label_ends(axes, ends)
+        label_ends(axes, ends)
 
 
 def _grade_colour(grades: Collection[str], grade: str) -> str:
     return GRADE_COLOURS[list(grades).index(grade) % len(GRADE_COLOURS)]
 
 
-def _label_ends(axes: Axes, ends: list[tuple[float, str, str]], gap: float = 0.075) -> None:
+def label_ends(axes: Axes, ends: list[tuple[float, str, str]], gap: float = 0.075) -> None:
     """Names the lines at the right edge, pushed apart where they would overlap."""
     low, high = 0.0, max(1e-9, axes.dataLim.y1, *(value for value, _, _ in ends)) * 1.06
     placed = -np.inf

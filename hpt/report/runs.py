@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import numpy as np
 import yaml
 
 from hpt.errors import HptError
-from hpt.records import METRICS, read_metrics
+from hpt.evaluate import read_results
+from hpt.records import EVALUATIONS, METRICS, read_metrics, step_files
 
 CONFIG = "config.yaml"
 # Settings that may differ inside a group: they say which repetition a run is and where its files lie, not what it does.
@@ -36,6 +38,16 @@ class Evaluation:
     def of_grade(self, grade: str) -> float | None:
         correct, count = self.grades.get(grade, (0.0, 0))
         return correct / count if count else None
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One question in one evaluation: `correct` of `n` responses right. key: tells it from every other question."""
+
+    key: str
+    grade: str | None
+    n: int
+    correct: int
 
 
 @dataclass(frozen=True)
@@ -106,6 +118,11 @@ class Run:
         return read_evaluations(self.metrics)
 
     @cached_property
+    def answered(self) -> dict[int, tuple[Answered, ...]]:
+        """The evaluations of the training question by question, by step."""
+        return {step: read_answered(path) for step, path in step_files(self.folder, EVALUATIONS).items()}
+
+    @cached_property
     def phases(self) -> dict[str, float]:
         """Seconds of the whole run by phase, largest first."""
         totals: dict[str, float] = {}
@@ -154,10 +171,18 @@ class Run:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one method that differ in nothing but their seed."""
+    """Runs of one method that differ in nothing but their seed.
+
+    settings: those by dotted key that tell it from other groups of its method; the label states them.
+    """
 
     label: str
     runs: list[Run]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def method(self) -> str:
+        return self.runs[0].method
 
     def curve(self, numerator: str, denominator: str | None) -> Curve:
         """The runs' sums added up, at the steps that all of them have."""
@@ -188,11 +213,12 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
         settings = [_settings(run.config) for run in same]
         keys = sorted(set().union(*settings))
         varied = [key for key in keys if len({repr(setting.get(key)) for setting in settings}) > 1]
-        by_label: dict[str, list[Run]] = {}
+        by_label: dict[str, Group] = {}
         for run, setting in zip(same, settings, strict=True):
-            label = ", ".join([method, *(f"{key}={setting.get(key)}" for key in varied)])
-            by_label.setdefault(label, []).append(run)
-        groups += [Group(label, members) for label, members in by_label.items()]
+            own = {key: setting.get(key) for key in varied}
+            label = ", ".join([method, *(f"{key}={value}" for key, value in own.items())])
+            by_label.setdefault(label, Group(label, [], own)).runs.append(run)
+        groups += by_label.values()
     return groups
 
 
@@ -210,6 +236,14 @@ def read_evaluations(metrics: Sequence[dict[str, Any]]) -> list[Evaluation]:
         ordered = dict(sorted(grades.items(), key=lambda item: natural_key(item[0])))
         found.append(Evaluation(record["step"], record["eval/correct"], record["eval/count"], ordered))
     return found
+
+
+def read_answered(path: Path) -> tuple[Answered, ...]:
+    """An evaluation's file of results."""
+    return tuple(
+        Answered(json.dumps([record["prompt"], record["answer"]]), record["grade"], record["n"], record["correct"])
+        for record in read_results(path).values()
+    )
 
 
 def natural_key(text: str) -> list[tuple[bool, int, str]]:

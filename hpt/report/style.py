@@ -16,19 +16,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 INK, MUTED, GRID, PAPER = "#1b1f24", "#68707a", "#e3e6ea", "#fefefe"
-BLUE = "#0072b2"
-# These become variables of the page; blue is too dark for a dark page.
-_CSS_NAMES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--card", BLUE: "--blue"}
+BLUE, PURPLE = "#0072b2", "#7a4a9e"
+# These become variables of the page; blue and purple are too dark for a dark page.
+_CSS_NAMES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--card", BLUE: "--blue", PURPLE: "--purple"}
 
 # Okabe & Ito (2008), in an order that keeps neighbours far apart; a method keeps its colour in every report.
-_CYCLE = (BLUE, "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#8c6d31")
+_CYCLE = (BLUE, "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", PURPLE, "#8c6d31")
 _METHOD_COLOURS = {
     "hpt": BLUE,
     "grpo": "#d55e00",
     "sft": "#009e73",
     "sft-then-grpo": "#cc79a7",
     "luffy": "#e69f00",
-    "srft": "#56b4e9",
+    "srft": PURPLE,
 }
 GATE_COLOURS = {"none": "#e8893c", "some": "#9cc3e4", "all": "#2a6a9e"}
 VERDICT_COLOURS = {
@@ -45,6 +45,8 @@ PHASE_COLOURS = dict(
     )
 )
 GRADE_COLOURS = ("#56b4e9", "#e69f00", "#d55e00", "#cc79a7", "#009e73", BLUE)
+SHARE_COLOURS = ("#2273b414", "#2273b4")  # from never to always right, on light and on dark paper
+GAMMA_COLOURS = ("#9cc3e4", "#0072b2", "#12304d")
 SKIPPED = "#c0392b"
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (1.4, 1.4)), (0, (6, 1.5, 1.4, 1.5)))
 
@@ -97,7 +99,7 @@ def method_colours(labels: Sequence[str]) -> dict[str, str]:
             colours[label] = own
     for label in labels:
         free = [colour for colour in _CYCLE if colour not in colours.values()]
-        colours.setdefault(label, (free or _CYCLE)[0])
+        colours.setdefault(label, free[0] if free else _CYCLE[len(colours) % len(_CYCLE)])
     return colours
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.table import Table
 
 from hpt.records import read_metrics
+from hpt.report.questions import final_evaluations, mean_pass_at_k
 from hpt.report.runs import Evaluation, Group, Run, read_evaluations
 
 EMPTY = "–"
@@ -80,7 +81,12 @@ def run_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
 
 
 def method_rows(groups: Sequence[Group]) -> list[dict[str, str]]:
-    """Mean and spread over seeds: held-out accuracy before and after, overall and by grade."""
+    """Mean and spread over seeds: held-out accuracy before and after, overall and by grade; pass@k; what it cost.
+
+    k is the fewest responses that any question has; with one there is no such column.
+    """
+    finals = {group.label: final_evaluations(group)[0] for group in groups}
+    n = min((question.n for found in finals.values() for questions in found for question in questions), default=1)
     grades = list(
         dict.fromkeys(
             grade for group in groups for run in group.runs if run.evaluations for grade in run.evaluations[-1].grades
@@ -98,6 +104,10 @@ def method_rows(groups: Sequence[Group]) -> list[dict[str, str]]:
         }
         for grade in grades:
             row[grade] = spread([v for e in trained if (v := e[-1].of_grade(grade)) is not None])
+        if n > 1:
+            row[f"pass@{n}"] = spread([mean_pass_at_k(evaluation, n) for evaluation in finals[group.label]])
+        for phase in ("rollout", "train"):
+            row[phase] = duration(statistics.fmean(run.phases.get(phase, 0.0) for run in group.runs) or None)
         row["time a run"] = duration(statistics.fmean(run.seconds for run in group.runs) or None)
         rows.append(row)
     return rows

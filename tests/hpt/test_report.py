@@ -28,7 +28,7 @@ LIMIT = 64  # tokens of a rollout
 
 
 def write_run(
-    folder: Path, method="hpt", seed=0, steps=24, *, done=None, questions=16, n=8, eval_every=8, **changes
+    folder: Path, method="hpt", seed=0, steps=24, *, done=None, questions=16, n=8, eval_every=8, eval_n=4, **changes
 ) -> Path:
     """A run as the trainer writes it, of a model whose chance on each grade grows with the steps."""
     random_ = random.Random(f"{method} {seed}")
@@ -57,7 +57,7 @@ def write_run(
         if step:
             line |= training_line(random_, method, step, skill, chances, questions, n, folder)
         if step % eval_every == 0 or step == steps:
-            right = {g: sum(random_.random() < chances[g] for _ in range(100)) for g in GRADES}
+            right = answered(folder, step, chances, eval_n, random.Random(f"{method} {seed} {step}"))
             line |= {"eval/accuracy": sum(right.values()) / 300, "eval/correct": sum(right.values()), "eval/count": 300}
             for grade, count in right.items():
                 line |= {
@@ -69,6 +69,22 @@ def write_run(
         lines.append(json.dumps(line) + "\n")
     (folder / "metrics.jsonl").write_text("".join(lines))
     return folder
+
+
+def answered(folder, step, chances, n, random_) -> dict[str, int]:
+    """Writes the evaluation after `step`, 100 responses a grade; returns how many are right."""
+    rows = []
+    for grade, chance in chances.items():
+        for index in range(100 // n):
+            easiness = 1.2 * (index + 0.5) / (100 // n) - 0.6
+            lengths = [random_.randint(9, LIMIT) for _ in range(n)]
+            correct = sum(random_.random() < chance + easiness for _ in range(n))
+            question = {"id": f"{grade} {index}", "grade": grade, "prompt": f"{index} in {grade}", "answer": "1"}
+            rows.append({"step": step} | question | {"n": n, "correct": correct, "lengths": lengths})
+    random_.shuffle(rows)
+    (folder / "eval").mkdir(exist_ok=True)
+    (folder / "eval" / f"step-{step:06d}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {grade: sum(row["correct"] for row in rows if row["grade"] == grade) for grade in GRADES}
 
 
 def training_line(random_, method, step, skill, chances, questions, n, folder):
@@ -318,7 +334,7 @@ def test_stacked_gate_counts_fill_the_whole(one):
 def test_figures_are_images_on_disk_and_inline_in_the_page(one):
     folder, path = one
     images = {image.stem: imread(image) for image in (folder / "figures").iterdir()}
-    assert set(images) == set(FIGURES) - {"clip_share"}  # nothing is clipped in this run
+    assert set(images) == set(FIGURES) - {"clip_share", "gate_ablation"}  # of one run, in which nothing is clipped
     for image in images.values():
         assert image.shape[0] > 400
         assert image.shape[1] > 900
@@ -353,7 +369,7 @@ def test_the_page_needs_nothing_but_itself(one, several):
         assert not {"script", "iframe", "object", "embed", "img", "base", "form"} & set(page.tags)
         for _, name, value in page.attributes:
             if name in ("src", "href", "xlink:href", "srcset", "action", "data"):
-                assert value.startswith("#") or value == "data:,"
+                assert value.startswith(("#", "data:image/png;base64,")) or value == "data:,"
             assert "://" not in value or name.startswith("xmlns"), f"{name}={value}"
             assert not name.startswith("on")
         css = "".join(page.texts["style"])
@@ -366,7 +382,7 @@ def test_ids_are_unique_and_every_reference_has_its_target(one, several):
         page = Page(path)
         ids = [value for _, name, value in page.attributes if name == "id"]
         assert len(ids) == len(set(ids)) > 100
-        references = {value[1:] for _, name, value in page.attributes if name == "xlink:href"}
+        references = {value[1:] for _, name, value in page.attributes if name == "xlink:href" and value[0] == "#"}
         clips = {value[5:-1] for _, name, value in page.attributes if name == "clip-path"}
         assert references | clips <= set(ids)
         assert references
@@ -444,7 +460,8 @@ def test_a_run_without_rollouts_leaves_their_figures_out(tmp_path):
     (folder / "figures" / "reward.png").write_bytes(b"of an earlier report")
     page = Page(report([folder]))
     assert {image.stem for image in (folder / "figures").iterdir()} == {
-        *("summary", "sft_share", "accuracy", "accuracy_by_grade", "entropy", "grad_norm", "time")
+        *("summary", "sft_share", "accuracy", "accuracy_by_grade", "pass_at_k", "question_map"),
+        *("entropy", "grad_norm", "time"),
     }
     assert "Reward: no step records reward/sum and reward/count." in page.texts["li"]
     assert "Gate counts: no step records gate/none, gate/some and gate/all." in page.texts["li"]
@@ -472,12 +489,17 @@ def test_a_run_without_evaluation(tmp_path):
 # Several runs
 
 
+def final_counts(folder: Path) -> list[int]:
+    path = max((folder / "eval").iterdir())
+    return [json.loads(line)["correct"] for line in path.read_text().splitlines()]
+
+
 def test_the_tables_of_several_runs(several):
     folders, path = several
     methods, runs = Page(path).tables
     evaluated = {folder.name: [line for line in read_metrics(folder) if "eval/count" in line] for folder in folders}
     for row in methods[1:]:
-        name, count, before, after, change, *grades, _ = row
+        name, count, before, after, change, *grades, best_of_4, rollout, train, _ = row
         assert count == "2"
         pairs = [(evaluated[f"{name}-{seed}"][0], evaluated[f"{name}-{seed}"][-1]) for seed in (0, 1)]
         first, last = ([100 * pair[i]["eval/correct"] / pair[i]["eval/count"] for pair in pairs] for i in (0, 1))
@@ -488,7 +510,12 @@ def test_the_tables_of_several_runs(several):
         for grade, cell in zip(GRADES, grades, strict=True):
             values = [100 * pair[1][f"eval/correct/{grade}"] / pair[1][f"eval/count/{grade}"] for pair in pairs]
             assert cell == f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
-    assert methods[0][5:8] == list(GRADES)
+        solved = [
+            100 * statistics.mean(map(bool, final_counts(folder))) for folder in folders if folder.name[:3] == name
+        ]  # pass@n of n responses is the share of questions that have a right one
+        assert best_of_4 == f"{statistics.mean(solved):.1f} ± {statistics.stdev(solved):.1f}"
+        assert (train, rollout == "–") == ("10.8 s", name == "sft")
+    assert methods[0][5:] == [*GRADES, "pass@4", "rollout", "train", "time a run"]
     for folder, row in zip(folders, runs[1:], strict=True):
         cells = dict(zip(runs[0], row, strict=True))
         lines = read_metrics(folder)[1:]
