@@ -10,17 +10,17 @@ from pathlib import Path
 import torch
 import upge
 from rich.console import Console
-from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
-from hpt.config import Config, ModelConfig
+from hpt.config import Config
 from hpt.critic import Critic
 from hpt.data import Question, load_questions
 from hpt.engine import Engine
-from hpt.errors import ConfigError, DataError, HptError
+from hpt.errors import ConfigError, DataError
 from hpt.functions import resolve
 from hpt.gate import make_gate, needs_demonstrations
+from hpt.model import check_model_settings, load_policy
+from hpt.optional import require
 from hpt.policy import Policy
 from hpt.prompt import PromptRenderer, generation_ends, load_tokenizer, select_by_length, show_first
 from hpt.rollout import TransformersEngine
@@ -35,6 +35,9 @@ def assemble(config: Config, checkpoint: Path | None, console: Console) -> Itera
     device = pick_device(config.device)
     gate = make_gate(config.gate, config.sampled)
     _check_backend(config.loss.backend, device)
+    check_model_settings(config.model, device)
+    if config.optimizer.states == "8bit":
+        require("bitsandbytes", 'optimizer.states "8bit"', "'hpt[peft]'")
     if config.prepare:
         resolve(config.prepare, field="prepare")(config)
     demonstrated = needs_demonstrations(config.gate)
@@ -51,11 +54,10 @@ def assemble(config: Config, checkpoint: Path | None, console: Console) -> Itera
     with make_verifier(config.verify) as verifier:
         check_answers(verifier, questions, config.data.train)
         check_answers(verifier, held_out, config.data.eval or "")
-        weights = str(checkpoint or config.model.path)
-        model = load_model(weights, config.model, device)
+        model = load_policy(config, checkpoint, device)
         critic = None
         if config.rl.advantage == "gae":
-            critic = Critic(load_model(weights, config.model, device).get_decoder(), config)
+            critic = Critic(load_policy(config, checkpoint, device).get_decoder(), config)
         yield Trainer(
             config=config,
             questions=questions,
@@ -97,19 +99,6 @@ def _check_backend(backend: str, device: torch.device) -> None:
         upge.linear_logprobs(head, head, torch.zeros(1, dtype=torch.int64, device=device), backend=backend)
     except ValueError as error:
         raise ConfigError(f"loss.backend = {backend!r} on {device}: {error}") from None
-
-
-def load_model(path: str, settings: ModelConfig, device: torch.device) -> PreTrainedModel:
-    """A causal language model in the dtype of the recipe."""
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=getattr(torch, settings.dtype), trust_remote_code=settings.trust_remote_code
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise HptError(f"model.path = {path!r}: no causal language model could be loaded: {error}") from error
-    if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model.to(device)  # type: ignore[arg-type]
 
 
 def _of_trainable_length(

@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hpt.errors import HptError
+from hpt.model import save_model
 from hpt.records import flush
 
 STATE = "trainer_state.pt"
@@ -50,7 +51,7 @@ def save_checkpoint(
     """Writes the checkpoint of `step` and removes all but the newest `keep`. HptError where the disk refuses."""
 
     def write(folder: Path) -> None:
-        model.save_pretrained(folder)
+        save_model(model, folder)
         tokenizer.save_pretrained(folder)
         torch.save(state, folder / STATE)
 

@@ -79,6 +79,19 @@ def impossible_combinations(config: Config) -> list[str]:
             f"eval.every = {config.eval.every} needs data.eval, a file of held-out questions",
         ),
         (
+            config.model.quantization is not None and config.model.lora is None,
+            f'model.quantization "{config.model.quantization}" freezes the weights: it needs adapters to train, '
+            "model.lora",
+        ),
+        (
+            config.model.lora is not None and config.rl.advantage == "gae",
+            'rl.advantage "gae" trains all weights of a critic as large as the model: it does not go with model.lora',
+        ),
+        (
+            config.model.attention == "eager" and config.batch.packing == "packed",
+            'model.attention "eager" lets packed rows see each other: use batch.packing "padded", or "sdpa"',
+        ),
+        (
             config.optimizer.warmup_steps > config.steps,
             f"optimizer.warmup_steps = {config.optimizer.warmup_steps} must not exceed steps = {config.steps}",
         ),

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from hpt.assemble import check_answers, load_model, pick_device, quiet_transformers
+from hpt.assemble import check_answers, pick_device, quiet_transformers
 from hpt.benchmarks import MAX_TOKENS, find_benchmark, load_benchmark, unknown_benchmark
 from hpt.checkpoint import checkpoints
 from hpt.config import ColumnsConfig, ModelConfig, PromptConfig, Section, VerifyConfig
@@ -24,6 +24,7 @@ from hpt.datafiles import FILE_KINDS
 from hpt.errors import ConfigError, HptError
 from hpt.eval_tables import benchmark_table, result_tables
 from hpt.evaluate import SUMMARY, EvalResult, QuestionResult, evaluate, write_json
+from hpt.model import load_model
 from hpt.passk import Estimate, bootstrap_average
 from hpt.prompt import PromptRenderer, generation_ends, load_tokenizer
 from hpt.recipe import load_config

@@ -254,8 +254,8 @@ class Trainer:
         self, rows: Sequence[Row], normalise: Callable[[list[Row]], list[Row]] = list
     ) -> Iterator[MicroBatch]:
         device = self.policy.model.device
-        packing = self.config.batch.packing
-        packed = packing == "packed" or (packing == "auto" and device.type == "cuda")
+        packing, attention = self.config.batch.packing, self.config.model.attention
+        packed = packing == "packed" or (packing == "auto" and device.type == "cuda" and attention != "eager")
         with_signal = [row for row in rows if row.has_signal]
         for batch in micro_batches(with_signal, self.config.batch.tokens, packed=packed, normalise=normalise):
             yield batch.to(device)
