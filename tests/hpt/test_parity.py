@@ -7,6 +7,7 @@ fixed rollouts, scores and demonstrations in place of an engine, a verifier and 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,8 @@ from hpt.engine import Update
 from hpt.gate import make_gate
 from hpt.policy import Policy
 from hpt.recipe import METHODS, build_config, merge, read_method
-from hpt.rollout import Rollout, Sampling
+from hpt.rollout import Rollout, RolloutEngine, Sampling
+from hpt.rollout.engine import OnRollout
 from hpt.trainer import Trainer
 from hpt.verify import Verdict
 
@@ -124,18 +126,39 @@ def corrected_loss(method: str, items: Sequence[Item], l: dict, entropy: dict) -
 # ---- the trainer under test
 
 
-class FixedRollouts:
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int) -> list[list[Rollout]]:
-        return [
+class FixedRollouts(RolloutEngine):
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        seed: int,
+        on_rollout: OnRollout | None = None,
+    ) -> list[list[Rollout]]:
+        assert on_rollout is not None
+        groups = [
             [Rollout(tokens, [-1.0] * len(tokens), "stop") for tokens in group[: sampling.n]] for group in RESPONSES
         ]
+        for index, group in enumerate(groups):
+            for place, rollout in enumerate(group):
+                on_rollout(index, place, rollout)
+        return groups
 
 
 class FixedScores:
-    def score(self, responses: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
-        count = len(responses) // len(SCORES)
-        values = [value for group in SCORES for value in group[:count]]
-        return [Verdict("correct" if value else "incorrect", float(value)) for value in values]
+    """A verifier and its scoring in one."""
+
+    def scoring(self) -> AbstractContextManager[FixedScores]:
+        return nullcontext(self)
+
+    def add(self, key: tuple[int, int], response: str, answer: str) -> None:
+        pass
+
+    def verdicts(self) -> dict[tuple[int, int], Verdict]:
+        return {
+            (index, place): Verdict("correct" if value else "incorrect", float(value))
+            for index, group in enumerate(SCORES)
+            for place, value in enumerate(group)
+        }
 
 
 class FixedTokens:
