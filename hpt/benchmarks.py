@@ -22,6 +22,9 @@ DATA_DIR = "HPT_DATA_DIR"
 MAX_TOKENS = 8192
 """Tokens of a response, as in the paper."""
 
+COLUMNS = "--columns {field}=NAME"
+"""How a column is named on the command line."""
+
 INSTRUCTION = "Put the letter of the right choice in \\boxed{}."
 
 
@@ -48,7 +51,12 @@ BENCHMARKS = (
     Benchmark("Minerva", "math-ai/minervamath@test", other_names=("MinervaMath",)),
     Benchmark("OlympiadBench", "Hothan/OlympiadBench:OE_TO_maths_en_COMP@train", other_names=("Olympiad",)),
     Benchmark("GPQA-Diamond", "Idavidrein/gpqa:gpqa_diamond@train", other_names=("GPQA",), verifier="choice"),
-    Benchmark("ARC-c", "allenai/ai2_arc:ARC-Challenge@test", other_names=("ARC-Challenge",), verifier="choice"),
+    Benchmark(
+        "ARC-c",
+        "allenai/ai2_arc:ARC-Challenge@test",
+        other_names=("ARC-Challenge", "ARC-Challenge-Test"),
+        verifier="choice",
+    ),
 )
 
 
@@ -69,17 +77,19 @@ def unknown_benchmark(name: str) -> HptError:
 
 
 def local_file(benchmark: Benchmark, folder: Path) -> Path | None:
-    """NAME/test.json or NAME.json (or .jsonl, .parquet) in `folder`, the name in any case and punctuation."""
+    """NAME/test.json, NAME/NAME.json or NAME.json in `folder`, or another of FILE_KINDS.
+
+    The name in any case and punctuation; test may have the hub's suffix of an only part.
+    """
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
         raise HptError(f"{folder}, the folder of benchmark files, cannot be read: {error.strerror}") from None
     for entry in entries:
-        found = [entry / f"test{kind}" for kind in FILE_KINDS] if _key(entry.name) in benchmark.keys else []
-        if entry.suffix in FILE_KINDS and _key(entry.stem) in benchmark.keys:
-            found.append(entry)
-        for path in found:
-            if path.is_file():
+        inside = _key(entry.name) in benchmark.keys and entry.is_dir()
+        for path in sorted(entry.iterdir()) if inside else [entry]:
+            named = _key(path.stem) in benchmark.keys or (inside and path.stem in ("test", "test-00000-of-00001"))
+            if named and path.suffix in FILE_KINDS and path.is_file():
                 return path
     return None
 
@@ -106,7 +116,7 @@ def load_benchmark(
         where = f"in {folder}" if folder else f"nowhere: name their folder by --data-dir or ${DATA_DIR}"
         raise HptError(
             f"{benchmark.name}: there is no local file, and the hub cannot help.\n"
-            f"Looked for {names} as NAME/test or NAME ({', '.join(FILE_KINDS)}) {where}.\n"
+            f"Looked for {names} as NAME/test, NAME/NAME or NAME ({', '.join(FILE_KINDS)}) {where}.\n"
             f"Hub: {error}"
         ) from error
 
@@ -149,12 +159,12 @@ def _read_plain(benchmark: Benchmark, source: str, columns: ColumnsConfig, prese
             raise DataError(
                 f"{source} has no layout of {benchmark.name}: no record has a field for the {field}. "
                 f"Looked for {', '.join(known)}; else {others}. The records have {', '.join(sorted(present))}. "
-                f"Name the field by --columns {field}=NAME"
+                f"Name the field by {COLUMNS.format(field=field)}"
             )
     # MATH-500's own names, where the file has them and no others are asked for.
     found = {field: name for field, name in (("id", "unique_id"), ("grade", "level")) if name in present}
     settings = found | columns.model_dump(exclude_none=True)
-    return load_questions(source, ColumnsConfig(**settings), need_demonstration=False)
+    return load_questions(source, ColumnsConfig(**settings), need_demonstration=False, option=COLUMNS)
 
 
 def _read_gpqa(record: dict[str, Any], number: int, seed: int) -> Question:

@@ -123,8 +123,8 @@ def _add_eval(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         required=True,
         action="append",
         metavar="DATA",
-        help="a benchmark, a .jsonl, .json or .parquet file with prompt and answer, or NAME[:CONFIG]@SPLIT of the "
-        "Hugging Face hub; may be given several times",
+        help="a benchmark, a .jsonl, .json, .csv or .parquet file with prompt and answer, or NAME[:CONFIG]@SPLIT of "
+        "the Hugging Face hub; may be given several times",
     )
     evaluate.add_argument(
         "--data-dir", type=Path, metavar="DIR", help="folder of local benchmark files (default: $HPT_DATA_DIR)"
@@ -182,8 +182,9 @@ def _add_eval(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 _EVAL_EPILOG = """
 benchmarks, with the responses a question that the literature takes:
   AIME24, AIME25, AMC (32); MATH-500, Minerva, OlympiadBench (1); GPQA-Diamond, ARC-c (1, multiple choice)
-  Local files come first: NAME/test.json or NAME.json (or .jsonl, .parquet) in --data-dir or $HPT_DATA_DIR, in their
-  published layouts; without one the Hugging Face hub is asked, through the datasets library (pip install 'hpt[eval]').
+  Local files come first: NAME/test.json, NAME/NAME.json or NAME.json (or .jsonl, .csv, .parquet) in --data-dir or
+  $HPT_DATA_DIR, in their published layouts; without one the Hugging Face hub is asked, through the datasets library
+  (pip install 'hpt[eval]').
 
 examples:
   hpt eval runs/demo --data held_out.jsonl --n 64

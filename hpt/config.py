@@ -69,7 +69,9 @@ class ColumnsConfig(Section):
 
 
 class DataConfig(Section):
-    train: str = Field(description=".jsonl, .json or .parquet file, or a Hugging Face dataset NAME[:CONFIG]@SPLIT")
+    train: str = Field(
+        description=".jsonl, .json, .csv or .parquet file, or a Hugging Face dataset NAME[:CONFIG]@SPLIT"
+    )
     eval: str | None = Field(None, description="held-out questions, in the same forms")
     columns: ColumnsConfig = ColumnsConfig()
     max_prompt_tokens: int | None = Field(None, ge=1, description="longer prompts are handled as `too_long` says")

@@ -53,13 +53,16 @@ class Question:
     grade: str | None = None
 
 
-def load_questions(source: str, columns: ColumnsConfig, *, need_demonstration: bool) -> list[Question]:
+def load_questions(
+    source: str, columns: ColumnsConfig, *, need_demonstration: bool, option: str = "data.columns.{field}=NAME"
+) -> list[Question]:
     """Read every question of `source`.
 
-    source: a .jsonl, .json (a list of objects) or .parquet file; a dataset folder; or a dataset of the
+    source: a .jsonl, .json (a list of objects), .csv or .parquet file; a dataset folder; or a dataset of the
         Hugging Face hub as NAME[:CONFIG]@SPLIT. Folders and hub names go through the `datasets` library.
     columns: names of columns, each None to find it among `KNOWN_COLUMNS`.
     need_demonstration: whether a question without a demonstration is an error.
+    option: how the user names a column, for the message that one is missing.
 
     A question without an id gets "#" and its line (JSONL) or record number, from 1.
     Raises DataError naming file, line, field, what came and what is allowed, the first few problems in one
@@ -70,7 +73,7 @@ def load_questions(source: str, columns: ColumnsConfig, *, need_demonstration: b
     if not records:
         problems.raise_if_any()
         raise DataError(f"{source} holds no questions: it is empty")
-    names = _find_columns(source, [record for _, record in records], columns, need_demonstration)
+    names = _find_columns(source, [record for _, record in records], columns, need_demonstration, option)
     convert = dict(_CONVERT, demonstration=_needed_demonstration) if need_demonstration else _CONVERT
 
     questions = []
@@ -135,7 +138,7 @@ def _shuffled(n: int, seed: int, epoch: int) -> tuple[int, ...]:
 
 
 def _find_columns(
-    source: str, records: list[dict[str, Any]], columns: ColumnsConfig, need_demonstration: bool
+    source: str, records: list[dict[str, Any]], columns: ColumnsConfig, need_demonstration: bool, option: str
 ) -> dict[str, str]:
     """The column of each field that has one."""
     names: dict[str, str] = {}
@@ -152,7 +155,7 @@ def _find_columns(
             raise DataError(
                 f"{source}: no record has a column for the {field}: looked for {', '.join(candidates)}; "
                 f"the records have {', '.join(present) or 'no columns'}. "
-                f"Name the column in data.columns.{field} (dots reach into nested objects)"
+                f"Name the column by {option.format(field=field)} (dots reach into nested objects)"
             )
     return names
 

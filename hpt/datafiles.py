@@ -1,7 +1,8 @@
-"""Records of .jsonl, .json, .parquet files and Hugging Face datasets, and one message for what is wrong."""
+"""Records of .jsonl, .json, .csv, .parquet files and Hugging Face datasets, and one message for what is wrong."""
 
 from __future__ import annotations
 
+import csv
 import json
 import reprlib
 from collections.abc import Iterable, Iterator
@@ -9,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from hpt.errors import DataError, HptError
+from hpt.hub import find_hub
 
-FILE_KINDS = (".jsonl", ".json", ".parquet")
+FILE_KINDS = (".jsonl", ".json", ".csv", ".parquet")
 PROBLEMS_SHOWN = 5
 
 _repr = reprlib.Repr()
@@ -59,7 +61,7 @@ def read_records(source: str, problems: Problems) -> Iterator[tuple[int, dict[st
     """
     path = Path(source)
     if path.is_file():
-        readers = {".jsonl": _read_jsonl, ".json": _read_json, ".parquet": _read_parquet}
+        readers = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
         if path.suffix not in readers:
             raise DataError(f"{source}: a data file ends in {', '.join(FILE_KINDS)}, not in {path.suffix!r}")
         records = readers[path.suffix](path, problems)
@@ -96,6 +98,22 @@ def _read_json(path: Path, problems: Problems) -> Iterator[tuple[int, Any]]:
     if not isinstance(value, list):
         raise DataError(f"{path} is one {type(value).__name__}: {describe(value)}; allowed: a list of objects")
     yield from enumerate(value, start=1)
+
+
+def _read_csv(path: Path, problems: Problems) -> Iterator[tuple[int, Any]]:
+    """The first row names the columns; a value is a text."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file, strict=True))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start + 1}") from None
+    except csv.Error as error:
+        raise DataError(f"{path} cannot be read as CSV: {error}") from None
+    for number, row in enumerate(rows, start=1):
+        if None in row or None in row.values():
+            problems.add(number, f"has {'more' if None in row else 'fewer'} fields than the first row has names")
+        else:
+            yield number, row
 
 
 def _parse_json(raw: bytes) -> Any:
@@ -142,6 +160,7 @@ def _read_dataset(source: str) -> Iterable[Any]:
         elif folder.is_dir():
             dataset = datasets.load_dataset(str(folder))
         else:
+            find_hub()
             name, config = _split_off(name, ":")
             dataset = datasets.load_dataset(name, config, split=split)
     except Exception as error:  # whatever the hub, the network or a builder raises

@@ -21,6 +21,7 @@ from rich.text import Text
 from hpt.data import Message, Question
 from hpt.datafiles import first_few
 from hpt.errors import ConfigError, DataError, HptError
+from hpt.hub import find_hub
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,6 +50,8 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedT
         )
     if not folder.is_dir() and path.startswith(("/", "./", "../", "~")):
         raise HptError(f"model.path: {path} is no folder")
+    if not folder.is_dir():
+        find_hub()
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             str(folder) if folder.is_dir() else path, trust_remote_code=trust_remote_code

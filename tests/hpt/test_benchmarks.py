@@ -1,5 +1,6 @@
 """Benchmarks by name: local files first, the public layouts, and what is wrong with a file."""
 
+import csv
 import json
 import re
 import sys
@@ -52,6 +53,13 @@ def load(folder, name, records, *, seed=0, file="test.json", **columns):
     return load_benchmark(find_benchmark(name), folder, ColumnsConfig(**columns), seed=seed)[1]
 
 
+def write_csv(path, records):
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, records[0])
+        writer.writeheader()
+        writer.writerows(records)
+
+
 # ---- names
 
 
@@ -102,7 +110,7 @@ def test_the_published_files_are_found_and_whole(name, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", FILE_KINDS)
-@pytest.mark.parametrize("form", ["aime-2024/test{}", "AIME24{}"])
+@pytest.mark.parametrize("form", ["aime-2024/test{}", "AIME24/test-00000-of-00001{}", "AIME24/aime2024{}", "AIME24{}"])
 def test_places_of_a_local_file(tmp_path, form, kind):
     path = tmp_path / form.format(kind)
     path.parent.mkdir(exist_ok=True)
@@ -110,6 +118,8 @@ def test_places_of_a_local_file(tmp_path, form, kind):
     if kind == ".parquet":
         pyarrow = pytest.importorskip("pyarrow")
         pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist(records), path)
+    elif kind == ".csv":
+        write_csv(path, records)
     else:
         path.write_text(json.dumps(records if kind == ".json" else records[0]))
     (tmp_path / "AIME25.json").write_text("not this one")
@@ -123,7 +133,9 @@ def test_without_a_file_and_a_library_the_places_are_named(tmp_path, monkeypatch
     monkeypatch.setitem(sys.modules, "datasets", None)
     monkeypatch.delenv(DATA_DIR, raising=False)
     benchmark = find_benchmark("GPQA-Diamond")
-    with pytest.raises(HptError, match=r"GPQA-Diamond, GPQA as NAME/test .* nowhere: name .* --data-dir or \$HPT_DATA"):
+    with pytest.raises(
+        HptError, match=r"GPQA-Diamond, GPQA as NAME/test, NAME/NAME or .* nowhere: name .* --data-dir or \$HPT_DATA"
+    ):
         load_benchmark(benchmark, None, ColumnsConfig(), seed=0)
     with pytest.raises(HptError) as error:
         load_benchmark(benchmark, tmp_path, ColumnsConfig(), seed=0)
@@ -161,6 +173,34 @@ def test_gpqa(tmp_path):
     assert sorted(choices.values()) == ["the first", "the fourth", "the second", "the third"]
     assert choices[question.answer] == "the fourth"
     assert (question.id, question.grade) == ("rec1", "Physics")
+
+
+def test_gpqas_own_csv_file(tmp_path):
+    """As its archive has it: quoted fields with commas and line breaks, many more columns, some of them empty."""
+    records = [
+        {"Pre-Revision Question": "", **GPQA, "Record ID": f"rec{i}", "Explanation": 'It is, "by far".\nYes.'}
+        | {"Incorrect Answer 1": "1,5\nof it", "Writer's Difficulty Estimate": ""}
+        for i in range(3)
+    ]
+    write_csv(tmp_path / "gpqa_diamond.csv", records)
+    source, questions = load_benchmark(find_benchmark("GPQA-Diamond"), tmp_path, ColumnsConfig(), seed=3)
+    assert source.endswith("gpqa_diamond.csv")
+    (tmp_path / "json").mkdir()
+    assert questions == load(tmp_path / "json", "GPQA", records, seed=3)
+    assert [question.id for question in questions] == ["rec0", "rec1", "rec2"]
+    del records[1]["Incorrect Answer 3"]
+    write_csv(tmp_path / "gpqa_diamond.csv", records)
+    with pytest.raises(DataError, match=r"gpqa_diamond\.csv, record 2: field 'Incorrect Answer 3' is ''; allowed"):
+        load_benchmark(find_benchmark("GPQA-Diamond"), tmp_path, ColumnsConfig(), seed=3)
+
+
+def test_arcs_own_files(tmp_path):
+    (tmp_path / "ARC-Challenge").mkdir()
+    path = tmp_path / "ARC-Challenge" / "ARC-Challenge-Test.jsonl"
+    path.write_text(json.dumps(ARC_OF_ITS_AUTHORS) + "\n")
+    (path.parent / "ARC-Challenge-Dev.jsonl").write_text("not this one")
+    source, (question,) = load_benchmark(find_benchmark("ARC-c"), tmp_path, ColumnsConfig(), seed=0)
+    assert (source, question.answer) == (str(path), "C")
 
 
 def test_gpqas_choices_are_shuffled_by_the_seed_alone(tmp_path):

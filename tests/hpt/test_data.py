@@ -148,7 +148,12 @@ def test_missing_and_unreadable_files(tmp_path):
         ("c.json", b'{"data": []}', "is one dict"),
         ("d.json", b'[\n{"prompt": }]', "broken JSON at line 2, column 12"),
         ("e.json", b"[" * 200_000, "JSON that cannot be read"),
-        ("f.csv", b"prompt,answer", "a data file ends in .jsonl, .json, .parquet, not in '.csv'"),
+        ("f.tsv", b"prompt\tanswer", "a data file ends in .jsonl, .json, .csv, .parquet, not in '.tsv'"),
+        ("f.csv", b"prompt,answer\n1+1?,2\n2+2?\n", "f.csv, record 2: has fewer fields than the first row"),
+        ("f.csv", b"prompt,answer\n1+1?,2,3\n", "f.csv, record 1: has more fields than the first row"),
+        ("f.csv", b"prompt,answer\n\xff,2\n", "f.csv is not UTF-8 text: invalid start byte at byte 15"),
+        ("f.csv", b'prompt,answer\n"1+1?,2\n', "f.csv cannot be read as CSV: unexpected end of data"),
+        ("f.csv", b"", "f.csv holds no questions"),
     ]:
         (tmp_path / name).write_bytes(content)
         message = error_of(str(tmp_path / name))

@@ -254,6 +254,10 @@ def test_an_interruption_keeps_what_was_done(world, hpt_eval, tmp_path, monkeypa
     ("arguments", "words"),
     [
         (["--data", "AIME23"], ["no benchmark of that name", "Did you mean AIME2"]),
+        (
+            ["--data", "{eval}", "--columns", "answer=gold"],
+            ["looked for gold", "Name the column by --columns answer=NAME"],
+        ),
         (["--data", "nothing.jsonl"], ["nothing.jsonl: no such file"]),
         (["--data", "AIME24", "--data-dir", "nowhere"], ["nowhere, the folder of benchmark files, cannot be read"]),
         (["--data", "AIME24", "--data", "aime2024"], ["AIME24, aime2024 are not told apart"]),
