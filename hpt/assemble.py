@@ -21,6 +21,7 @@ from hpt.functions import resolve
 from hpt.gate import make_gate, needs_demonstrations
 from hpt.model import check_model_settings, load_policy
 from hpt.optional import require
+from hpt.out_of_memory import memory_phase
 from hpt.policy import Policy
 from hpt.prompt import PromptRenderer, generation_ends, load_tokenizer, select_by_length, show_first
 from hpt.rollout import TransformersEngine
@@ -54,10 +55,12 @@ def assemble(config: Config, checkpoint: Path | None, console: Console) -> Itera
     with make_verifier(config.verify) as verifier:
         check_answers(verifier, questions, config.data.train)
         check_answers(verifier, held_out, config.data.eval or "")
-        model = load_policy(config, checkpoint, device)
-        critic = None
-        if config.rl.advantage == "gae":
-            critic = Critic(load_policy(config, checkpoint, device).get_decoder(), config)
+        with memory_phase("load", config):
+            model = load_policy(config, checkpoint, device)
+            policy, engine = Policy(model, config), Engine(model, config)
+            critic = None
+            if config.rl.advantage == "gae":
+                critic = Critic(load_policy(config, checkpoint, device).get_decoder(), config)
         yield Trainer(
             config=config,
             questions=questions,
@@ -67,8 +70,8 @@ def assemble(config: Config, checkpoint: Path | None, console: Console) -> Itera
             rollout_engine=TransformersEngine(model, stop_ids=renderer.stop_ids, batch_size=config.rollout.batch_size),
             verifier=verifier,
             gate=gate,
-            policy=Policy(model, config),
-            engine=Engine(model, config),
+            policy=policy,
+            engine=engine,
             critic=critic,
         )
 

@@ -30,6 +30,7 @@ from hpt.data import Question, QuestionOrder
 from hpt.engine import Engine
 from hpt.evaluate import EvalResult, evaluate
 from hpt.gate import Gate, needs_rollouts
+from hpt.out_of_memory import Phase, memory_phase
 from hpt.policy import Policy
 from hpt.prompt import PromptRenderer
 from hpt.rollout import Rollout, RolloutEngine, Sampling
@@ -88,7 +89,7 @@ class Trainer:
         torch.manual_seed(seed_for(self.config.seed, step, "train"))
         experiences = self.gather(step)
         self.rollout_engine.sleep()
-        with self._timed("train"):
+        with self._phase("train"):
             trained = self.learn([experience.group for experience in experiences if experience.trained])
         self.rollout_engine.weights_changed()
         self.clock["step"] = time.perf_counter() - began
@@ -130,10 +131,10 @@ class Trainer:
                 responses[index][place] = text = response_text(self.tokenizer, rollout)
                 scoring.add((index, place), text, questions[index].answer)
 
-            with self._timed("rollout"):
+            with self._phase("rollout"):
                 seed = seed_for(self.config.seed, batch, "rollout")
                 rollouts = self.rollout_engine.generate(prompts, sampling, seed, on_rollout=verify)
-            with self._timed("verify"):  # what remains of it
+            with self._phase("verify"):  # what remains of it
                 verdicts = scoring.verdicts()
         judged = [[verdicts[index, place] for place in range(len(group))] for index, group in enumerate(rollouts)]
         scores = [[verdict.score for verdict in group] for group in judged]
@@ -184,7 +185,8 @@ class Trainer:
         )
         seed = seed_for(self.config.seed, 0, "eval")
         generate = response_generator(self.rollout_engine, self.renderer, sampling, seed)
-        return evaluate(self.held_out, generate, self.verifier, n=settings.n)
+        with memory_phase("eval", self.config):
+            return evaluate(self.held_out, generate, self.verifier, n=settings.n)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds beside the policy's weights."""
@@ -261,7 +263,8 @@ class Trainer:
             yield batch.to(device)
 
     @contextmanager
-    def _timed(self, phase: str) -> Iterator[None]:
+    def _phase(self, name: Phase) -> Iterator[None]:
         began = time.perf_counter()
-        yield
-        self.clock[phase] = self.clock.get(phase, 0.0) + time.perf_counter() - began
+        with memory_phase(name, self.config):
+            yield
+        self.clock[name] = self.clock.get(name, 0.0) + time.perf_counter() - began
