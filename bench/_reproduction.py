@@ -15,6 +15,8 @@ from hpt.passk import pass_at_k
 from hpt.significance import permutation_test
 
 CLEAN, WRONG = "clean", "wrong"
+WITHOUT_DEMONSTRATIONS = ("grpo",)
+"""Methods whose runs are the same whatever the demonstrations."""
 METRICS, EXAMS = "metrics.jsonl.gz", "exams.jsonl.gz"
 
 
@@ -98,12 +100,10 @@ def read_records(folder: Path) -> list[Outcome]:
 def of_methods(outcomes: Sequence[Outcome], demonstrations: str) -> dict[str, list[Outcome]]:
     """method -> its examined outcomes under its own gate, the start model first."""
     found: dict[str, list[Outcome]] = {}
-    for outcome in outcomes:
-        if outcome.exam and not outcome.trial.gamma and outcome.trial.method == "start":
-            found.setdefault("start", []).append(outcome)
-    for outcome in outcomes:
+    for outcome in sorted(outcomes, key=lambda outcome: outcome.trial.method != "start"):
         trial = outcome.trial
-        if outcome.exam and not trial.gamma and trial.method != "start" and trial.demonstrations == demonstrations:
+        same = trial.method in ("start", *WITHOUT_DEMONSTRATIONS) or trial.demonstrations == demonstrations
+        if outcome.exam and not trial.gamma and same:
             found.setdefault(trial.method, []).append(outcome)
     return found
 

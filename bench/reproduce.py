@@ -3,8 +3,8 @@
 The task is `hpt train sums`: sums that the start model solves always, sometimes and never. Every method gets the same
 questions and the same number of optimizer updates, and its learning rate from the same grid, chosen by held-out
 accuracy on a seed of its own that is not reported. Then, over several seeds: every method with clean demonstrations,
-every method with 40% wrong ones, and HPT with clean ones at other gammas of the gate. The last checkpoints are examined
-with n responses a held-out question, for pass@k.
+every one that reads demonstrations with 40% of them wrong, and HPT with clean ones at other gammas of the gate. The
+last checkpoints are examined with n responses a held-out question, for pass@k.
 
 Runs that are finished are kept and unfinished ones continued, so the command can be stopped and given again.
 """
@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench import _reproduction_figure, _runs
-from bench._reproduction import CLEAN, WRONG, Answered, Outcome, Trial, report, write_records
+from bench._reproduction import CLEAN, WITHOUT_DEMONSTRATIONS, WRONG, Answered, Outcome, Trial, report, write_records
 from hpt.evaluate import RESULTS as ANSWERS
 from hpt.functions import resolve
 from hpt.recipe import load_config
@@ -124,11 +124,11 @@ def main(argv: Sequence[str]) -> int:
     }
     print(f"learning rates: {rates}", file=sys.stderr)
     clean = [Trial(method, rates[method], seed) for seed in options.seeds for method in options.methods]
-    wrong = [replace(trial, demonstrations=WRONG) for trial in clean]
+    wrong = [replace(trial, demonstrations=WRONG) for trial in clean if trial.method not in WITHOUT_DEMONSTRATIONS]
     gated = [replace(trial, gamma=gamma) for trial in clean if trial.method == "hpt" for gamma in GAMMAS]
     starts = [Trial("start", 0, seed) for seed in options.seeds]
-    experiments.train([*clean, *wrong, *gated])
-    experiments.examine([*starts, *clean, *wrong, *gated])
+    experiments.train([*clean, *gated, *wrong])
+    experiments.examine([*starts, *clean, *gated, *wrong])
     outcomes = [experiments.outcome(trial) for trial in (*tuning, *starts, *clean, *wrong, *gated)]
     write_records(options.output, outcomes)
     settings = " ".join(options.settings)
