@@ -8,10 +8,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
+from hpt.checkpoint import checkpoint_path
+from hpt.run import CONFIG
+
 
 def train(folder: Path, recipe: str, settings: Sequence[str]) -> None:
-    """`hpt train RECIPE output=FOLDER SETTINGS` on one thread, continued where the folder holds a run already."""
-    if (folder / "config.yaml").is_file():
+    """`hpt train RECIPE output=FOLDER SETTINGS` on one thread; a run that the folder holds is continued, if need be."""
+    if (folder / CONFIG).is_file():
+        if checkpoint_path(folder, yaml.safe_load((folder / CONFIG).read_text())["steps"]).is_dir():
+            return
         _hpt("train", "--resume", str(folder))
     else:
         _hpt("train", recipe, f"output={folder}", *settings)
