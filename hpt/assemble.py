@@ -15,6 +15,7 @@ from transformers.utils import logging
 from hpt.config import Config
 from hpt.critic import Critic
 from hpt.data import Question, load_questions
+from hpt.distributed import ALONE, World
 from hpt.engine import Engine
 from hpt.errors import ConfigError, DataError
 from hpt.functions import resolve
@@ -22,16 +23,17 @@ from hpt.gate import make_gate, needs_demonstrations
 from hpt.model import check_model_settings, load_policy
 from hpt.optional import require
 from hpt.out_of_memory import memory_phase
-from hpt.policy import Policy
+from hpt.policy import Policy, PolicyModule
 from hpt.prompt import PromptRenderer, generation_ends, load_tokenizer, select_by_length, show_first
 from hpt.rollout import TransformersEngine
 from hpt.trainer import Trainer
 from hpt.verify import Verifier, make_verifier
+from hpt.zero import ZeroEngine
 
 
 @contextmanager
-def assemble(config: Config, checkpoint: Path | None, console: Console) -> Iterator[Trainer]:
-    """The trainer of a run, with the weights of `checkpoint` if there is one. Errors name what to mend."""
+def assemble(config: Config, checkpoint: Path | None, console: Console, world: World = ALONE) -> Iterator[Trainer]:
+    """This rank's trainer of a run, with the weights of `checkpoint` if there is one. Errors name what to mend."""
     quiet_transformers()
     device = pick_device(config.device)
     gate = make_gate(config.gate, config.sampled)
@@ -39,8 +41,10 @@ def assemble(config: Config, checkpoint: Path | None, console: Console) -> Itera
     check_model_settings(config.model, device)
     if config.optimizer.states == "8bit":
         require("bitsandbytes", 'optimizer.states "8bit"', "'hpt[peft]'")
+    if config.engine == "deepspeed":
+        require("deepspeed", 'engine "deepspeed"', "'hpt[deepspeed]'")
     if config.prepare:
-        resolve(config.prepare, field="prepare")(config)
+        _prepare(config, world)
     demonstrated = needs_demonstrations(config.gate)
     questions = load_questions(config.data.train, config.data.columns, need_demonstration=demonstrated)
     if not demonstrated:
@@ -57,7 +61,9 @@ def assemble(config: Config, checkpoint: Path | None, console: Console) -> Itera
         check_answers(verifier, held_out, config.data.eval or "")
         with memory_phase("load", config):
             model = load_policy(config, checkpoint, device)
-            policy, engine = Policy(model, config), Engine(model, config)
+            policy = Policy(model, config)
+            engine = make_engine(policy.module, config, world)
+            policy.module = engine.module
             critic = None
             if config.rl.advantage == "gae":
                 critic = Critic(load_policy(config, checkpoint, device).get_decoder(), config)
@@ -67,13 +73,35 @@ def assemble(config: Config, checkpoint: Path | None, console: Console) -> Itera
             held_out=held_out,
             tokenizer=tokenizer,
             renderer=renderer,
-            rollout_engine=TransformersEngine(model, stop_ids=renderer.stop_ids, batch_size=config.rollout.batch_size),
+            rollout_engine=TransformersEngine(
+                model,
+                stop_ids=renderer.stop_ids,
+                batch_size=config.rollout.batch_size,
+                whole_weights=engine.whole_weights,
+            ),
             verifier=verifier,
             gate=gate,
             policy=policy,
             engine=engine,
             critic=critic,
+            world=world,
         )
+
+
+def _prepare(config: Config, world: World) -> None:
+    prepare = resolve(str(config.prepare), field="prepare")
+
+    def run() -> None:
+        prepare(config)
+
+    world.once(run)
+
+
+def make_engine(module: PolicyModule, config: Config, world: World) -> Engine | ZeroEngine:
+    """The optimizer side of `module`, as `config.engine` asks."""
+    if config.engine == "local":
+        return Engine(module, config)
+    return ZeroEngine(module, config, world)
 
 
 def quiet_transformers() -> None:

@@ -166,7 +166,10 @@ def official_rows(rows: list[Row], max_tokens: int) -> list[Row]:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows laid out for the model, and for the loss one entry a response token: N in all, row after row."""
+    """Rows laid out for the model, and for the loss one entry a response token: N in all, row after row.
+
+    Without rows it is idle: its loss and its gradient are 0, and it counts nowhere.
+    """
 
     rows: list[Row]
     input_ids: torch.Tensor  # (B, L) int64
@@ -201,6 +204,22 @@ def micro_batches(
     else:
         parts = _pack(rows, lambda part: len(part) * len(part[0].tokens), max_tokens)
     return [(packed_batch if packed else padded_batch)(normalise(part)) for part in parts]
+
+
+def share_of(rows: Sequence[Row], rank: int, ranks: int) -> list[Row]:
+    """The rows of one of `ranks` processes: longest first, each to the one that has the fewest tokens so far."""
+    loads, own = [0] * ranks, []
+    for row in sorted(rows, key=lambda row: -len(row.tokens)):
+        lightest = loads.index(min(loads))
+        loads[lightest] += len(row.tokens)
+        if lightest == rank:
+            own.append(row)
+    return own
+
+
+def idle_batch() -> MicroBatch:
+    """A micro-batch without rows: a token of weight 0, so that a rank without work takes part in what all ranks do."""
+    return replace(padded_batch([Row([0, 0], 1, SFT, weight=0.0)]), rows=[])
 
 
 def _pack(rows: Sequence[Row], size: Callable[[list[Row]], int], max_tokens: int) -> list[list[Row]]:

@@ -2,6 +2,7 @@
 
 A checkpoint is written into a hidden sibling folder, flushed to disk, and renamed: a run killed at any moment leaves
 either the new checkpoint or none of it. Random states need no saving: every draw of a step is seeded by (seed, step).
+Every process of a run writes its part of the trainer's state into the one folder, so all nodes must see it.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hpt.distributed import ALONE, World
 from hpt.errors import HptError
 from hpt.model import save_model
 from hpt.records import flush
 
-STATE = "trainer_state.pt"
+STATE = "trainer_state.pt"  # of rank 0; that of another is trainer_state-RANK.pt
 _NAME = re.compile(r"step-(\d{6,})")
 
 
@@ -47,35 +49,53 @@ def save_checkpoint(
     state: dict[str, Any],
     *,
     keep: int,
+    weights: dict[str, torch.Tensor] | None = None,
+    world: World = ALONE,
 ) -> Path:
-    """Writes the checkpoint of `step` and removes all but the newest `keep`. HptError where the disk refuses."""
+    """Writes the checkpoint of `step` and removes all but the newest `keep`. HptError where the disk refuses.
+
+    state: this rank's. weights: on rank 0, the model's where its modules do not hold them.
+    """
 
     def write(folder: Path) -> None:
-        save_model(model, folder)
-        tokenizer.save_pretrained(folder)
-        torch.save(state, folder / STATE)
+        if world.main:
+            save_model(model, folder, weights)
+            tokenizer.save_pretrained(folder)
+        torch.save(state, _state_path(folder, world))
 
     path = checkpoint_path(run, step)
-    write_atomically(path, write)
-    for old in checkpoints(run)[:-keep]:
-        # Renamed first: a kill in the middle of a removal must not leave a half checkpoint under a good name.
-        doomed = old.with_name(f".removed-{old.name}")
-        old.rename(doomed)
-        shutil.rmtree(doomed)
+    write_atomically(path, write, world)
+    if world.main:
+        for old in checkpoints(run)[:-keep]:
+            # Renamed first: a kill in the middle of a removal must not leave a half checkpoint under a good name.
+            doomed = old.with_name(f".removed-{old.name}")
+            old.rename(doomed)
+            shutil.rmtree(doomed)
     return path
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Lets `write` fill a folder that becomes `path` only once all of it is on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in [*path.parent.glob(".partial-*"), *path.parent.glob(".removed-*")]:
-        shutil.rmtree(leftover)
+def write_atomically(path: Path, write: Callable[[Path], None], world: World = ALONE) -> None:
+    """Lets `write`, called on every rank, fill a folder that becomes `path` only once all of it is on the disk."""
     partial = path.with_name(f".partial-{path.name}")
-    try:
+
+    def begin() -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in [*path.parent.glob(".partial-*"), *path.parent.glob(".removed-*")]:
+            shutil.rmtree(leftover)
         partial.mkdir()
-        write(partial)
+
+    def publish() -> None:
         for file in [*partial.rglob("*"), partial]:
             flush(file)
+        if path.exists():
+            shutil.rmtree(path)
+        partial.rename(path)
+        flush(path.parent)
+
+    try:
+        world.once(begin)
+        world.agree(lambda: write(partial))
+        world.once(publish)
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
         free = shutil.disk_usage(path.parent).free
@@ -83,14 +103,22 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             f"checkpoint {path} could not be written: {error} ({free / 2**20:.0f} MiB free on the disk). "
             "Earlier checkpoints are untouched; make room and continue with --resume."
         ) from error
-    if path.exists():
-        shutil.rmtree(path)
-    partial.rename(path)
-    flush(path.parent)
 
 
-def load_state(checkpoint: Path) -> dict[str, Any]:
+def load_state(checkpoint: Path, world: World = ALONE) -> dict[str, Any]:
+    """This rank's state. HptError where a run of another number of processes wrote the checkpoint."""
+    writers = len(list(checkpoint.glob(f"{Path(STATE).stem}*.pt")))
+    if writers not in (0, world.size):
+        raise HptError(
+            f"{checkpoint} was written by {writers} processes, and this run has {world.size}: resume it on {writers}, "
+            f"or start a new run from its weights with model.path={checkpoint}"
+        )
+    path = _state_path(checkpoint, world)
     try:
-        return torch.load(checkpoint / STATE, weights_only=True, map_location="cpu")
+        return torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:
-        raise HptError(f"{checkpoint / STATE} is not the state of a trainer: {error}") from error
+        raise HptError(f"{path} is not the state of a trainer: {error}") from error
+
+
+def _state_path(checkpoint: Path, world: World) -> Path:
+    return checkpoint / (STATE if world.main else f"{Path(STATE).stem}-{world.rank}.pt")

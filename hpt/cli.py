@@ -87,6 +87,7 @@ def _train_epilog() -> str:
 
 def _train(options: argparse.Namespace, console: Console) -> int:
     from hpt import run
+    from hpt.distributed import launched
     from hpt.recipe import load_config
     from hpt.report import accuracy_table, summary_figure
 
@@ -100,7 +101,7 @@ def _train(options: argparse.Namespace, console: Console) -> int:
         config = load_config(options.recipe, options.settings)
         folder = Path(config.output)
         code = run.start(config, console)
-    if code == 0:
+    if code == 0 and launched().main:
         Console().print(accuracy_table(folder))
         figure = summary_figure([folder], folder / "figures" / "summary.png")
         console.print(f"Run: {folder}   figure: {figure}   more: hpt report {folder}", soft_wrap=True)

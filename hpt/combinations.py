@@ -74,6 +74,7 @@ def impossible_combinations(config: Config) -> list[str]:
             config.batch.updates > config.batch.questions,
             f"batch.updates = {config.batch.updates} must not exceed batch.questions = {config.batch.questions}",
         ),
+        *(_deepspeed_problems(config) if config.engine == "deepspeed" else ()),
         (
             config.eval.every > 0 and config.data.eval is None,
             f"eval.every = {config.eval.every} needs data.eval, a file of held-out questions",
@@ -97,3 +98,26 @@ def impossible_combinations(config: Config) -> list[str]:
         ),
     ]
     return [message for wrong, message in found if wrong]
+
+
+def _deepspeed_problems(config: Config) -> list[tuple[bool, str]]:
+    zero, optimizer = config.deepspeed, config.optimizer
+    return [
+        (
+            zero.offload_parameters and zero.stage != 3,
+            f"deepspeed.offload_parameters needs deepspeed.stage 3; it is {zero.stage}",
+        ),
+        (
+            config.model.dtype == "float16",
+            'model.dtype "float16" needs loss scaling, which engine "deepspeed" has not; use "bfloat16" or "float32"',
+        ),
+        (
+            config.rl.advantage == "gae",
+            'rl.advantage "gae" has a critic, which engine "deepspeed" does not train; use engine "local"',
+        ),
+        (
+            optimizer.states != "float32" or optimizer.offload,
+            f'optimizer.states = "{optimizer.states}" and optimizer.offload = {optimizer.offload} belong to engine '
+            '"local"; engine "deepspeed" has deepspeed.offload_optimizer',
+        ),
+    ]

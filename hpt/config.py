@@ -239,6 +239,9 @@ class DeepSpeedConfig(Section):
     stage: Literal[1, 2, 3] = Field(2, description="ZeRO: 1 shards optimizer states, 2 gradients too, 3 weights too")
     offload_optimizer: bool = Field(False, description="optimizer states and master weights in CPU memory")
     offload_parameters: bool = Field(False, description="weights in CPU memory; needs stage 3")
+    timeout: float = Field(
+        10.0, gt=0, description="minutes that a process waits for the slowest one before all give up"
+    )
     options: dict[str, Any] = Field({}, description="further entries of DeepSpeed's own configuration")
 
 

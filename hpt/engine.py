@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,12 +52,23 @@ class Engine:
     of the model (`hpt.adamw`). Gradients of several micro-batches are summed in the weight's dtype.
     """
 
+    kind = "local"
+
     def __init__(self, model: torch.nn.Module, config: Config) -> None:
+        self.module = model  # what the forward pass calls
         self.settings = config.optimizer
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = AdamW(self.parameters, config.optimizer)
         self.lr_scale = learning_rate_scale(config)
         self.steps = 0  # training steps done
+
+    def whole_weights(self) -> AbstractContextManager[None]:
+        """In it every rank has all weights, and may call the model as it likes: for generation."""
+        return nullcontext()
+
+    def full_weights(self) -> dict[str, torch.Tensor] | None:
+        """The model's state dict, gathered on rank 0; None where its modules hold all of it."""
+        return None
 
     def backward(self, loss: torch.Tensor) -> None:
         loss.backward()

@@ -224,19 +224,20 @@ def evaluate(
     size = batch_size or len(questions)
     results: list[QuestionResult] = []
     for start in range(0, len(questions), size):
-        batch = _answer(questions[start : start + size], generate, verifier, n)
+        batch = answer(questions[start : start + size], generate, verifier, n)
         results += batch
         if on_batch:
             on_batch(batch)
     return EvalResult(n, results)
 
 
-def _answer(
+def answer(
     questions: Sequence[Question],
     generate: Callable[[Sequence[Question]], list[list[Response]]],
     verifier: Verifier,
     n: int,
 ) -> list[QuestionResult]:
+    """The results of `questions`, of which there may be none."""
     responses = generate(questions)
     if [len(group) for group in responses] != [n] * len(questions):
         raise ValueError(f"generate must give n = {n} responses to each of {len(questions)} questions")

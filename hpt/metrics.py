@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,6 +36,8 @@ class Trained:
     critic_updates: list[Update] = field(default_factory=list)
 
     def add_batch(self, batch: MicroBatch, output: upge.PolicyLossOutput) -> None:
+        if not batch.rows:
+            return
         rl = batch.objective_index == RL
         self.loss += output.loss.item()
         self.tokens += batch.targets.numel()
@@ -59,6 +61,12 @@ class Trained:
     def add_critic_update(self, loss: float, update: Update) -> None:
         self.critic_loss += loss
         self.critic_updates.append(update)
+
+
+def over_ranks(parts: Sequence[Trained]) -> Trained:
+    """One step as all ranks saw it: each counted its own micro-batches, and every rank all rows and updates."""
+    own = ("loss", "tokens", "entropy", "rl_tokens", "clipped", "mismatch_kl", "mismatch_tokens")
+    return replace(parts[0], **{name: sum(getattr(part, name) for part in parts) for name in own})
 
 
 def step_metrics(experiences: Sequence[Experience], trained: Trained, seconds: dict[str, float]) -> dict[str, float]:

@@ -87,13 +87,16 @@ def prepare_for_training(model: PreTrainedModel, settings: ModelConfig) -> PreTr
     return model
 
 
-def save_model(model: PreTrainedModel, folder: Path) -> None:
-    """Writes what `load_model` and `load_policy` read: the model, or of a peft model its adapters (peft's format)."""
+def save_model(model: PreTrainedModel, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+    """Writes what `load_model` and `load_policy` read: the model, or of a peft model its adapters (peft's format).
+
+    weights: its state dict, where its modules do not hold all of it.
+    """
     if not is_adapted(model):
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=weights)
         return
     # peft's own choice for embeddings would ask the hub for the base model's configuration.
-    model.save_pretrained(folder, save_embedding_layers=False)
+    model.save_pretrained(folder, save_embedding_layers=False, state_dict=weights)
     (folder / "README.md").unlink(missing_ok=True)  # peft's form for a model card
     model.config.save_pretrained(folder)
     if model.generation_config is not None:

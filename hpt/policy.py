@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 import upge
@@ -13,20 +15,50 @@ from hpt.config import Config, make_objective
 from hpt.errors import HptError
 
 
+class PolicyModule(torch.nn.Module):
+    """The model with a fused head over its own head's weight: token ids in, losses or log-probabilities out.
+
+    This is what an engine wraps: whatever it does to modules (ZeRO-3 gathers their weights) happens in one forward.
+    """
+
+    def __init__(self, model: PreTrainedModel, backend: str) -> None:
+        super().__init__()
+        self.model = model
+        softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        self.head = upge.FusedLMHead(model.get_output_embeddings(), softcap=softcap, backend=backend)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        positions: torch.Tensor,
+        targets: torch.Tensor,
+        objectives: Sequence[upge.Objective] | None = None,
+        **options: Any,
+    ) -> upge.PolicyLossOutput | upge.LogprobsOutput:
+        """input_ids, position_ids (B, L); positions (N,): flat places in (B, L) whose states predict targets (N,).
+
+        `upge.fused_policy_loss` with `objectives`, `upge.linear_logprobs` without; `options` are theirs. No cache is
+        used: in train mode it would mix packed rows.
+        """
+        decoder = self.model.get_decoder()
+        states = decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
+        return self.head(states.flatten(0, 1)[positions], targets, objectives, **options)
+
+
 class Policy:
     """Loss, log-probabilities and entropies of micro-batches under `model`, with the objectives of a recipe.
 
-    Rows of rollouts are scored at the temperature they were sampled at, demonstrations at 1.
+    Rows of rollouts are scored at the temperature they were sampled at, demonstrations at 1. `module` is what runs; an
+    engine that wraps modules puts its wrapper there.
     """
 
     def __init__(self, model: PreTrainedModel, config: Config) -> None:
         self.model = model
-        self.decoder = model.get_decoder()
-        self.head = model.get_output_embeddings()
-        self.softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        self.device = model.device
+        self.module: Any = PolicyModule(model, config.loss.backend)
         self.temperature = config.rollout.temperature
         self.entropy_coef = config.loss.entropy_coef
-        self.backend = config.loss.backend
         rl = make_objective(config.rl.objective, config.rl.options, field="rl")
         sft = make_objective(config.sft.objective, config.sft.options, field="sft")
         off_policy = make_objective(config.off_policy.objective, config.off_policy.options, field="off_policy")
@@ -42,21 +74,16 @@ class Policy:
 
     def loss(self, batch: MicroBatch) -> upge.PolicyLossOutput:
         """The micro-batch's part of the loss; parts add up, since the weights hold the global normaliser."""
-        return upge.fused_policy_loss(
-            self._hidden(batch),
-            self.head.weight,
-            batch.targets,
-            self.objectives,
+        return self.module(
+            **_inputs(batch),
+            objectives=self.objectives,
             advantages=batch.advantages,
             weights=batch.weights,
             objective_index=batch.objective_index,
             old_logprobs=batch.old_logprobs if self.needs_old_logprobs else None,
             sequence_ids=batch.sequence_ids,
-            bias=self.head.bias,
             temperature=self._temperatures(batch),
-            softcap=self.softcap,
             entropy_coef=self.entropy_coef,
-            backend=self.backend,
         )
 
     def logprobs(self, batch: MicroBatch) -> torch.Tensor:
@@ -71,21 +98,7 @@ class Policy:
 
     @torch.no_grad()
     def _token_values(self, batch: MicroBatch) -> upge.LogprobsOutput:
-        return upge.linear_logprobs(
-            self._hidden(batch),
-            self.head.weight,
-            batch.targets,
-            bias=self.head.bias,
-            temperature=self._temperatures(batch),
-            softcap=self.softcap,
-            entropy=True,
-            backend=self.backend,
-        )
-
-    def _hidden(self, batch: MicroBatch) -> torch.Tensor:
-        """(N, D) hidden states that predict the response tokens. No cache: in train mode it would mix packed rows."""
-        states = self.decoder(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
-        return states.last_hidden_state.flatten(0, 1)[batch.positions]
+        return self.module(**_inputs(batch), temperature=self._temperatures(batch), entropy=True)
 
     def _temperatures(self, batch: MicroBatch) -> torch.Tensor:
         return torch.where(batch.objective_index == RL, self.temperature, 1.0)
@@ -94,17 +107,19 @@ class Policy:
     def _check_head(self) -> None:
         """The model's own logits must be what the fused loss computes: scaled heads must not pass silently."""
         self.model.eval()
-        ids = torch.arange(8, device=self.model.device)[None] % self.model.config.get_text_config().vocab_size
-        expected = torch.log_softmax(self.model(input_ids=ids, use_cache=False).logits[0].float(), dim=-1)
-        expected = expected.gather(-1, ids.T).squeeze(-1)
-        hidden = self.decoder(input_ids=ids, use_cache=False).last_hidden_state[0]
-        got = upge.linear_logprobs(
-            hidden, self.head.weight, ids[0], bias=self.head.bias, softcap=self.softcap, backend=self.backend
-        ).logprobs
-        bound = 1e-3 if hidden.dtype == torch.float32 else 0.25  # 16-bit logits of size 32 are rounded to 0.125
+        places = torch.arange(8, device=self.device)
+        ids = places[None] % self.model.config.get_text_config().vocab_size
+        logits = self.model(input_ids=ids, use_cache=False).logits[0]
+        expected = torch.log_softmax(logits.float(), dim=-1).gather(-1, ids.T).squeeze(-1)
+        got = self.module(ids, places[None], places, ids[0]).logprobs
+        bound = 1e-3 if logits.dtype == torch.float32 else 0.25  # 16-bit logits of size 32 are rounded to 0.125
         difference = (got - expected).abs().max().item()
         if not difference <= bound:
             raise HptError(
                 f"the logits of {type(self.model).__name__} are not hidden @ weight.T (+ bias, soft-cap): "
                 f"log-probabilities differ by {difference:.3g}. The fused loss supports linear heads without scaling."
             )
+
+
+def _inputs(batch: MicroBatch) -> dict[str, torch.Tensor]:
+    return {name: getattr(batch, name) for name in ("input_ids", "position_ids", "positions", "targets")}

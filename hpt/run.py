@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -17,28 +16,32 @@ from hpt import metrics as measure
 from hpt.assemble import assemble
 from hpt.checkpoint import checkpoint_path, checkpoints, load_state, save_checkpoint, step_of
 from hpt.config import Config
+from hpt.distributed import World, connected
 from hpt.errors import ConfigError, HptError, RolloutError
-from hpt.progress import Progress
+from hpt.journal import CONFIG, Journal
 from hpt.recipe import load_config
-from hpt.records import METRICS, RunRecords, write_atomically
+from hpt.records import METRICS
 from hpt.stages import Stage, stages_of
-from hpt.trackers import open_trackers
 from hpt.trainer import Trainer
 
-CONFIG = "config.yaml"
 INTERRUPTED = 130
 
 
 def start(config: Config, console: Console) -> int:
     """A new run in `config.output`; returns the exit code. Refuses a folder that holds another run's records."""
     folder = Path(config.output)
-    metrics = folder / METRICS
-    if checkpoints(folder) or (metrics.is_file() and metrics.stat().st_size):
-        raise ConfigError(
-            f"output = {str(folder)!r} already holds a run: continue it with --resume {folder}, "
-            "or choose another output="
-        )
-    return _run(config, None, console)
+
+    def refuse_a_used_folder() -> None:
+        metrics = folder / METRICS
+        if checkpoints(folder) or (metrics.is_file() and metrics.stat().st_size):
+            raise ConfigError(
+                f"output = {str(folder)!r} already holds a run: continue it with --resume {folder}, "
+                "or choose another output="
+            )
+
+    with connected(config) as world:
+        world.once(refuse_a_used_folder)
+        return _run(config, None, world, console)
 
 
 def resume(folder: Path, overrides: Sequence[str], console: Console) -> int:
@@ -51,46 +54,34 @@ def resume(folder: Path, overrides: Sequence[str], console: Console) -> int:
                 f"{override!r}: a resumed run keeps its {override.partition('=')[0]}; start a new run instead"
             )
     config = load_config(folder / CONFIG, [f"output={folder}", *overrides])
-    found = checkpoints(folder)
-    if found and step_of(found[-1]) > config.steps:
-        raise ConfigError(f"steps = {config.steps}: the run in {folder} has done {step_of(found[-1])} already")
-    return _run(config, found[-1] if found else None, console)
+    with connected(config) as world:
+        found = world.once(lambda: checkpoints(folder))
+        if found and step_of(found[-1]) > config.steps:
+            raise ConfigError(f"steps = {config.steps}: the run in {folder} has done {step_of(found[-1])} already")
+        return _run(config, found[-1] if found else None, world, console)
 
 
-def _run(config: Config, checkpoint: Path | None, console: Console) -> int:
+def _run(config: Config, checkpoint: Path | None, world: World, console: Console) -> int:
     folder = Path(config.output)
+    if not world.main:
+        console = Console(quiet=True)
     done = step_of(checkpoint) if checkpoint else 0
     stages = [stage for stage in stages_of(config) if stage.last > done]
-    with ExitStack() as stack:
-        stack.enter_context(_claimed(folder))
-        records = RunRecords(folder)
-        trackers = open_trackers(
-            config.track, folder, config.model_dump(mode="json"), resume_step=done if checkpoint else None
-        )
-        for tracker in trackers:
-            stack.callback(tracker.close)
+    with (
+        Journal(config, done if checkpoint else None, world, console) as journal,
+        _stop_signals(world, console) as stopping,
+    ):
         if config.threads:
             torch.set_num_threads(config.threads)
         if checkpoint:
             console.print(f"Resumed {folder} after step {done}.")
-        stopping = stack.enter_context(_stop_signals(console))
-        progress = stack.enter_context(Progress(config.steps, done, console))
-
-        def record(line: dict[str, float]) -> None:
-            records.log(line)
-            progress.show(line)
-            for tracker in trackers:
-                tracker.log(int(line["step"]), line)
-
         for stage in stages:
-            with assemble(stage.config, checkpoint, console) as trainer:
+            with assemble(stage.config, checkpoint, console, world) as trainer:
                 if stage is stages[0]:
-                    # Only now, with every check passed: a run that cannot start must leave the folder as it was.
-                    write_atomically(folder / CONFIG, config.to_yaml().encode())
-                    records.truncate_after(done if checkpoint else -1)
-                done = _run_stage(trainer, stage, checkpoint, config, records, record, stopping)
+                    journal.begin()
+                done = _run_stage(trainer, stage, checkpoint, config, journal, stopping)
             checkpoint = checkpoint_path(folder, done)
-            if done < stage.last or (stopping and done < config.steps):
+            if done < stage.last or (stopping() and done < config.steps):
                 console.print(f"Stopped after step {done}; continue with: hpt train --resume {folder}", soft_wrap=True)
                 return INTERRUPTED
     return 0
@@ -101,31 +92,30 @@ def _run_stage(
     stage: Stage,
     checkpoint: Path | None,
     config: Config,
-    records: RunRecords,
-    record: Callable[[dict[str, float]], None],
-    stopping: list[int],
+    journal: Journal,
+    stopping: Callable[[], bool],
 ) -> int:
     """The steps of a stage that are not done yet; returns the last one, which has its checkpoint."""
     folder = Path(config.output)
     done = step_of(checkpoint) if checkpoint else 0
     if checkpoint and done >= stage.first:
-        trainer.load_state_dict(load_state(checkpoint))
+        trainer.load_state_dict(load_state(checkpoint, trainer.world))
     if not checkpoint and config.eval.every:
         with _failure_saves(trainer, folder, 0):
-            record({"step": 0, **_evaluation(trainer, records, 0)})
+            journal.log({"step": 0, **_evaluation(trainer, journal, 0)})
     saving: dict[str, float] = {}  # of the checkpoint before a step, since its line is written before its own
     for step in range(done + 1, stage.last + 1):
         with _failure_saves(trainer, folder, step - 1):
             line, experiences = trainer.step(step)
-        records.log_rollouts(step, measure.rollout_records(step, experiences))
+        journal.log_rollouts(step, measure.rollout_records(step, experiences))
         line = {"step": step, **line, **saving}
         with _failure_saves(trainer, folder, step):
             try:
                 if config.eval.every and (step % config.eval.every == 0 or step == config.steps):
-                    line |= _evaluation(trainer, records, step)
+                    line |= _evaluation(trainer, journal, step)
             finally:
-                record(line)
-        stop = bool(stopping)  # asked once: a signal between the save and the return must not lose the save
+                journal.log(line)
+        stop = stopping()  # asked once: a signal between the save and the return must not lose the save
         if stop or step == stage.last or (config.checkpoint.every and step % config.checkpoint.every == 0):
             saving = _save(trainer, folder, step)
         if stop:
@@ -133,10 +123,10 @@ def _run_stage(
     return stage.last
 
 
-def _evaluation(trainer: Trainer, records: RunRecords, step: int) -> dict[str, float]:
+def _evaluation(trainer: Trainer, journal: Journal, step: int) -> dict[str, float]:
     began = time.perf_counter()
     result = trainer.evaluate()
-    records.log_evaluation(step, [question.counts() for question in result.questions])
+    journal.log_evaluation(step, [question.counts() for question in result.questions])
     return {**result.metrics(), "time/eval": time.perf_counter() - began}
 
 
@@ -149,6 +139,8 @@ def _save(trainer: Trainer, folder: Path, step: int) -> dict[str, float]:
         trainer.tokenizer,
         trainer.state_dict(),
         keep=trainer.config.checkpoint.keep,
+        weights=trainer.engine.full_weights(),
+        world=trainer.world,
     )
     return {"time/checkpoint": time.perf_counter() - began}
 
@@ -165,35 +157,23 @@ def _failure_saves(trainer: Trainer, folder: Path, done: int) -> Iterator[None]:
 
 
 @contextmanager
-def _claimed(folder: Path) -> Iterator[None]:
-    """Holds the run's folder for this process; the lock ends with the process, however that ends."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise ConfigError(f"output = {str(folder)!r}: cannot be written: {error.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise HptError(f"output = {str(folder)!r}: another process is training in this folder") from None
-        yield
+def _stop_signals(world: World, console: Console) -> Iterator[Callable[[], bool]]:
+    """Asked by every rank, whether Ctrl-C or SIGTERM told any of them to stop after the step at hand.
 
-
-@contextmanager
-def _stop_signals(console: Console) -> Iterator[list[int]]:
-    """The list stays empty until Ctrl-C or SIGTERM asks to stop after the step at hand; a second one stops at once."""
+    In a run of one process a second signal stops at once; of several, the launcher repeats each signal by itself.
+    """
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        if received:
+        if received and world.size == 1:
             raise KeyboardInterrupt
         received.append(number)
-        console.print("Stopping after this step, with a checkpoint (once more to stop at once) ...")
+        once_more = " (once more to stop at once)" if world.size == 1 else ""
+        console.print(f"Stopping after this step, with a checkpoint{once_more} ...")
 
     earlier = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield received
+        yield lambda: any(world.gather(bool(received)))
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""Seeds derived from the run's seed, the step and the purpose: a resumed run draws what an unbroken one would."""
+"""Seeds derived from the run's, the step, the purpose and the rank: a resumed run draws what an unbroken one would."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Purpose = Literal["train", "rollout", "eval", "data"]
 _PURPOSES: tuple[Purpose, ...] = ("train", "rollout", "eval", "data")
 
 
-def seed_for(seed: int, step: int, purpose: Purpose) -> int:
-    """A seed in [0, 2**63) that is independent for every (seed, step, purpose)."""
-    sequence = np.random.SeedSequence([seed, step, _PURPOSES.index(purpose)])
+def seed_for(seed: int, step: int, purpose: Purpose, rank: int = 0) -> int:
+    """A seed in [0, 2**63) that is independent for every (seed, step, purpose, rank)."""
+    sequence = np.random.SeedSequence([seed, step, _PURPOSES.index(purpose), rank])
     return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))

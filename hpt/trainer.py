@@ -23,12 +23,25 @@ from transformers import PreTrainedTokenizerBase
 
 from hpt import metrics as measure
 from hpt.advantage import advantages, advantages_with_demonstrations, overlong_penalty
-from hpt.batch import Advantage, Group, MicroBatch, Row, Values, micro_batches, official_rows, token_rows
+from hpt.batch import (
+    Advantage,
+    Group,
+    MicroBatch,
+    Row,
+    Values,
+    idle_batch,
+    micro_batches,
+    official_rows,
+    share_of,
+    token_rows,
+)
 from hpt.config import Config
 from hpt.critic import Critic
 from hpt.data import Question, QuestionOrder
+from hpt.distributed import ALONE, World
 from hpt.engine import Engine
-from hpt.evaluate import EvalResult, evaluate
+from hpt.errors import HptError
+from hpt.evaluate import EvalResult, answer
 from hpt.gate import Gate, needs_rollouts
 from hpt.out_of_memory import Phase, memory_phase
 from hpt.policy import Policy
@@ -38,6 +51,7 @@ from hpt.rollout.responses import response_generator, response_text
 from hpt.seeds import seed_for
 from hpt.srft import entropy_weighted
 from hpt.verify import Verdict, Verifier
+from hpt.zero import ZeroEngine
 
 
 @dataclass(frozen=True)
@@ -61,7 +75,11 @@ class Experience:
 
 @dataclass
 class Trainer:
-    """Every part of a run, and the loop that joins them. `hpt.run` puts one together from a config."""
+    """Every part of a run, and the loop that joins them. `hpt.run` puts one together from a config.
+
+    Of several processes each has a trainer. Questions are shared out for rollouts, verdicts and evaluation, what came
+    of them is known to all, and all decide alike about all rows; the rows with signal are shared out again.
+    """
 
     config: Config
     questions: Sequence[Question]
@@ -72,8 +90,9 @@ class Trainer:
     verifier: Verifier
     gate: Gate
     policy: Policy
-    engine: Engine
+    engine: Engine | ZeroEngine
     critic: Critic | None = None  # only with rl.advantage "gae"
+    world: World = ALONE
 
     def __post_init__(self) -> None:
         self.order = QuestionOrder(len(self.questions), self.config.batch.questions, self.config.seed)
@@ -86,9 +105,9 @@ class Trainer:
         """One training step; returns its metrics and what it saw. A pure function of weights, optimizer and step."""
         self.clock = {}
         began = time.perf_counter()
-        torch.manual_seed(seed_for(self.config.seed, step, "train"))
+        torch.manual_seed(seed_for(self.config.seed, step, "train", self.world.rank))
         experiences = self.gather(step)
-        self.rollout_engine.sleep()
+        self.world.agree(self.rollout_engine.sleep)
         with self._phase("train"):
             trained = self.learn([experience.group for experience in experiences if experience.trained])
         self.rollout_engine.weights_changed()
@@ -116,27 +135,14 @@ class Trainer:
 
     def explore(self, questions: Sequence[Question], batch: int) -> list[Experience]:
         """Rollouts, their verdicts, the gate and the advantages of a batch of questions."""
-        settings = self.config.rollout
         prompts = self.renderer.encode_prompts(questions)
         if not needs_rollouts(self.config.gate):
             return [
                 Experience(question, [], [], [], 0.0, self._group(question, prompt, 0.0))
                 for question, prompt in zip(questions, prompts, strict=True)
             ]
-        sampling = Sampling(self.config.sampled, settings.max_tokens, settings.temperature, settings.top_p)
-        responses = [[""] * sampling.n for _ in prompts]
-        with self.verifier.scoring() as scoring:
-
-            def verify(index: int, place: int, rollout: Rollout) -> None:
-                responses[index][place] = text = response_text(self.tokenizer, rollout)
-                scoring.add((index, place), text, questions[index].answer)
-
-            with self._phase("rollout"):
-                seed = seed_for(self.config.seed, batch, "rollout")
-                rollouts = self.rollout_engine.generate(prompts, sampling, seed, on_rollout=verify)
-            with self._phase("verify"):  # what remains of it
-                verdicts = scoring.verdicts()
-        judged = [[verdicts[index, place] for place in range(len(group))] for index, group in enumerate(rollouts)]
+        answered = self.world.spread(list(zip(questions, prompts, strict=True)), partial(self._answered, batch=batch))
+        rollouts, responses, judged = (list(part) for part in zip(*answered, strict=True))
         scores = [[verdict.score for verdict in group] for group in judged]
         shares = [sum(group) / len(group) for group in scores]
         groups = [self._group(*parts) for parts in zip(questions, prompts, shares, strict=True)]
@@ -150,6 +156,28 @@ class Trainer:
             Experience(*parts)
             for parts in zip(questions, rollouts, responses, judged, shares, groups, penalties, strict=True)
         ]
+
+    def _answered(
+        self, asked: Sequence[tuple[Question, list[int]]], batch: int
+    ) -> list[tuple[list[Rollout], list[str], list[Verdict]]]:
+        """Of each question and its prompt: rollouts, their texts and the verdicts on them."""
+        settings = self.config.rollout
+        sampling = Sampling(self.config.sampled, settings.max_tokens, settings.temperature, settings.top_p)
+        seed = seed_for(self.config.seed, batch, "rollout", self.world.rank)
+        responses = [[""] * sampling.n for _ in asked]
+        with self.verifier.scoring() as scoring:
+
+            def verify(index: int, place: int, rollout: Rollout) -> None:
+                responses[index][place] = text = response_text(self.tokenizer, rollout)
+                scoring.add((index, place), text, asked[index][0].answer)
+
+            with self._phase("rollout"):
+                prompts = [prompt for _, prompt in asked]
+                rollouts = self.rollout_engine.generate(prompts, sampling, seed, on_rollout=verify)
+            with self._phase("verify"):  # what remains of it
+                verdicts = scoring.verdicts()
+        judged = [[verdicts[index, place] for place in range(len(group))] for index, group in enumerate(rollouts)]
+        return list(zip(rollouts, responses, judged, strict=True))
 
     def learn(self, groups: Sequence[Group]) -> measure.Trained:
         """The step's optimizer updates, each on an equal part of the questions."""
@@ -172,7 +200,7 @@ class Trainer:
         self.engine.end_step()
         if self.critic:
             self.critic.engine.end_step()
-        return trained
+        return measure.over_ranks(self.world.gather(trained))
 
     def evaluate(self) -> EvalResult:
         """Held-out accuracy of the policy as it is; every evaluation of a run draws from the same seed."""
@@ -183,16 +211,24 @@ class Trainer:
             settings.temperature,
             settings.top_p,
         )
-        seed = seed_for(self.config.seed, 0, "eval")
+        seed = seed_for(self.config.seed, 0, "eval", self.world.rank)
         generate = response_generator(self.rollout_engine, self.renderer, sampling, seed)
         with memory_phase("eval", self.config):
-            return evaluate(self.held_out, generate, self.verifier, n=settings.n)
+            results = self.world.spread(self.held_out, lambda own: answer(own, generate, self.verifier, settings.n))
+        return EvalResult(settings.n, results)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds beside the policy's weights."""
-        return {"engine": self.engine.state_dict()} | ({"critic": self.critic.state_dict()} if self.critic else {})
+        """What a checkpoint holds beside the policy's weights; of this rank."""
+        state = {"kind": self.engine.kind, "engine": self.engine.state_dict()}
+        return state | ({"critic": self.critic.state_dict()} if self.critic else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """HptError where another kind of engine wrote the state."""
+        if state["kind"] != self.engine.kind:
+            raise HptError(
+                f"the checkpoint was written by engine {state['kind']} and this run has {self.engine.kind}: "
+                "resume it with the engine and the ZeRO stage it was started with"
+            )
         self.engine.load_state_dict(state["engine"])
         if self.critic:
             self.critic.load_state_dict(state["critic"])
@@ -246,20 +282,28 @@ class Trainer:
         change: Callable[[Row, list[float]], Row],
     ) -> list[Row]:
         """The rows changed by what the policy, as it is, says of their response tokens."""
-        changed = []
+        places = {id(row): place for place, row in enumerate(rows)}
+        own: dict[int, list[float]] = {}
         for batch in self._micro_batches(rows):
-            values = measure_tokens(batch).split([row.response_length for row in batch.rows])
-            changed += [change(row, part.tolist()) for row, part in zip(batch.rows, values, strict=True)]
-        return changed + [row for row in rows if not row.has_signal]
+            values = measure_tokens(batch)
+            if batch.rows:
+                parts = values.split([row.response_length for row in batch.rows])
+                own |= {places[id(row)]: part.tolist() for row, part in zip(batch.rows, parts, strict=True)}
+        found = {place: values for part in self.world.gather(own) for place, values in part.items()}
+        return [change(row, found[place]) if place in found else row for place, row in enumerate(rows)]
 
     def _micro_batches(
         self, rows: Sequence[Row], normalise: Callable[[list[Row]], list[Row]] = list
     ) -> Iterator[MicroBatch]:
-        device = self.policy.model.device
+        """Those of this rank. Each is a meeting of all ranks: who has fewer than another idles along."""
+        device = self.policy.device
         packing, attention = self.config.batch.packing, self.config.model.attention
         packed = packing == "packed" or (packing == "auto" and device.type == "cuda" and attention != "eager")
-        with_signal = [row for row in rows if row.has_signal]
-        for batch in micro_batches(with_signal, self.config.batch.tokens, packed=packed, normalise=normalise):
+        own = share_of([row for row in rows if row.has_signal], self.world.rank, self.world.size)
+        batches = micro_batches(own, self.config.batch.tokens, packed=packed, normalise=normalise)
+        least = 1 if self.config.engine == "deepspeed" else 0  # it cannot step without a gradient, be it 0
+        count = max(least, *self.world.gather(len(batches)))
+        for batch in batches + [idle_batch()] * (count - len(batches)):
             yield batch.to(device)
 
     @contextmanager

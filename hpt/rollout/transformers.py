@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
@@ -11,10 +12,22 @@ from hpt.rollout.engine import OnRollout, Rollout, RolloutEngine, Sampling
 
 
 class TransformersEngine(RolloutEngine):
-    """Any of `stop_ids`, at least one, ends a response; `batch_size` sequences are generated at once."""
+    """Any of `stop_ids`, at least one, ends a response; `batch_size` sequences are generated at once.
 
-    def __init__(self, model: PreTrainedModel, *, stop_ids: Sequence[int], batch_size: int) -> None:
+    `whole_weights` is entered around a call, by every rank: in it the model must have all its weights.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        stop_ids: Sequence[int],
+        batch_size: int,
+        whole_weights: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self.model = model
+        self.device = model.device
+        self.whole_weights = whole_weights
         self.stop_ids = list(stop_ids)
         self.pad_id = self.stop_ids[0]  # attended by nothing; it fills up what has ended
         self.batch_size = batch_size
@@ -31,9 +44,9 @@ class TransformersEngine(RolloutEngine):
         rollouts: list[list[Rollout]] = [[] for _ in prompts]
         was_training = self.model.training
         self.model.eval()
-        devices = [self.model.device] if self.model.device.type == "cuda" else []
+        devices = [self.device] if self.device.type == "cuda" else []
         try:
-            with torch.random.fork_rng(devices=devices), torch.inference_mode():
+            with self.whole_weights(), torch.random.fork_rng(devices=devices), torch.inference_mode():
                 torch.manual_seed(seed)
                 for start in range(0, len(requests), self.batch_size):
                     batch = requests[start : start + self.batch_size]
@@ -51,8 +64,8 @@ class TransformersEngine(RolloutEngine):
         attended = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         recorder = _LogprobRecorder(sampling.temperature or 1.0)
         sequences = self.model.generate(  # type: ignore[operator]
-            ids.to(self.model.device),
-            attention_mask=attended.to(self.model.device),
+            ids.to(self.device),
+            attention_mask=attended.to(self.device),
             generation_config=self._generation_config(sampling),
             logits_processor=LogitsProcessorList([recorder]),
         )

@@ -81,7 +81,7 @@ class TestAdapters:
         assert all("lora_" in name for name in trained)
         assert len(trained) == 2 * 2 * 7  # A and B, 2 layers, 7 linear layers each; not the head
         assert all(gradient.abs().max() > 0 for gradient in found.values())
-        assert not Policy(model, config).head.weight.requires_grad
+        assert not Policy(model, config).module.head.weight.requires_grad
 
     def test_they_start_at_no_change_and_from_the_seed(self, world: Path) -> None:
         plain = Policy(load_policy(settings(world), None, CPU), settings(world))
@@ -191,7 +191,7 @@ def test_qlora_holds_4_bit_weights_and_has_gradients_after_an_evaluation(world: 
     linear = [module for module in model.modules() if isinstance(module, bitsandbytes.nn.Linear4bit)]
     assert len(linear) == 2 * 7
     assert all(m.weight.dtype == torch.uint8 and m.weight.quant_state.nested for m in linear)
-    assert Policy(model, config).head.weight.dtype == torch.bfloat16
+    assert Policy(model, config).module.head.weight.dtype == torch.bfloat16
     before = gradients(model, config)
     model.eval()
     with torch.no_grad():
