@@ -28,7 +28,7 @@ class Trial:
     """
 
     method: str
-    lr: float
+    rates: tuple[float, ...]  # learning rate of each stage
     seed: int
     demonstrations: str = CLEAN
     gamma: float = 0.0
@@ -36,7 +36,8 @@ class Trial:
     @property
     def name(self) -> str:
         gate = f"-gamma{self.gamma:g}" if self.gamma else ""
-        return f"{self.demonstrations}-{self.method}{gate}-lr{self.lr:g}-seed{self.seed}"
+        rates = "-".join(f"{rate:g}" for rate in self.rates)
+        return f"{self.demonstrations}-{self.method}{gate}-lr{rates}-seed{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ def read_records(folder: Path) -> list[Outcome]:
     for name in (METRICS, EXAMS):
         for text in gzip.decompress((folder / name).read_bytes()).decode().splitlines():
             line = json.loads(text)
-            trial = Trial(**line.pop("trial"))
+            parts = line.pop("trial")
+            trial = Trial(**parts | {"rates": tuple(parts["rates"])})
             outcome = found.setdefault(trial, Outcome(trial, [], []))
             if name == METRICS:
                 outcome.metrics.append(line)
@@ -143,7 +145,7 @@ def _methods_table(methods: dict[str, list[Outcome]]) -> list[str]:
     for method, outcomes in methods.items():
         row = [
             f"`{method}`" if method != "start" else "start model",
-            f"{outcomes[0].trial.lr:g}" if method != "start" else "",
+            ", ".join(f"{rate:g}" for rate in outcomes[0].trial.rates),
             _spread([outcome.accuracy() for outcome in outcomes]),
             *(f"{mean(outcome.accuracy(grade) for outcome in outcomes):.2f}" for grade in grades),
             f"{mean(outcome.pass_at(n) for outcome in outcomes):.2f}",
@@ -190,10 +192,10 @@ def _gammas_table(gammas: dict[float, list[Outcome]]) -> list[str]:
 
 
 def _tuning_table(tuned: Sequence[Outcome]) -> list[str]:
-    rates = sorted({outcome.trial.lr for outcome in tuned})
-    lines = [f"| method | {' | '.join(f'{rate:g}' for rate in rates)} |", "|---" * (len(rates) + 1) + "|"]
+    rates = sorted({outcome.trial.rates for outcome in tuned})
+    lines = [f"| method | {' | '.join(f'{rate:g}' for (rate,) in rates)} |", "|---" * (len(rates) + 1) + "|"]
     for method in dict.fromkeys(outcome.trial.method for outcome in tuned):
-        last = {o.trial.lr: o.metrics[-1]["eval/accuracy"] for o in tuned if o.trial.method == method}
+        last = {o.trial.rates: o.metrics[-1]["eval/accuracy"] for o in tuned if o.trial.method == method}
         lines.append(f"| `{method}` | {' | '.join(f'{last[rate]:.3f}' for rate in rates)} |")
     return lines
 

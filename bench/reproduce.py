@@ -2,9 +2,10 @@
 
 The task is `hpt train sums`: sums that the start model solves always, sometimes and never. Every method gets the same
 questions and the same number of optimizer updates, and its learning rate from the same grid, chosen by held-out
-accuracy on a seed of its own that is not reported. Then, over several seeds: every method with clean demonstrations,
-every one that reads demonstrations with 40% of them wrong, and HPT with clean ones at other gammas of the gate. The
-last checkpoints are examined with n responses a held-out question, for pass@k.
+accuracy on a seed of its own that is not reported (the stages of SFT then GRPO take those of SFT and of GRPO). Then,
+over several seeds: every method with clean demonstrations, every one that reads demonstrations with 40% of them wrong,
+and HPT with clean ones at other gammas of the gate. The last checkpoints are examined with n responses a held-out
+question, for pass@k.
 
 Runs that are finished are kept and unfinished ones continued, so the command can be stopped and given again.
 """
@@ -27,6 +28,7 @@ from hpt.recipe import load_config
 from hpt.records import read_metrics
 
 RESULTS = Path(__file__).parent / "results" / "reproduce"
+STAGED = "sft-then-grpo"
 METHODS = ("sft", "grpo", "sft-then-grpo", "luffy", "srft", "hpt")
 LEARNING_RATES = (5e-5, 1.5e-4, 4.5e-4)
 GAMMAS = (0.125, 0.25, 0.5)
@@ -46,7 +48,7 @@ class Experiments:
     def make_start(self, seed: int) -> None:
         """The start model and the questions of a seed, which all of its runs share."""
         for demonstrations, prepare in PREPARE.items():
-            places = self._places(Trial("hpt", 0, seed, demonstrations))
+            places = self._places(Trial("hpt", (), seed, demonstrations))
             config = load_config("sums", [f"output={self.folder}", f"seed={seed}", *places])
             resolve(prepare, field="prepare")(config)
 
@@ -60,7 +62,7 @@ class Experiments:
 
     def best_learning_rate(self, method: str, seed: int, rates: Sequence[float]) -> float:
         """The rate of the highest last held-out accuracy on the tuning seed; of equal ones the smallest."""
-        accuracies = {rate: read_metrics(self.run(Trial(method, rate, seed)))[-1]["eval/accuracy"] for rate in rates}
+        accuracies = {rate: read_metrics(self.run(Trial(method, (rate,), seed)))[-1]["eval/accuracy"] for rate in rates}
         return max(sorted(rates), key=lambda rate: accuracies[rate])
 
     def outcome(self, trial: Trial) -> Outcome:
@@ -86,7 +88,13 @@ class Experiments:
         ]
 
     def _train(self, trial: Trial) -> None:
-        chosen = [f"method={trial.method}", f"seed={trial.seed}", f"optimizer.lr={trial.lr}"]
+        chosen = [f"method={trial.method}", f"seed={trial.seed}"]
+        if trial.method == STAGED:
+            first, second = ({"optimizer": {"lr": rate}} for rate in trial.rates)
+            stages = [{"method": "sft", "steps": 0.5, "settings": first}, {"method": "grpo", "settings": second}]
+            chosen.append(f"stages={json.dumps(stages)}")
+        else:
+            chosen.append(f"optimizer.lr={trial.rates[0]}")
         gate = [f"gate.gamma={trial.gamma}"] if trial.gamma else []
         _runs.train(self.run(trial), "sums", [*chosen, *gate, *self._places(trial), *self.settings])
         print(f"trained {trial.name}", file=sys.stderr, flush=True)
@@ -116,17 +124,19 @@ def main(argv: Sequence[str]) -> int:
     experiments = Experiments(options.runs, options.settings, options.n, options.jobs)
     for seed in (options.tuning_seed, *options.seeds):
         experiments.make_start(seed)
-    tuning = [Trial(method, rate, options.tuning_seed) for method in options.methods for rate in options.learning_rates]
+    tuned = dict.fromkeys(["sft", "grpo"] if STAGED in options.methods else [])
+    tuned |= dict.fromkeys(method for method in options.methods if method != STAGED)
+    tuning = [Trial(method, (rate,), options.tuning_seed) for method in tuned for rate in options.learning_rates]
     experiments.train(tuning)
-    rates = {
-        method: experiments.best_learning_rate(method, options.tuning_seed, options.learning_rates)
-        for method in options.methods
+    best = {
+        method: experiments.best_learning_rate(method, options.tuning_seed, options.learning_rates) for method in tuned
     }
+    rates = {method: (best[method],) if method != STAGED else (best["sft"], best["grpo"]) for method in options.methods}
     print(f"learning rates: {rates}", file=sys.stderr)
     clean = [Trial(method, rates[method], seed) for seed in options.seeds for method in options.methods]
     wrong = [replace(trial, demonstrations=WRONG) for trial in clean if trial.method not in WITHOUT_DEMONSTRATIONS]
     gated = [replace(trial, gamma=gamma) for trial in clean if trial.method == "hpt" for gamma in GAMMAS]
-    starts = [Trial("start", 0, seed) for seed in options.seeds]
+    starts = [Trial("start", (), seed) for seed in options.seeds]
     experiments.train([*clean, *gated, *wrong])
     experiments.examine([*starts, *clean, *gated, *wrong])
     outcomes = [experiments.outcome(trial) for trial in (*tuning, *starts, *clean, *wrong, *gated)]

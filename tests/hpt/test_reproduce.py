@@ -46,14 +46,15 @@ def outcome(trial: Trial, *correct: int, accuracy: float = 0.5) -> Outcome:
 @pytest.fixture
 def outcomes() -> list[Outcome]:
     return [
-        outcome(Trial("hpt", 1e-4, 9), accuracy=0.25),
-        outcome(Trial("start", 0, 0), 0, 2),
-        outcome(Trial("hpt", 1e-4, 0), 4, 4),
-        outcome(Trial("sft", 1e-4, 0), 1, 3),
-        outcome(Trial("hpt", 1e-4, 1), 0, 4),
-        outcome(Trial("sft", 1e-4, 1), 2, 2),
-        outcome(Trial("sft", 1e-4, 0, "wrong"), 0, 1),
-        outcome(Trial("hpt", 1e-4, 0, gamma=0.5), 3, 3),
+        outcome(Trial("hpt", (1e-4,), 9), accuracy=0.25),
+        outcome(Trial("start", (), 0), 0, 2),
+        outcome(Trial("hpt", (1e-4,), 0), 4, 4),
+        outcome(Trial("sft", (1e-4,), 0), 1, 3),
+        outcome(Trial("hpt", (1e-4,), 1), 0, 4),
+        outcome(Trial("sft", (1e-4,), 1), 2, 2),
+        outcome(Trial("sft", (1e-4,), 0, "wrong"), 0, 1),
+        outcome(Trial("sft-then-grpo", (1e-4, 5e-5), 0, "wrong"), 4, 4),
+        outcome(Trial("hpt", (1e-4,), 0, gamma=0.5), 3, 3),
     ]
 
 
@@ -76,6 +77,7 @@ def test_tables_hold_means_over_seeds_and_paired_differences(outcomes: list[Outc
     assert "| `sft` | +0.250 | 1 of 2 | 0.5 |" in text
     assert "| 0.5 | 0.750 (0.750 to 0.750) | 25% | 4 |" in text
     assert "| `hpt` | 0.250 |" in text
+    assert "| `sft-then-grpo` | 0.0001, 5e-05 | 1.000" in text
 
 
 def test_the_figure_is_drawn_from_what_there_is(outcomes: list[Outcome], tmp_path: Path) -> None:
