@@ -62,7 +62,8 @@ class Row:
     weight: float
     advantage: Advantage = 1.0
     rollout_logprobs: list[float] | None = None  # one a response token; RL rows have them
-    old_logprobs: list[float] | None = None  # likewise; only where a step makes several updates
+    old_logprobs: list[float] | None = None  # likewise; only where the objective or loss.tis reads them
+    importance: list[float] | None = None  # likewise; only with loss.tis: factors of the weight
     values: Values | None = None  # likewise; only with a critic
     regularised: bool = False  # its entropy counts even where its advantage is 0
 
@@ -73,6 +74,8 @@ class Row:
     @property
     def has_signal(self) -> bool:
         """Whether the row has a gradient: a row of weight or advantage 0 has none, and never reaches the model."""
+        if self.importance is not None and not any(self.importance):
+            return False
         return self.weight != 0 and (self.regularised or any(_per_token(self.advantage, 1)))
 
 
@@ -273,7 +276,10 @@ def _micro_batch(rows: list[Row], input_ids: torch.Tensor, position_ids: torch.T
         advantages=torch.tensor(
             [value for row in rows for value in _per_token(row.advantage, row.response_length)], dtype=torch.float32
         ),
-        weights=a_token([row.weight for row in rows], torch.float32),
+        weights=torch.tensor(
+            [row.weight * factor for row in rows for factor in row.importance or [1.0] * row.response_length],
+            dtype=torch.float32,
+        ),
         sequence_ids=a_token(list(range(len(rows))), torch.int64),
         rollout_logprobs=logprobs("rollout_logprobs"),
         old_logprobs=logprobs("old_logprobs"),

@@ -11,6 +11,7 @@ import torch
 import upge
 
 from hpt.batch import OFF_POLICY, RL, SFT, MicroBatch, Row
+from hpt.config import LossConfig
 from hpt.engine import Update
 
 if TYPE_CHECKING:
@@ -29,7 +30,12 @@ class Trained:
     rl_tokens: int = 0
     clipped: int = 0
     mismatch_kl: float = 0.0
+    mismatch_abs: float = 0.0
+    mismatch_max: float = 0.0
     mismatch_tokens: int = 0
+    importance: float = 0.0
+    importance_cut: int = 0
+    importance_tokens: int = 0
     updates: list[Update] = field(default_factory=list)
     demonstrations: Counter[int] = field(default_factory=Counter)  # rows that reached the model, by signal
     critic_loss: float = 0.0
@@ -44,11 +50,32 @@ class Trained:
         self.entropy += output.entropy[output.evaluated].sum().item()
         self.rl_tokens += int(rl.sum())
         self.clipped += int((rl & ~output.stable).sum())
-        if not self.updates:
-            # k3 estimate of KL(engine || trainer), on-policy rows only: later updates differ by training itself.
-            known = rl & output.evaluated & ~batch.rollout_logprobs.isnan()
-            log_ratio = (output.logprobs - batch.rollout_logprobs)[known].double()
-            self.mismatch_kl += (torch.expm1(log_ratio) - log_ratio).sum().item()
+        if not self.updates:  # later updates differ from what the engine saw by training itself
+            known = rl & output.evaluated & batch.old_logprobs.isnan()
+            self._add_mismatch(output.logprobs[known], batch.rollout_logprobs[known])
+
+    def add_old_logprobs(self, rows: Sequence[Row]) -> None:
+        """Takes the mismatch from log-probabilities that were measured before the first update."""
+        for row in rows:
+            if row.signal == RL and row.old_logprobs and row.rollout_logprobs:
+                self._add_mismatch(torch.tensor(row.old_logprobs), torch.tensor(row.rollout_logprobs))
+
+    def add_importance(self, rows: Sequence[Row], settings: LossConfig) -> None:
+        cut = settings.tis_clip if settings.tis_mode == "clip" else 0.0
+        for row in rows:
+            self.importance += sum(row.importance or [])
+            self.importance_cut += sum(factor == cut for factor in row.importance or [])
+            self.importance_tokens += len(row.importance or [])
+
+    def _add_mismatch(self, trainer: torch.Tensor, engine: torch.Tensor) -> None:
+        """Between log-probabilities (N,) of the same tokens under the same weights."""
+        log_ratio = (trainer.double() - engine.double())[~engine.isnan()]
+        if log_ratio.numel():
+            self.mismatch_kl += (
+                (torch.expm1(log_ratio) - log_ratio).sum().item()
+            )  # k3 estimate of KL(engine || trainer)
+            self.mismatch_abs += log_ratio.abs().sum().item()
+            self.mismatch_max = max(self.mismatch_max, log_ratio.abs().max().item())
             self.mismatch_tokens += log_ratio.numel()
 
     def add_update(self, rows: Sequence[Row], update: Update) -> None:
@@ -118,8 +145,14 @@ def step_metrics(experiences: Sequence[Experience], trained: Trained, seconds: d
         metrics |= {
             "rollout/mismatch_kl": trained.mismatch_kl / trained.mismatch_tokens,
             "rollout/mismatch_kl_sum": trained.mismatch_kl,
+            "rollout/mismatch_abs": trained.mismatch_abs / trained.mismatch_tokens,
+            "rollout/mismatch_abs_sum": trained.mismatch_abs,
+            "rollout/mismatch_max": trained.mismatch_max,
             "rollout/mismatch_tokens": trained.mismatch_tokens,
         }
+    if trained.importance_tokens:
+        metrics |= _mean("tis", trained.importance, trained.importance_tokens)
+        metrics |= {"tis/cut": trained.importance_cut}
     return metrics | {f"time/{phase}": value for phase, value in seconds.items()}
 
 

@@ -50,6 +50,7 @@ from hpt.rollout import Rollout, RolloutEngine, Sampling
 from hpt.rollout.responses import response_generator, response_text
 from hpt.seeds import seed_for
 from hpt.srft import entropy_weighted
+from hpt.tis import corrected
 from hpt.verify import Verdict, Verifier
 from hpt.zero import ZeroEngine
 
@@ -183,10 +184,14 @@ class Trainer:
         """The step's optimizer updates, each on an equal part of the questions."""
         updates = self.config.batch.updates
         parts = [token_rows(groups[part::updates], self.config) for part in range(updates)]
-        if self.policy.needs_old_logprobs:
-            parts = [self._with_old_logprobs(rows) for rows in parts]
-        self.policy.model.train()
         trained = measure.Trained()
+        if self.policy.needs_old_logprobs or self.config.loss.tis != "none":
+            parts = [self._with_old_logprobs(rows) for rows in parts]
+            trained.add_old_logprobs([row for rows in parts for row in rows])
+        if self.config.loss.tis != "none":
+            parts = [[corrected(row, self.config.loss) for row in rows] for rows in parts]
+            trained.add_importance([row for rows in parts for row in rows], self.config.loss)
+        self.policy.model.train()
         for rows in parts:
             if self.config.loss.entropy_weights:
                 rows = self._entropy_weighted(rows)
