@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from hpt.optional import require
 from hpt.out_of_memory import memory_phase
 from hpt.policy import Policy, PolicyModule
 from hpt.prompt import PromptRenderer, generation_ends, load_tokenizer, select_by_length, show_first
-from hpt.rollout import TransformersEngine
+from hpt.rollout import check_rollout_engine, make_rollout_engine
 from hpt.trainer import Trainer
 from hpt.verify import Verifier, make_verifier
 from hpt.zero import ZeroEngine
@@ -43,6 +43,7 @@ def assemble(config: Config, checkpoint: Path | None, console: Console, world: W
         require("bitsandbytes", 'optimizer.states "8bit"', "'hpt[peft]'")
     if config.engine == "deepspeed":
         require("deepspeed", 'engine "deepspeed"', "'hpt[deepspeed]'")
+    check_rollout_engine(config)
     if config.prepare:
         _prepare(config, world)
     demonstrated = needs_demonstrations(config.gate)
@@ -59,6 +60,9 @@ def assemble(config: Config, checkpoint: Path | None, console: Console, world: W
     with make_verifier(config.verify) as verifier:
         check_answers(verifier, questions, config.data.train)
         check_answers(verifier, held_out, config.data.eval or "")
+        def longest_prompt() -> int:
+            return max(map(len, renderer.encode_prompts([*questions, *held_out])))
+
         with memory_phase("load", config):
             model = load_policy(config, checkpoint, device)
             policy = Policy(model, config)
@@ -67,18 +71,16 @@ def assemble(config: Config, checkpoint: Path | None, console: Console, world: W
             critic = None
             if config.rl.advantage == "gae":
                 critic = Critic(load_policy(config, checkpoint, device).get_decoder(), config)
-        yield Trainer(
+            rollout_engine = make_rollout_engine(
+                config, model, device, renderer.stop_ids, longest_prompt, engine.whole_weights
+            )
+        trainer = Trainer(
             config=config,
             questions=questions,
             held_out=held_out,
             tokenizer=tokenizer,
             renderer=renderer,
-            rollout_engine=TransformersEngine(
-                model,
-                stop_ids=renderer.stop_ids,
-                batch_size=config.rollout.batch_size,
-                whole_weights=engine.whole_weights,
-            ),
+            rollout_engine=rollout_engine,
             verifier=verifier,
             gate=gate,
             policy=policy,
@@ -86,6 +88,8 @@ def assemble(config: Config, checkpoint: Path | None, console: Console, world: W
             critic=critic,
             world=world,
         )
+        with closing(rollout_engine):
+            yield trainer
 
 
 def _prepare(config: Config, world: World) -> None:

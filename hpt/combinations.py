@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 def impossible_combinations(config: Config) -> list[str]:
     """What to say of every combination of settings that cannot work; empty where there is none."""
-    gate, n = config.gate, config.sampled
+    gate, n, vllm = config.gate, config.sampled, config.rollout.vllm
     gamma_limit = n if isinstance(gate.gamma, int) else 1.0
     found = [
         *(
@@ -69,6 +69,26 @@ def impossible_combinations(config: Config) -> list[str]:
             and config.rl.advantage in ("mean", "mean_std", "leave_one_out"),
             f'rl.advantage "{config.rl.advantage}" compares the rollouts of one question and is always 0 with '
             'rollout.n = 1; use rollout.n >= 2, or rl.advantage "batch" or "none"',
+        ),
+        *(
+            (config.rollout.engine == "vllm" and wrong, message)
+            for wrong, message in (
+                (
+                    config.rollout.top_p < 1 and config.rollout.temperature != 1,
+                    f"rollout.top_p = {config.rollout.top_p} with rollout.temperature = {config.rollout.temperature}: "
+                    "vLLM reports log-probabilities at a temperature other than 1 only without a top-p cut; use "
+                    'rollout.top_p = 1, rollout.temperature = 1, or rollout.engine "transformers"',
+                ),
+                (
+                    vllm.adapters == "lora" and config.model.lora is None,
+                    'rollout.vllm.adapters "lora" needs model.lora',
+                ),
+                (
+                    vllm.adapters == "lora" and vllm.url is not None,
+                    'rollout.vllm.adapters "lora" goes with an engine in the trainer\'s process; a server '
+                    "(rollout.vllm.url) takes merged weights",
+                ),
+            )
         ),
         (
             config.batch.updates > config.batch.questions,

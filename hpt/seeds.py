@@ -14,3 +14,8 @@ def seed_for(seed: int, step: int, purpose: Purpose, rank: int = 0) -> int:
     """A seed in [0, 2**63) that is independent for every (seed, step, purpose, rank)."""
     sequence = np.random.SeedSequence([seed, step, _PURPOSES.index(purpose), rank])
     return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def request_seeds(seed: int, count: int) -> list[int]:
+    """Seeds in [0, 2**63) of `count` requests drawn apart, so that no request depends on which others it runs with."""
+    return (np.random.SeedSequence(seed).generate_state(count, np.uint64) >> np.uint64(1)).tolist()

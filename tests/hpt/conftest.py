@@ -25,25 +25,26 @@ sys.path.insert(0, FOLDER)
 torch.set_num_threads(1)
 
 
-def make_world(folder: Path) -> Path:
-    """Writes model/, train.jsonl, eval.jsonl and recipe.yaml; returns the recipe."""
+def make_world(folder: Path, **shape: Any) -> Path:
+    """Writes model/, train.jsonl, eval.jsonl and recipe.yaml; returns the recipe. shape: of the model, where it is not
+    the usual."""
     letters = sorted(set(CHARACTERS))
     backend = Tokenizer(models.WordLevel({token: i for i, token in enumerate([*SPECIAL, *letters])}, "<pad>"))
     backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>")
     torch.manual_seed(0)
-    shape = Qwen2Config(
-        vocab_size=len(SPECIAL) + len(letters),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        eos_token_id=1,
-        pad_token_id=0,
-    )
-    model = Qwen2ForCausalLM(shape)
+    usual = {
+        "vocab_size": len(SPECIAL) + len(letters),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+    }
+    model = Qwen2ForCausalLM(Qwen2Config(**usual | shape))
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     for name, start, count in (("train", 0, 24), ("eval", 50, 6)):
