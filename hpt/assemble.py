@@ -43,7 +43,8 @@ def assemble(config: Config, checkpoint: Path | None, console: Console, world: W
         require("bitsandbytes", 'optimizer.states "8bit"', "'hpt[peft]'")
     if config.engine == "deepspeed":
         require("deepspeed", 'engine "deepspeed"', "'hpt[deepspeed]'")
-    check_rollout_engine(config)
+    if config.rollout.engine == "vllm" and config.rollout.vllm.url is None:
+        require("vllm", 'rollout.engine "vllm"', "'hpt[vllm]'")
     if config.prepare:
         _prepare(config, world)
     demonstrated = needs_demonstrations(config.gate)
@@ -55,6 +56,7 @@ def assemble(config: Config, checkpoint: Path | None, console: Console, world: W
         held_out = load_questions(config.data.eval, config.data.columns, need_demonstration=False)
     tokenizer = load_tokenizer(config.model.path, trust_remote_code=config.model.trust_remote_code)
     renderer = PromptRenderer(tokenizer, config.prompt, eos_token_ids=generation_ends(config.model.path))
+    check_rollout_engine(config, renderer.stop_ids)
     questions = _of_trainable_length(questions, renderer, config, console)
     console.print(show_first(renderer, questions[0]))
     with make_verifier(config.verify) as verifier:

@@ -97,7 +97,12 @@ class VllmConfig(Section):
     url: str | None = Field(
         None, description="of a server (python -m hpt.rollout.vllm_server); null: in the trainer's process"
     )
-    tensor_parallel: int = Field(1, ge=1, description="GPUs that share one copy of the model")
+    timeout: float = Field(300.0, gt=0, description="seconds without a sign of life after which a server is given up")
+    tensor_parallel: int = Field(
+        1,
+        ge=1,
+        description="GPUs that share one copy of the model; in the trainer's processes, one each: so many ranks",
+    )
     memory_share: float = Field(0.4, gt=0, lt=1, description="of a GPU's memory, weights and KV cache")
     sleep_level: Literal[0, 1, 2] = Field(
         2, description="while the trainer trains: 0 stays, 1 moves the weights to CPU memory, 2 drops them"

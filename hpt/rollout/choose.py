@@ -8,15 +8,16 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from hpt.config import Config
 from hpt.rollout.engine import RolloutEngine
 from hpt.rollout.transformers import TransformersEngine
+from hpt.rollout.vllm_client import VllmClient
 from hpt.rollout.weights import named_weights
 
 
-def check_rollout_engine(config: Config) -> None:
+def check_rollout_engine(config: Config, stop_ids: Sequence[int]) -> None:
     """For before a model is loaded: HptError where vLLM is missing, or its server absent or with another model."""
     if config.rollout.engine != "vllm":
         return
@@ -24,6 +25,9 @@ def check_rollout_engine(config: Config) -> None:
         from hpt.rollout.vllm import check_options
 
         check_options(config)
+    else:
+        model = AutoConfig.from_pretrained(config.model.path, trust_remote_code=config.model.trust_remote_code)
+        VllmClient(config, list, model, stop_ids)
 
 
 def make_rollout_engine(
@@ -41,6 +45,8 @@ def make_rollout_engine(
     if config.rollout.engine == "transformers":
         batch_size = config.rollout.batch_size
         return TransformersEngine(model, stop_ids=stop_ids, batch_size=batch_size, whole_weights=whole_weights)
+    if config.rollout.vllm.url:
+        return VllmClient(config, partial(named_weights, model), model.config, stop_ids)
     from hpt.rollout.vllm import VllmEngine
 
     apart = config.rollout.vllm.adapters == "lora"

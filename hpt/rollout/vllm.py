@@ -11,6 +11,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ class VllmEngine(RolloutEngine):
         self._sleep_level = config.rollout.vllm.sleep_level if device.type == "cuda" else 0
         self._on_cpu = device.type == "cpu"
         self._llm: Any = None
+        self.steps = 0  # of all requests so far: a sign of life
         self._asleep = False
         self._base_stale = self._adapters_stale = True
         vllm = import_vllm()
@@ -91,18 +93,19 @@ class VllmEngine(RolloutEngine):
         with self._failing("generating"):
             engine.reset_prefix_cache()  # so that what is sampled does not depend on what was sampled before
             adapter = self._adapter()
-            for rank, (theirs, their_seed) in enumerate(self._shared((list(prompts), seed))):
-                seeds = iter(request_seeds(their_seed, len(theirs) * sampling.n))
-                for index, prompt in enumerate(theirs):
-                    for place in range(sampling.n):
+            try:
+                for rank, (theirs, their_seed) in enumerate(self._shared((list(prompts), seed))):
+                    seeds = iter(request_seeds(their_seed, len(theirs) * sampling.n))
+                    for index, place in product(range(len(theirs)), range(sampling.n)):
                         name = f"{rank}-{index}-{place}"
                         wanted[name] = (index, place) if rank == self._rank else None
+                        request = TokensPrompt(prompt_token_ids=list(theirs[index]))
                         parameters = self._parameters(sampling, next(seeds))
-                        request = TokensPrompt(prompt_token_ids=list(prompt))
                         engine.add_request(name, request, parameters, lora_request=adapter)
-            try:
                 while engine.has_unfinished_requests():
-                    for output in engine.step():
+                    outputs = engine.step()
+                    self.steps += 1
+                    for output in outputs:
                         if output.finished and (own := wanted.pop(output.request_id)):
                             rollouts[own[0]][own[1]] = rollout = _rollout(output.outputs[0], known)
                             if on_rollout:

@@ -8,6 +8,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -29,8 +33,10 @@ from hpt.cli import main
 from hpt.config import Config
 from hpt.errors import ConfigError, RolloutError
 from hpt.recipe import load_config
-from hpt.rollout import Rollout, Sampling, check_rollout_engine
+from hpt.records import read_metrics
+from hpt.rollout import Rollout, Sampling, check_rollout_engine, vllm_client
 from hpt.rollout.vllm import VllmEngine
+from hpt.rollout.vllm_client import VllmClient
 from hpt.rollout.weights import named_weights
 
 # Two layers in fp32 by two implementations: roundings of 1e-7 add up to about 1e-6.
@@ -196,7 +202,7 @@ def test_a_failure_names_its_cause_and_leaves_nothing_behind(engine: VllmEngine,
 
 def test_unknown_options_are_named(recipe: Path) -> None:
     with pytest.raises(ConfigError, match=r"rollout.vllm.options: vLLM has no 'max_seqs'"):
-        check_rollout_engine(load_config(recipe, ["rollout.vllm.options={max_seqs: 3}"]))
+        check_rollout_engine(load_config(recipe, ["rollout.vllm.options={max_seqs: 3}"]), STOPS)
 
 
 def test_below_a_top_p_cut_logprobs_are_those_before_it(recipe: Path, engine: VllmEngine) -> None:
@@ -255,3 +261,61 @@ def test_a_run_trains_on_vllms_rollouts_and_resumes_bit_exactly(
     assert metrics_of(part) == lines
     last, again = (load_file(checkpoints(path)[-1] / "model.safetensors") for path in (run, part))
     assert all(torch.equal(last[name], again[name]) for name in last)
+
+
+@pytest.fixture(scope="module")
+def server(recipe: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """The address of a server with real vLLM, and its process."""
+    command = [sys.executable, "-m", "hpt.rollout.vllm_server", str(recipe), "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    line = process.stdout.readline()  # its own end would end the wait
+    try:
+        assert line.startswith("Serving"), line
+        yield line.split()[-1], process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_server_gives_the_policys_logprobs_before_and_after_an_update(
+    recipe: Path, server: tuple[str, subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_client, "PART_BYTES", 50_000)
+    config = load_config(recipe, [f"rollout.vllm.url={server[0]}"])
+    model = load(config)
+    client = VllmClient(config, partial(named_weights, model), model.config, [1])
+    for _ in range(2):
+        seen: dict[tuple[int, int], Rollout] = {}
+        groups = client.generate(PROMPTS, Sampling(n=3, max_tokens=12), 3, lambda *p: seen.update({p[:2]: p[2]}))
+        assert seen == {(i, j): rollout for i, group in enumerate(groups) for j, rollout in enumerate(group)}
+        assert client.generate(PROMPTS, Sampling(n=3, max_tokens=12), 3) == groups
+        assert mismatch(model, groups) < BOUND
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        assert mismatch(model, groups) > 0.1
+        client.weights_changed()
+
+
+def test_a_killed_server_stops_the_run_with_a_checkpoint(
+    recipe: Path, server: tuple[str, subprocess.Popen[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, process = server
+    run = tmp_path / "run"
+
+    def kill() -> None:
+        while not (run / "rollouts" / "step-000002.jsonl").exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    settings = [f"output={run}", "steps=5000", "eval.every=0", "checkpoint.every=0", f"rollout.vllm.url={url}"]
+    assert main(["train", str(recipe), *settings]) == 2
+    killer.join()
+    assert "the vLLM server" in " ".join(capsys.readouterr().err.split())
+    done = read_metrics(run)[-1]["step"]
+    assert done >= 2
+    assert [path.name for path in checkpoints(run)] == [f"step-{done:06d}"]
+    assert main(["train", "--resume", str(run), f"steps={done + 1}", "rollout.engine=transformers"]) == 0
