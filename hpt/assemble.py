@@ -62,6 +62,7 @@ def assemble(config: Config, checkpoint: Path | None, console: Console, world: W
     with make_verifier(config.verify) as verifier:
         check_answers(verifier, questions, config.data.train)
         check_answers(verifier, held_out, config.data.eval or "")
+
         def longest_prompt() -> int:
             return max(map(len, renderer.encode_prompts([*questions, *held_out])))
 

@@ -287,7 +287,9 @@ def test_a_server_gives_the_policys_logprobs_before_and_after_an_update(
     client = VllmClient(config, partial(named_weights, model), model.config, [1])
     for _ in range(2):
         seen: dict[tuple[int, int], Rollout] = {}
-        groups = client.generate(PROMPTS, Sampling(n=3, max_tokens=12), 3, lambda *p, seen=seen: seen.update({p[:2]: p[2]}))
+        groups = client.generate(
+            PROMPTS, Sampling(n=3, max_tokens=12), 3, lambda *p, seen=seen: seen.update({p[:2]: p[2]})
+        )
         assert seen == {(i, j): rollout for i, group in enumerate(groups) for j, rollout in enumerate(group)}
         assert client.generate(PROMPTS, Sampling(n=3, max_tokens=12), 3) == groups
         assert mismatch(model, groups) < BOUND
