@@ -92,8 +92,9 @@ class Trained:
 
 def over_ranks(parts: Sequence[Trained]) -> Trained:
     """One step as all ranks saw it: each counted its own micro-batches, and every rank all rows and updates."""
-    own = ("loss", "tokens", "entropy", "rl_tokens", "clipped", "mismatch_kl", "mismatch_tokens")
-    return replace(parts[0], **{name: sum(getattr(part, name) for part in parts) for name in own})
+    own = ("loss", "tokens", "entropy", "rl_tokens", "clipped", "mismatch_kl", "mismatch_abs", "mismatch_tokens")
+    sums = {name: sum(getattr(part, name) for part in parts) for name in own}
+    return replace(parts[0], mismatch_max=max(part.mismatch_max for part in parts), **sums)
 
 
 def step_metrics(experiences: Sequence[Experience], trained: Trained, seconds: dict[str, float]) -> dict[str, float]:

@@ -187,7 +187,8 @@ class Trainer:
         trained = measure.Trained()
         if self.policy.needs_old_logprobs or self.config.loss.tis != "none":
             parts = [self._with_old_logprobs(rows) for rows in parts]
-            trained.add_old_logprobs([row for rows in parts for row in rows])
+            if self.world.main:  # every rank has them all
+                trained.add_old_logprobs([row for rows in parts for row in rows])
         if self.config.loss.tis != "none":
             parts = [[corrected(row, self.config.loss) for row in rows] for rows in parts]
             trained.add_importance([row for rows in parts for row in rows], self.config.loss)
