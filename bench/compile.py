@@ -2,19 +2,22 @@
 
 For each architecture, dtype and variant: registers, spills (stack bytes, STL and LDL instructions), shared memory and
 the tensor-core instructions in the machine code. Fails where a kernel spills, or a GEMM lacks the architecture's
-tensor-core instruction (fp32 GEMMs have none: they are exact).
+tensor-core instruction (fp32 GEMMs have none: they are exact). A kernel that is the same for several dtypes is compiled
+once.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -33,26 +36,37 @@ from upge.backends.triton.logit_gradient import logit_gradient_kernel
 from upge.backends.triton.logits import logits_kernel
 from upge.backends.triton.reanchor import reanchor_kernel
 from upge.backends.triton.rows import rows_kernel
+from upge.backends.triton.split import BLOCK as FINISH_BLOCK
+from upge.backends.triton.split import finish_kernel
 from upge.backends.triton.weight import weight_kernel
 
+KERNELS = {
+    "anchor": anchor_kernel, "bias": bias_kernel, "coefficient": coefficient_kernel, "finish": finish_kernel,
+    "hidden": hidden_kernel, "logit_gradient": logit_gradient_kernel, "logits": logits_kernel,
+    "reanchor": reanchor_kernel, "rows": rows_kernel, "weight": weight_kernel,
+}  # fmt: skip
 ARCHITECTURES = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 TENSOR_CORE = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTC[A-Z]*MMA"}
 POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
+HALVES = {"high": "*i16", "low": "*i8"}
 SHARED_LIMIT = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10}
 
 INTEGER_POINTERS = {"targets": "*i64", "rows": "*i64", "redo": "*i8", "stable": "*i8", "objective_index": "*i32"}
 FLOAT_SCALARS = ("softcap", "limit", "entropy_coef", "kl_coef")
-INTEGER_SCALARS = ("M", "V", "D", "tiles", "weight_stride", "exps_stride", "part_length")
-ALIGNED = ("D", "weight_stride", "exps_stride", "part_length")
+INTEGER_SCALARS = ("M", "V", "D", "n", "tiles", "weight_stride", "exps_stride", "part_length")
+ALIGNED = ("D", "n", "weight_stride", "exps_stride", "part_length")
 
 
 @dataclass(frozen=True)
 class Job:
+    """One kernel to compile: the types and values of its arguments, and how many warps and stages."""
+
     kernel: str
+    dtype: str
     variant: str
-    function: object
     constants: dict
+    pointers: dict
     num_warps: int = 4
     num_stages: int = 3
     gemm: bool = False
@@ -75,44 +89,50 @@ class Result:
     fault: str
 
 
-def jobs(plan: plans.Plan, odd: plans.Plan) -> Iterator[Job]:
-    """Every kernel as `plan` has it, with the head's options where they change the code; GEMMs for an odd D too."""
-
-    def gemm(tile: plans.Tile) -> dict:
-        shape = {name: getattr(tile, name) for name in ("BM", "BN", "BK", "SPLIT")}
-        return {"PRECISION": plan.precision, **shape}
-
-    def on(tile: plans.Tile) -> dict:
-        return {"num_warps": tile.num_warps, "num_stages": tile.num_stages, "gemm": True}
-
+def jobs(capability: tuple[int, int], dtypes: list[str]) -> Iterator[Job]:
+    """Every kernel as the plan for each dtype has it, with the head's options where they change the code."""
     plain, full = {"HAS_BIAS": False, "HAS_SOFTCAP": False}, {"HAS_BIAS": True, "HAS_SOFTCAP": True}
-    keep = {"KEEP": True, "REDO": False, "EVEN_D": True}
+    keep = {"KEEP": True, "REDO": False}
     block = {"ROWS": plans.ROWS, "BLOCK": plans.BLOCK}
-    logits = {**gemm(plan.logits), **keep}
-    yield Job("logits", "", logits_kernel, logits | plain, **on(plan.logits))
-    yield Job("logits", "no_grad", logits_kernel, logits | plain | {"KEEP": False}, **on(plan.logits))
-    yield Job("logits", "redo", logits_kernel, logits | plain | {"REDO": True}, **on(plan.logits))
-    yield Job("logits", "bias, softcap", logits_kernel, logits | full, **on(plan.logits))
-    yield Job("hidden", "", hidden_kernel, gemm(plan.hidden), **on(plan.hidden))
-    yield Job("weight", "", weight_kernel, gemm(plan.weight), **on(plan.weight))
-    uneven = {**gemm(odd.logits), **keep, **plain, "EVEN_D": False}
-    yield Job("logits", "odd D", logits_kernel, uneven, **on(odd.logits), aligned=False)
-    yield Job("hidden", "odd D", hidden_kernel, gemm(odd.hidden), **on(odd.hidden), aligned=False)
-    yield Job("weight", "odd D", weight_kernel, gemm(odd.weight), **on(odd.weight), aligned=False)
-    yield Job("anchor", "bias, softcap", anchor_kernel, full | block)
-    yield Job("reanchor", "", reanchor_kernel, block)
-    yield Job("rows", "", rows_kernel, block)
+    for dtype in dtypes:
+        plan, odd = (plans.plan_for(DTYPES[dtype], capability, width) for width in (4096, 4095))
+        head, exps = POINTERS[DTYPES[dtype]], POINTERS[plan.exps]
+        pointers = {"hidden": head, "weight": head, "bias": head, "exps": exps}
+        sums = {**pointers, "hidden": exps} | (HALVES if dtype != "float32" else {})
+
+        def gemm(kernel, variant, constants, p=plan, types=pointers, dtype=dtype, aligned=True):
+            tile = getattr(p, kernel)
+            shape = {name: getattr(tile, name) for name in ("BM", "BN", "BK", "SPLIT")}
+            constants = {"PRECISION": p.precision, **shape, **constants}
+            return Job(kernel, dtype, variant, constants, types, tile.num_warps, tile.num_stages, True, aligned)
+
+        has_low = {"HAS_LOW": dtype != "float32"}
+        even, uneven = {**keep, "EVEN_D": True}, {**keep, "EVEN_D": False}
+        yield gemm("logits", "", even | plain)
+        yield gemm("logits", "no_grad", even | plain | {"KEEP": False})
+        yield gemm("logits", "redo", even | plain | {"REDO": True})
+        yield gemm("logits", "bias, softcap", even | full)
+        yield gemm("hidden", "", {})
+        yield gemm("weight", "", has_low, types=sums)
+        yield gemm("logits", "odd D", uneven | plain, odd, aligned=False)
+        yield gemm("hidden", "odd D", {}, odd, aligned=False)
+        yield gemm("weight", "odd D", has_low, odd, sums, aligned=False)
+        yield Job("anchor", dtype, "bias, softcap", full | block, pointers)
+        if plan.exps == DTYPES[dtype]:  # fp16's E is fp32's
+            yield Job("logit_gradient", dtype, "softcap", {"HAS_SOFTCAP": True, **block}, pointers)
+            yield Job("bias", dtype, "", {"BM": 64, "BN": 128}, pointers)
+        if dtype != "float32":
+            out = {"out": "*i16" if dtype == "bfloat16" else head}
+            yield Job("finish", dtype, "", {"BLOCK": FINISH_BLOCK}, HALVES | out)
+    yield Job("reanchor", "", "", block, {})
+    yield Job("rows", "", "", block, {})
     flags = dict.fromkeys(("HAS_INDEX", "HAS_ADVANTAGES", "HAS_OLD", "HAS_KL"), True)
-    yield Job("coefficient", "all", coefficient_kernel, {**flags, "BLOCK": 256})
-    yield Job("logit_gradient", "softcap", logit_gradient_kernel, {"HAS_SOFTCAP": True, **block})
-    yield Job("bias", "", bias_kernel, {"BM": 64, "BN": 128})
+    yield Job("coefficient", "", "all", {**flags, "BLOCK": 256}, {})
 
 
-def compile_job(job: Job, arch: str, dtype: str, plan: plans.Plan) -> Result:
-    names = job.function.arg_names  # type: ignore[attr-defined]
-    head = POINTERS[DTYPES[dtype]]
-    special = {"weight": head, "bias": head, "exps": POINTERS[plan.exps]}
-    special["hidden"] = POINTERS[plan.exps] if job.kernel == "weight" else head
+def compile_job(job: Job, arch: str) -> Result:
+    function = KERNELS[job.kernel]
+    names = function.arg_names
     signature = {}
     for name in names:
         if name in job.constants:
@@ -122,7 +142,7 @@ def compile_job(job: Job, arch: str, dtype: str, plan: plans.Plan) -> Result:
         elif name in INTEGER_SCALARS:
             signature[name] = "i32"
         else:
-            signature[name] = special.get(name) or INTEGER_POINTERS.get(name) or "*fp32"
+            signature[name] = job.pointers.get(name) or INTEGER_POINTERS.get(name) or "*fp32"
     divisible = [["tt.divisibility", 16]]
     attributes = {
         (i,): divisible
@@ -130,7 +150,7 @@ def compile_job(job: Job, arch: str, dtype: str, plan: plans.Plan) -> Result:
         if signature[name].startswith("*") or (name in ALIGNED and (job.aligned or name == "exps_stride"))
     }
     kernel = triton.compile(
-        ASTSource(fn=job.function, signature=signature, constexprs=job.constants, attrs=attributes),
+        ASTSource(fn=function, signature=signature, constexprs=job.constants, attrs=attributes),
         target=GPUTarget("cuda", ARCHITECTURES[arch], 32),
         options={"num_warps": job.num_warps, "num_stages": job.num_stages},
     )
@@ -140,18 +160,21 @@ def compile_job(job: Job, arch: str, dtype: str, plan: plans.Plan) -> Result:
         raise RuntimeError(f"cuobjdump does not tell the registers of {job.kernel}: {usage}")
     count = lambda pattern: len(re.findall(rf"\b{pattern}\b", code))
     stores, loads, stack = count("STL"), count("LDL"), int(found[2])
+    narrow = count(r"LDG\.E\.U16(?:\.\w+)*")
     tensor_core = re.findall(rf"\b{TENSOR_CORE[arch]}\b", code)
     shared = kernel.metadata.shared
     faults = []
     if stack or stores or loads:
         faults.append("spills")
-    if job.gemm and dtype != "float32" and not tensor_core:
+    if job.gemm and job.dtype != "float32" and not tensor_core:
         faults.append(f"no {TENSOR_CORE[arch]}")
+    if job.gemm and job.aligned and narrow and not job.constants.get("HAS_BIAS"):
+        faults.append("operands loaded entry by entry")
     if shared > SHARED_LIMIT[arch]:
         faults.append("too much shared memory")
     return Result(
         arch,
-        dtype,
+        job.dtype,
         job.kernel,
         job.variant,
         int(found[1]),
@@ -179,23 +202,21 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench compile", description=__doc__)
     parser.add_argument("--arch", nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES))
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="compiling side by side")
     parser.add_argument("--json", type=Path, help="also write the results to this file")
     args = parser.parse_args(argv)
-    results = []
     print(f"triton {triton.__version__}")
     columns = f"{'regs':>5}{'stack':>6}{'STL':>5}{'LDL':>5}{'shared':>8}  tensor core"
     print(f"{'arch':<7}{'dtype':<10}{'kernel':<16}{'variant':<15}{columns}")
-    for arch in args.arch:
-        capability = divmod(ARCHITECTURES[arch], 10)
-        for dtype in args.dtype:
-            plan, odd = (plans.plan_for(DTYPES[dtype], capability, width) for width in (4096, 4095))
-            for job in jobs(plan, odd):
-                r = compile_job(job, arch, dtype, plan)
-                results.append(r)
-                instruction = f"{r.tensor_core} {r.instruction}" if r.tensor_core else "-"
-                numbers = f"{r.registers:>5}{r.stack:>6}{r.stores:>5}{r.loads:>5}{r.shared:>8}"
-                fault = f" <- {r.fault}" if r.fault else ""
-                print(f"{arch:<7}{dtype:<10}{r.kernel:<16}{r.variant:<15}{numbers}  {instruction}{fault}", flush=True)
+    work = [(job, arch) for arch in args.arch for job in jobs(divmod(ARCHITECTURES[arch], 10), args.dtype)]
+    results = []
+    with ProcessPoolExecutor(args.processes, multiprocessing.get_context("spawn")) as pool:
+        for r in pool.map(compile_job, *zip(*work, strict=True)):
+            results.append(r)
+            instruction = f"{r.tensor_core} {r.instruction}" if r.tensor_core else "-"
+            numbers = f"{r.registers:>5}{r.stack:>6}{r.stores:>5}{r.loads:>5}{r.shared:>8}"
+            fault = f" <- {r.fault}" if r.fault else ""
+            print(f"{r.arch:<7}{r.dtype:<10}{r.kernel:<16}{r.variant:<15}{numbers}  {instruction}{fault}", flush=True)
     if args.json:
         args.json.write_text(json.dumps([asdict(r) for r in results], indent=1) + "\n")
     bad = [r for r in results if r.fault]

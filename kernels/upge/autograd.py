@@ -33,18 +33,12 @@ class PolicyLoss(torch.autograd.Function):
         if ctx.gradients is None:
             raise RuntimeError("fused_policy_loss: backward ran twice; pass retain_graph=True to the first one")
         gradients: Gradients = ctx.gradients
-        # dW in fp32 is the largest tensor of a call. Unless the graph is kept it is scaled in place and handed over, so
-        # that an fp32 weight's .grad is this very buffer.
+        # Unless the graph is kept, dW is scaled in place and handed over: the weight's .grad is the very buffer that it
+        # was summed in.
         keep = torch._C._autograd._get_current_graph_task_keep_graph()
         if not keep:
             ctx.gradients = None
-        scaled: list[Tensor | None] = []
-        for gradient, dtype in zip((gradients.hidden, gradients.weight, gradients.bias), ctx.dtypes, strict=True):
-            if gradient is None:
-                scaled.append(None)
-            else:
-                scaled.append((gradient * upstream if keep else gradient.mul_(upstream)).to(dtype))
-        return (*scaled, None)
+        return (*gradients.finish(upstream, ctx.dtypes, keep), None)
 
 
 class LinearLogprobs(torch.autograd.Function):
@@ -70,8 +64,8 @@ class LinearLogprobs(torch.autograd.Function):
         if g is None:
             g = torch.zeros(head.tokens, device=hidden.device)
         sums: Gradients = logprobs_backward(ctx.kind, head, ctx.needs, g, q)
-        cast = lambda gradient, like: None if gradient is None else gradient.to(like.dtype)
-        return cast(sums.hidden, hidden), cast(sums.weight, weight), cast(sums.bias, bias), None, None, None
+        dtypes = [None if x is None else x.dtype for x in (hidden, weight, bias)]
+        return (*sums.finish(None, dtypes), None, None, None)
 
 
 def _refuse_second_derivatives(name: str) -> None:

@@ -25,7 +25,7 @@ _debug: contextvars.ContextVar[bool] = contextvars.ContextVar("upge_debug", defa
 
 @contextlib.contextmanager
 def debug() -> Iterator[None]:
-    """Within this context calls also check values on the GPU (target ids, NaN, indices), and so wait for it."""
+    """Within this context calls also check values on the GPU (target ids, NaN, -inf, indices), and so wait for it."""
     token = _debug.set(True)
     try:
         yield
@@ -131,13 +131,11 @@ def head_values(head: Head, mask: Tensor | None) -> None:
         raise ValueError(
             f"targets: ids must be in [0, {head.vocabulary}) where the token counts; got {int(bad[0])}{hint}"
         )
-    finite = torch.isfinite(head.hidden).all(dim=1)[counted]
-    if not finite.all():
-        row = (
-            int((~finite).nonzero()[0])
-            if mask is None
-            else int((mask & ~torch.isfinite(head.hidden).all(dim=1)).nonzero()[0])
-        )
+    broken = ~torch.isfinite(head.hidden).all(dim=1)
+    if mask is not None:
+        broken &= mask
+    if broken.any():
+        row = int(broken.nonzero()[0])
         raise ValueError(f"hidden: must be finite where the token counts; row {row} holds NaN or inf")
     if isinstance(head.temperature, Tensor):
         wrong = head.temperature[counted]
@@ -157,18 +155,19 @@ def token_values(tokens: Tokens, head: Head, objectives: Sequence[Objective], kl
             raise ValueError(
                 f"objective_index: must be in [0, {len(objectives)}) where the token counts; got {int(bad[0])}"
             )
-    readers = {"weights": counted, "rollout_logprobs": counted, "ref_logprobs": counted if kl else ~counted & counted}
+    nobody = torch.zeros_like(counted)
+    readers = {"weights": counted, "rollout_logprobs": counted, "ref_logprobs": counted if kl else nobody}
     for name, attribute in (("advantages", "needs_advantages"), ("old_logprobs", "needs_old_logprobs")):
-        reads = torch.zeros_like(counted)
+        reads = nobody.clone()
         for number, objective in enumerate(objectives):
             if getattr(objective, attribute):
                 reads |= counted if index is None else counted & (index == number)
         readers[name] = counted if name == "old_logprobs" and tokens.rollout_logprobs is not None else reads
     for name, reads in readers.items():
         value = getattr(tokens, name)
-        if value is not None and bool(torch.isnan(value[reads]).any()):
-            row = int((reads & torch.isnan(value)).nonzero()[0])
-            raise ValueError(f"{name}: must not be NaN where it is read; row {row} is")
+        if value is not None and not bool(torch.isfinite(value[reads]).all()):
+            row = int((reads & ~torch.isfinite(value)).nonzero()[0])
+            raise ValueError(f"{name}: must not be NaN or infinite where it is read; row {row} is {float(value[row])}")
 
 
 def vector(

@@ -1,18 +1,18 @@
 """The two functions as custom ops, so that torch.compile sees one opaque node each, with shapes and a backward.
 
 Eager calls do not come here: an op cannot hand its gradient buffers over (autograd.PolicyLoss does), so a compiled call
-keeps dW in fp32 until its backward.
+rounds its gradients before the upstream factor meets them (fp16 ones after it, for their range), into new memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .backends.workspace import logprobs, logprobs_backward
+from .backends.workspace import Gradients, logprobs, logprobs_backward
 from .coefficient import TokenStep
 from .inputs import Head, Needs, Tokens
 from .objective import Objective
@@ -74,9 +74,16 @@ def _kind(head: Head, backend: str, mask: Tensor | None = None):
     return kind
 
 
-def _placeholder(gradient: Tensor | None, like: Tensor) -> Tensor:
+def _results(gradients: Gradients, dtypes: Sequence[torch.dtype | None], like: Tensor) -> Iterator[Tensor]:
     """An op's results are tensors: an empty one stands for no gradient."""
-    return torch.empty(0, device=like.device) if gradient is None else gradient
+    for gradient, dtype in zip(gradients.finish(None, dtypes), dtypes, strict=True):
+        yield torch.empty(0, dtype=dtype or like.dtype, device=like.device) if gradient is None else gradient
+
+
+def _dtypes(*inputs: Tensor | None, wide: bool = False) -> list[torch.dtype | None]:
+    """Of the inputs' gradients; `wide`: fp32 for fp16, which an upstream factor still has to meet."""
+    known = lambda x: torch.float32 if wide and x.dtype == torch.float16 else x.dtype
+    return [None if x is None else known(x) for x in inputs]
 
 
 @torch.library.custom_op("upge::linear_logprobs", mutates_args=())
@@ -117,7 +124,7 @@ def _linear_logprobs_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     head = _head(hidden, weight, targets, bias, temperature, temperatures, softcap)
     sums = logprobs_backward(_kind(head, backend), head, Needs(*needs), g, q)
-    dh, dw, db = (_placeholder(x, hidden) for x in vars(sums).values())
+    dh, dw, db = _results(sums, _dtypes(hidden, weight, bias), hidden)
     return dh, dw, db
 
 
@@ -126,10 +133,13 @@ def _(hidden, weight, targets, bias, temperature, temperatures, softcap, needs, 
     return _fake_gradients(hidden, weight, bias, needs)
 
 
-def _fake_gradients(hidden: Tensor, weight: Tensor, bias: Tensor | None, needs: Sequence[bool]) -> tuple[Tensor, ...]:
+def _fake_gradients(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, needs: Sequence[bool], wide: bool = False
+) -> tuple[Tensor, ...]:
+    dtypes = _dtypes(hidden, weight, bias, wide=wide)
     return tuple(
-        hidden.new_empty(x.shape if wanted and x is not None else (0,), dtype=torch.float32)
-        for x, wanted in zip((hidden, weight, bias), needs, strict=True)
+        hidden.new_empty(x.shape if wanted and x is not None else (0,), dtype=dtype or hidden.dtype)
+        for x, dtype, wanted in zip((hidden, weight, bias), dtypes, needs, strict=True)
     )
 
 
@@ -146,10 +156,7 @@ def _logprobs_gradients(ctx: Any, g: Tensor | None, q: Tensor | None) -> tuple[A
     gradients = torch.ops.upge.linear_logprobs_backward(
         hidden, weight, targets, bias, temperature, temperatures, softcap, needs, backend, g, q
     )
-    dh, dw, db = (
-        x.to(like.dtype) if wanted else None
-        for x, like, wanted in zip(gradients, (hidden, weight, bias), needs, strict=True)
-    )
+    dh, dw, db = (x if wanted else None for x, wanted in zip(gradients, needs, strict=True))
     return dh, dw, None, db, None, None, None, None, None
 
 
@@ -180,7 +187,7 @@ def _policy_loss(
     needs: Sequence[bool],
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The fields of PolicyLossOutput, then dh, dW and db in fp32."""
+    """The fields of PolicyLossOutput, then dh, dW and db."""
     from .api import chunked_loss, finish_tokens  # api imports this module
 
     head = _head(hidden, weight, targets, bias, temperature, temperatures, softcap)
@@ -195,7 +202,7 @@ def _policy_loss(
         weights, mask, objective_index, advantages, old_logprobs, ref_logprobs, rollout_logprobs, sequence_ids
     )
     out, gradients = chunked_loss(kind, head, finish_tokens(tokens, head, step, tis_clip), step, Needs(*needs))
-    dh, dw, db = (_placeholder(x, hidden) for x in vars(gradients).values())
+    dh, dw, db = _results(gradients, _dtypes(hidden, weight, bias, wide=True), hidden)
     return out.loss, out.logprobs, out.entropy, out.ratio, out.coefficient, out.stable, out.evaluated, dh, dw, db
 
 
@@ -204,13 +211,14 @@ def _(hidden, weight, targets, bias, *rest):
     needs = rest[-2]
     vector = lambda dtype: hidden.new_empty(hidden.shape[:1], dtype=dtype)
     statistics = [vector(torch.float32) for _ in range(4)] + [vector(torch.bool) for _ in range(2)]
-    return (hidden.new_empty((), dtype=torch.float32), *statistics, *_fake_gradients(hidden, weight, bias, needs))
+    gradients = _fake_gradients(hidden, weight, bias, needs, wide=True)
+    return (hidden.new_empty((), dtype=torch.float32), *statistics, *gradients)
 
 
 def _remember_gradients(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(*output[-3:])
     ctx.needs = inputs[-2]
-    ctx.dtypes = [None if x is None else x.dtype for x in (inputs[0], inputs[1], inputs[3])]
+    ctx.dtypes = _dtypes(inputs[0], inputs[1], inputs[3])
 
 
 def _loss_gradients(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Any, ...]:

@@ -118,3 +118,4 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(chunked, "BLOCK_BYTES", 5 * 4 * 301)
     monkeypatch.setattr(chunked, "SLAB_BYTES", 1)
     monkeypatch.setattr(plan, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(plan, "FROZEN_CHUNK_BYTES", 1)

@@ -2,7 +2,7 @@
 
 Tokens are processed in chunks of rows. A chunk's logits are made in fp32, turned in place into their distance from an
 anchor and then into their own gradient, which is multiplied into dh and dW at once: 6 NVD in all, and nothing is kept
-but dh and dW in fp32. With the anchor at the target's logit,
+but dh and dW, the latter in fp32. With the anchor at the target's logit,
 
     S = sum_{j != y} exp(z_j - z_y),   l = -log1p(S),   1 - p_y = -expm1(l),
 
@@ -140,10 +140,10 @@ class Chunked(Workspace):
         for slab in self._slabs():
             if into_hidden is not None:
                 self._multiply(gradient[:, slab], self._operand(self.head.weight[slab]), into_hidden, add=True)
-            if sums.weight is not None:
+            if isinstance(sums.weight, Tensor):
                 self._multiply(gradient[:, slab].t(), hidden, sums.weight[slab], add=True)
         if sums.hidden is not None and into_hidden is not None:
-            sums.hidden.index_copy_(0, rows, into_hidden)
+            sums.hidden.index_copy_(0, rows, into_hidden.to(sums.hidden.dtype))
 
     def _temperature(self, rows: Tensor) -> float | Tensor:
         t = self.head.temperature

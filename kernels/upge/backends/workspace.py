@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -35,13 +35,38 @@ class Forward:
         return Forward(*(torch.cat([empty, *(getattr(p, f.name) for p in parts)]) for f in fields(Forward)))
 
 
+class Sum(Protocol):
+    """A gradient summed in a form of a backend's own."""
+
+    def finish(self, factor: Tensor | None, dtype: torch.dtype, keep: bool) -> Tensor: ...
+
+
 @dataclass
 class Gradients:
-    """fp32 gradients of the head's inputs; None where nobody needs them."""
+    """Gradients of the head's inputs, summed; None where nobody needs them.
 
-    hidden: Tensor | None = None
-    weight: Tensor | None = None
-    bias: Tensor | None = None
+    hidden: (N, D), each row written once: in its dtype, but fp32 for fp16, whose range a loss scale has to meet first.
+    weight: (V, D) fp32, or a backend's own sum. bias: (V,) fp32.
+    """
+
+    hidden: Tensor | None
+    weight: Tensor | Sum | None
+    bias: Tensor | None
+
+    def finish(
+        self, factor: Tensor | None, dtypes: Sequence[torch.dtype | None], keep: bool = False
+    ) -> list[Tensor | None]:
+        """factor () (None: 1) times each gradient in its dtype. Unless `keep`, in its own memory where that fits."""
+
+        def one(gradient: Tensor | Sum, dtype: torch.dtype) -> Tensor:
+            if not isinstance(gradient, Tensor):
+                return gradient.finish(factor, dtype, keep)
+            if factor is None:
+                return gradient.to(dtype)
+            return (gradient * factor if keep else gradient.mul_(factor)).to(dtype)
+
+        sums = (self.hidden, self.weight, self.bias)
+        return [None if x is None or dtype is None else one(x, dtype) for x, dtype in zip(sums, dtypes, strict=True)]
 
 
 class Workspace(ABC):
@@ -54,12 +79,17 @@ class Workspace(ABC):
         self.head = head
         self.needs = needs
         self.chunk_rows = chunk_rows
-        zeros = lambda wanted, like: torch.zeros(like.shape, device=like.device) if wanted else None
+        h = head.hidden
+        wide = torch.float32 if h.dtype == torch.float16 else h.dtype
         self.gradients = Gradients(
-            zeros(needs.hidden, head.hidden),
-            zeros(needs.weight, head.weight),
-            zeros(needs.bias, head.bias),
+            torch.zeros(h.shape, dtype=wide, device=h.device) if needs.hidden else None,
+            self.weight_sum() if needs.weight else None,
+            torch.zeros(head.vocabulary, device=h.device) if needs.bias else None,
         )
+
+    def weight_sum(self) -> Tensor | Sum:
+        """Zeros that the chunks' dW are added to."""
+        return torch.zeros(self.head.weight.shape, device=self.head.weight.device)
 
     @abstractmethod
     def forward(self, rows: Tensor, keep: bool) -> Forward:

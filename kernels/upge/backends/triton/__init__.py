@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ...coefficient import TokenLoss, TokenStep
 from ...inputs import Head, Needs, Tokens
-from ..workspace import Forward, Workspace
+from ..workspace import Forward, Sum, Workspace
 from . import plan as plans
 from .anchor import anchor_kernel
 from .bias import bias_kernel
@@ -30,9 +30,10 @@ from .coefficient import can_fuse, coefficient_kernel, objective_table
 from .hidden import hidden_kernel
 from .logit_gradient import logit_gradient_kernel
 from .logits import logits_kernel
-from .plan import Plan, Tile, plan_for
+from .plan import Plan, Tile, exps_stride, plan_for
 from .reanchor import reanchor_kernel
 from .rows import rows_kernel
+from .split import SplitSum
 from .weight import weight_kernel
 
 
@@ -55,13 +56,16 @@ class Fused(Workspace):
         capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
         self.plan: Plan = plan_for(head.weight.dtype, capability, head.weight.shape[1])
         self.tiles = triton.cdiv(head.vocabulary, self.plan.logits.BN)
-        # Every kernel may read whole tiles of E.
-        widths = (self.plan.logits.BN, self.plan.hidden.BK, self.plan.weight.BM)
-        self.stride = max(triton.cdiv(head.vocabulary, width) * width for width in widths)
-        super().__init__(head, needs, chunk_rows(self.plan, self.stride))
+        self.stride = exps_stride(self.plan, head.vocabulary)
+        v, d = head.weight.shape
+        super().__init__(head, needs, plans.chunk_rows(self.plan, v, d, needs.weight))
         self.weight = head.weight if head.weight.stride(1) == 1 else head.weight.contiguous()
         self.exps: Tensor | None = None
         self.kept: Kept | None = None
+
+    def weight_sum(self) -> Tensor | Sum:
+        weight = self.head.weight
+        return super().weight_sum() if weight.dtype == torch.float32 else SplitSum(weight)
 
     def forward(self, rows: Tensor, keep: bool) -> Forward:
         head, tile, n = self.head, self.plan.logits, rows.numel()
@@ -121,7 +125,7 @@ class Fused(Workspace):
     def backward(self, rows: Tensor, forward: Forward, g: Tensor, q: Tensor | None) -> None:
         assert self.kept is not None
         assert self.exps is not None
-        head, kept, sums, n, d = self.head, self.kept, self.gradients, rows.numel(), self.head.hidden.shape[1]
+        head, kept, sums, n = self.head, self.kept, self.gradients, rows.numel()
         exps = self.exps[:n]
         if q is None and head.softcap is None:
             scale = -g / kept.total * kept.inverse_temperature
@@ -135,24 +139,30 @@ class Fused(Workspace):
                 ROWS=plans.ROWS, BLOCK=plans.BLOCK,
             )  # fmt: skip
         if sums.hidden is not None:
-            tile, parts = self.plan.hidden, plans.HIDDEN_PARTS
-            part_length = triton.cdiv(triton.cdiv(head.vocabulary, parts), tile.BK) * tile.BK
-            partial = torch.empty(parts, n, d, device=rows.device)
-            hidden_kernel[(triton.cdiv(n, tile.BM), triton.cdiv(d, tile.BN), parts)](
-                exps, self.weight, scale, partial, n, head.vocabulary, d, self.weight.stride(0), self.stride,
-                part_length, **self._tile(tile),
-            )  # fmt: skip
-            sums.hidden.index_copy_(0, rows, partial.sum(0))
+            sums.hidden.index_copy_(0, rows, self._hidden_gradient(exps, scale).to(sums.hidden.dtype))
         if sums.weight is not None:
-            tile = self.plan.weight
-            scaled = (kept.hidden.float() * scale[:, None]).to(exps.dtype)
-            weight_kernel[(triton.cdiv(d, tile.BN), triton.cdiv(head.vocabulary, tile.BM))](
-                exps, scaled, sums.weight, n, head.vocabulary, d, self.stride, **self._tile(tile)
-            )
+            self._add_weight_gradient(exps, (kept.hidden * scale[:, None]).to(exps.dtype))
         if sums.bias is not None:
             bias_kernel[(triton.cdiv(head.vocabulary, 128),)](
                 exps, scale, sums.bias, n, head.vocabulary, self.stride, BM=64, BN=128
             )
+
+    def _hidden_gradient(self, exps: Tensor, scale: Tensor) -> Tensor:
+        tile, parts, n, (v, d) = self.plan.hidden, plans.HIDDEN_PARTS, len(exps), self.weight.shape
+        part_length = triton.cdiv(triton.cdiv(v, parts), tile.BK) * tile.BK
+        partial = torch.empty(parts, n, d, device=exps.device)
+        hidden_kernel[(triton.cdiv(n, tile.BM), triton.cdiv(d, tile.BN), parts)](
+            exps, self.weight, scale, partial, n, v, d, self.weight.stride(0), self.stride, part_length,
+            **self._tile(tile),
+        )  # fmt: skip
+        return partial.sum(0)
+
+    def _add_weight_gradient(self, exps: Tensor, scaled: Tensor) -> None:
+        tile, total, (v, d) = self.plan.weight, self.gradients.weight, self.weight.shape
+        high, low = (total.high, total.low) if isinstance(total, SplitSum) else (total, total)
+        weight_kernel[(triton.cdiv(d, tile.BN), triton.cdiv(v, tile.BM))](
+            exps, scaled, high, low, len(exps), v, d, self.stride, HAS_LOW=high is not low, **self._tile(tile)
+        )
 
     def _tile(self, tile: Tile) -> dict:
         return {"PRECISION": self.plan.precision, **vars(tile)}
@@ -162,9 +172,3 @@ class Fused(Workspace):
         if isinstance(t, Tensor):
             return 1.0 / t.index_select(0, rows)
         return torch.full((rows.numel(),), 1.0 / t, device=rows.device)
-
-
-def chunk_rows(plan: Plan, stride: int) -> int:
-    """Rows of a chunk: as many tiles as fit the budget. It depends on V and the dtype alone, never on N."""
-    row = stride * plan.exps.itemsize
-    return max(1, min(8192, plans.CHUNK_BYTES // row) // plan.logits.BM) * plan.logits.BM

@@ -1,4 +1,4 @@
-"""Tile shapes and precisions, by dtype and architecture. They do not depend on N, so neither do a token's results.
+"""Tile shapes, precisions and memory, by dtype and architecture. Nothing depends on N, so a token's results do not.
 
 The shapes were chosen by what the compiler makes of them (`python -m bench compile`): the largest ones without register
 spills, 128 x 256 where the tensor cores take operands from shared memory (sm_90, sm_100).
@@ -11,8 +11,11 @@ from dataclasses import dataclass
 
 import torch
 
-# Bytes of E = exp(z - anchor) alive at once.
-CHUNK_BYTES = 512 << 20
+# Bytes of a chunk of tokens. Every chunk reads and writes the whole sum of dW, so few large ones are faster; where the
+# weight is frozen some 1,000 rows are as good.
+CHUNK_BYTES = 800 << 20
+FROZEN_CHUNK_BYTES = 400 << 20
+MAX_CHUNK_ROWS = 8192
 # Parts of the vocabulary in the GEMM of dh: enough programs to fill a GPU from few tokens.
 HIDDEN_PARTS = 4
 # The interpreter runs programs one after the other in NumPy: there, few programs of much work each.
@@ -37,6 +40,7 @@ class Tile:
 class Plan:
     """The kernels' settings for one dtype of hidden states and weight."""
 
+    dtype: torch.dtype
     logits: Tile
     hidden: Tile
     weight: Tile
@@ -68,7 +72,47 @@ def plan_for(dtype: torch.dtype, capability: tuple[int, int], width: int) -> Pla
     else:
         logits = gradients = WIDE if capability[0] in (9, 10) else SQUARE
     if dtype == torch.bfloat16:
-        return Plan(logits, gradients, gradients, exps=torch.bfloat16, precision="ieee")
+        return Plan(dtype, logits, gradients, gradients, exps=torch.bfloat16, precision="ieee")
     # E in fp16 would overflow from e^11 on. tf32 holds an fp16 operand exactly and has the exponents of fp32.
     precision = "tf32" if dtype == torch.float16 else "ieee"
-    return Plan(logits, gradients, gradients, exps=torch.float32, precision=precision)
+    return Plan(dtype, logits, gradients, gradients, exps=torch.float32, precision=precision)
+
+
+def exps_stride(plan: Plan, vocabulary: int) -> int:
+    """Entries of a row of E: every kernel may read whole tiles of it."""
+    widths = (plan.logits.BN, plan.hidden.BK, plan.weight.BM)
+    return max(-(-vocabulary // width) * width for width in widths)
+
+
+def row_bytes(plan: Plan, vocabulary: int, width: int) -> dict[str, int]:
+    """Bytes of one token of a chunk where most is alive: its hidden states, E, and what the making of dh takes.
+
+    That is HIDDEN_PARTS parts of dh in fp32, their sum and its rounding; or three fp32 numbers of each vocabulary tile
+    before it, where the width is very small.
+    """
+    tiles = -(-vocabulary // plan.logits.BN)
+    rounding = width * 2 if plan.dtype == torch.bfloat16 else 0
+    return {
+        "hidden": width * plan.dtype.itemsize,
+        "E": exps_stride(plan, vocabulary) * plan.exps.itemsize,
+        "dh": max((HIDDEN_PARTS + 1) * width * 4 + rounding, 3 * tiles * 4),
+    }
+
+
+def chunk_rows(plan: Plan, vocabulary: int, width: int, sums_weight: bool) -> int:
+    """Rows of a chunk: as many tiles as fit the budget. It depends on V, D and the dtype alone, never on N."""
+    budget = CHUNK_BYTES if sums_weight else FROZEN_CHUNK_BYTES
+    rows = min(MAX_CHUNK_ROWS, budget // sum(row_bytes(plan, vocabulary, width).values()))
+    return max(1, rows // plan.logits.BM) * plan.logits.BM
+
+
+def extra_bytes(plan: Plan, tokens: int, vocabulary: int, width: int, sums_weight: bool = True) -> dict[str, int]:
+    """Bytes that a forward and backward of `tokens` tokens takes beyond its inputs, dh and dW, by part.
+
+    Vectors of one number a token are left out: some 100 bytes a token.
+    """
+    rows = min(tokens, chunk_rows(plan, vocabulary, width, sums_weight))
+    parts = {name: rows * size for name, size in row_bytes(plan, vocabulary, width).items()}
+    parts["dW"] = vocabulary * width if sums_weight and plan.dtype.itemsize == 2 else 0  # the third byte of its sum
+    parts["dh in fp32"] = tokens * width * 2 if plan.dtype == torch.float16 else 0  # until it has met a loss scale
+    return parts

@@ -1,21 +1,25 @@
-"""dW += E^T (scale h): the GEMM over the chunk's tokens, added to the fp32 sum over chunks.
+"""dW += E^T (scale h): the GEMM over the chunk's tokens, added to the sum over chunks.
 
-Each tile of dW belongs to one program, which reads it, adds the chunk's product and writes it back.
+Each tile of dW belongs to one program, which reads it, adds the chunk's product in fp32 and writes it back.
 """
 
 import triton
 import triton.language as tl
+
+from .split import joined, rounded
 
 
 @triton.jit
 def weight_kernel(
     exps,  # (M, exps_stride)
     hidden,  # (M, D): scale * h in the dtype of exps
-    out,  # in and out (V, D) fp32
+    high,  # in and out (V, D): fp32, or where HAS_LOW its upper 16 bits as int16
+    low,  # in and out (V, D) int8: the next eight bits; used where HAS_LOW
     M,
     V,
     D,
     exps_stride,  # at least V rounded up to BM
+    HAS_LOW: tl.constexpr,
     PRECISION: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
@@ -26,7 +30,7 @@ def weight_kernel(
     columns = tl.program_id(0) * BN + tl.arange(0, BN)
     entries = tl.program_id(1) * BM + tl.arange(0, BM)
     k = tl.arange(0, BK)
-    h_columns = tl.minimum(columns, D - 1)
+    h_columns = columns % D  # a remainder, unlike a minimum, keeps loads wide
     product = tl.zeros([BM, BN], tl.float32)
     for start in range(0, M, BK):
         rows = (start + k).to(tl.int64)
@@ -37,14 +41,21 @@ def weight_kernel(
     if SPLIT:
         left, right = tl.split(tl.permute(tl.reshape(product, (BM, 2, BN // 2)), (0, 2, 1)))
         first = tl.program_id(0) * BN + tl.arange(0, BN // 2)
-        _add(out, left, entries, first, V, D)
-        _add(out, right, entries, first + BN // 2, V, D)
+        _add(high, low, left, entries, first, V, D, HAS_LOW)
+        _add(high, low, right, entries, first + BN // 2, V, D, HAS_LOW)
     else:
-        _add(out, product, entries, columns, V, D)
+        _add(high, low, product, entries, columns, V, D, HAS_LOW)
 
 
 @triton.jit
-def _add(out, product, entries, columns, V, D):
-    pointers = out + entries.to(tl.int64)[:, None] * D + columns[None, :]
+def _add(high, low, product, entries, columns, V, D, HAS_LOW: tl.constexpr):
+    places = entries.to(tl.int64)[:, None] * D + columns[None, :]
     inside = (entries < V)[:, None] & (columns < D)[None, :]
-    tl.store(pointers, tl.load(pointers, mask=inside, other=0.0) + product, mask=inside)
+    if HAS_LOW:
+        upper = tl.load(high + places, mask=inside, other=0)
+        total = joined(upper, tl.load(low + places, mask=inside, other=0)) + product
+        bits = rounded(total, 8)
+        tl.store(high + places, (bits >> 16).to(tl.int16), mask=inside)
+        tl.store(low + places, (bits >> 8).to(tl.int8), mask=inside)
+    else:
+        tl.store(high + places, tl.load(high + places, mask=inside, other=0.0) + product, mask=inside)
