@@ -1,4 +1,4 @@
-"""FusedLMHead alone, and sharded by FSDP2 over two processes."""
+"""FusedLMHead alone, and sharded over two processes by FSDP2 and by DeepSpeed's ZeRO-3."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -57,45 +58,83 @@ def test_it_is_the_function_on_the_layer():
         upge.FusedLMHead(nn.Conv1d(1, 1, 1))
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_two_fsdp_ranks_get_the_gradient_of_one_process(tied, tmp_path):
-    model = Model(tied)
-    losses(model, torch.arange(12)).backward()
+def on_two_ranks(shard: str, folder: Path) -> dict[bool, dict[str, torch.Tensor]]:
+    """The gradients that two processes compute, by whether the head is tied, in this file's `main`."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    environment = os.environ | {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
     workers = [
         subprocess.Popen(
-            [sys.executable, __file__, str(tmp_path), str(int(tied))], env=environment | {"RANK": str(rank)}
+            [sys.executable, __file__, shard, str(folder)], env=environment | {"RANK": str(rank), "LOCAL_RANK": "0"}
         )
         for rank in range(2)
     ]
-    assert [w.wait(timeout=120) for w in workers] == [0, 0]
-    got = torch.load(tmp_path / "gradients.pt")
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(got[name], parameter.grad, rtol=1e-5, atol=1e-7)
-    assert ("head.weight" in got) == (not tied)
+    assert [w.wait(timeout=400) for w in workers] == [0, 0]
+    return torch.load(folder / "gradients.pt")
 
 
-def rank_main(folder: str, tied: bool) -> None:
+@pytest.mark.parametrize("shard", ["fsdp", "zero"])
+def test_two_ranks_get_the_gradient_of_one_process(shard, tmp_path):
+    """The sharded weight is gathered for the head in forward and backward, and its gradient reduced."""
+    if shard == "zero":
+        pytest.importorskip("deepspeed")
+    found = on_two_ranks(shard, tmp_path)
+    for tied in (False, True):
+        model = Model(tied)
+        losses(model, torch.arange(12)).backward()
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(found[tied][name], parameter.grad, rtol=1e-5, atol=1e-7)
+        assert ("head.weight" in found[tied]) == (not tied)
+
+
+def fsdp(model: Model, rows: torch.Tensor) -> dict[str, torch.Tensor]:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    dist.init_process_group("gloo")
     mesh = init_device_mesh("cpu", (2,))
-    model = Model(tied)
-    if not tied:
+    if model.head.weight is not model.embedding.weight:
         fully_shard(model.head, mesh=mesh)
     fully_shard(model, mesh=mesh)
+    losses(model, rows).backward()
+    return {name: p.grad.full_tensor() for name, p in model.named_parameters()}
+
+
+def zero(model: Model, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed
+    from deepspeed.utils import safe_get_full_grad
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # compiled on first use
+    config = {
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": True,
+        # By default parameters below 100,000 entries stay whole.
+        "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
+    }
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    assert model.head.weight.numel() == 0  # away until a hook gathers it
+    engine.backward(losses(engine, rows))
+    assert model.head.weight.numel() == 0
+    return {name: safe_get_full_grad(p) for name, p in model.named_parameters()}
+
+
+def main(shard: str, folder: str) -> None:
+    dist.init_process_group("gloo")
     rank = dist.get_rank()
-    losses(model, torch.arange(rank, 12, 2)).backward()
-    # FSDP averages over ranks; the weights are global already, so the sum is wanted.
-    gradients = {name: 2 * p.grad.full_tensor() for name, p in model.named_parameters()}
+    found = {}
+    for tied in (False, True):
+        # Both average over ranks; the weights are global already, so the sum is wanted.
+        gradients = {"fsdp": fsdp, "zero": zero}[shard](Model(tied), torch.arange(rank, 12, 2))
+        found[tied] = {name: 2 * gradient for name, gradient in gradients.items()}
     if rank == 0:
-        torch.save(gradients, f"{folder}/gradients.pt")
+        torch.save(found, f"{folder}/gradients.pt")
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    rank_main(sys.argv[1], sys.argv[2] == "1")
+    main(*sys.argv[1:])
