@@ -15,7 +15,7 @@ from torch import Tensor
 from ._problem import Problem
 
 
-def seconds(run: Callable[[], None], device: str) -> float:
+def seconds(run: Callable[[], object], device: str) -> float:
     """Elapsed on a GPU; on a CPU the processor time of this process, to which other processes add nothing."""
     if device == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -30,7 +30,7 @@ def seconds(run: Callable[[], None], device: str) -> float:
     return time.process_time() - start_time
 
 
-def extra_bytes(run: Callable[[], None], device: str, gradients: int) -> int:
+def extra_bytes(run: Callable[[], object], device: str, gradients: int) -> int:
     """Peak memory of `run` beyond what was there before and the gradients it leaves behind."""
     gc.collect()
     if device == "cuda":

@@ -1,7 +1,8 @@
 """Other ways to the same loss: each takes a problem and returns its loss, or says why it cannot.
 
-Published packages are called as they are; `full`, `logsumexp` and `checkpointed` are written out here after what
-trainers do with PyTorch alone (full logits; verl's gather minus logsumexp; TRL's chunks, recomputed in the backward).
+Published packages are called as they are; `full`, `by_sequence` and `checkpointed` are written out here after what
+trainers do with PyTorch alone (full logits; verl's log-softmax of one sequence at a time; TRL's chunks, recomputed in
+the backward).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ._problem import Problem
+from ._problem import SEQUENCE, Problem
 
 
 class Unavailable(Exception):
@@ -26,10 +27,16 @@ def full(problem: Problem) -> Tensor:
     return problem.surrogate(torch.log_softmax(z, -1).gather(1, problem.targets[:, None]).squeeze(1))
 
 
-def logsumexp(problem: Problem) -> Tensor:
-    z = F.linear(problem.hidden, problem.weight)
-    at_target = z.gather(1, problem.targets[:, None]).squeeze(1).float()
-    return problem.surrogate(at_target - torch.stack([torch.logsumexp(row.float(), -1) for row in z]))
+def by_sequence(problem: Problem) -> Tensor:
+    """fp32 logits: gathered minus logsumexp; others: log-softmax in their own dtype, as verl has it."""
+    logits = F.linear(problem.hidden, problem.weight)
+    parts = []
+    for z, y in zip(logits.split(SEQUENCE), problem.targets[:, None].split(SEQUENCE), strict=True):
+        if z.dtype == torch.float32:
+            parts.append(z.gather(1, y).squeeze(1) - torch.logsumexp(z, -1))
+        else:
+            parts.append(torch.log_softmax(z, -1).gather(1, y).squeeze(1).float())
+    return problem.surrogate(torch.cat(parts))
 
 
 def checkpointed(problem: Problem) -> Tensor:
@@ -39,7 +46,7 @@ def checkpointed(problem: Problem) -> Tensor:
 
     parts = [
         checkpoint(logprobs, h, y, use_reentrant=False)
-        for h, y in zip(problem.hidden.split(256), problem.targets.split(256), strict=True)
+        for h, y in zip(problem.hidden.split(SEQUENCE), problem.targets.split(SEQUENCE), strict=True)
     ]
     return problem.surrogate(torch.cat(parts))
 
@@ -66,9 +73,7 @@ def liger(problem: Problem) -> Tensor:
         return LigerFusedLinearCrossEntropyFunction.apply(problem.hidden, problem.weight, problem.targets)[0]
     from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
 
-    length = min(256, len(problem.targets))
-    rows = lambda x: x.view(-1, length, *x.shape[1:])
-    # One advantage a sequence is all that it takes; which one does not change its work.
+    rows = lambda x: x.view(-1, min(SEQUENCE, len(x)), *x.shape[1:])
     loss = LigerFusedLinearGRPOLoss(beta=0.0, loss_type="bnpo", use_ref_model=False, compiled=False)
     return loss(
         rows(problem.hidden),
@@ -81,6 +86,7 @@ def liger(problem: Problem) -> Tensor:
 
 
 def cut_cross_entropy(problem: Problem) -> Tensor:
+    """By default it leaves out gradients below the resolution of bf16, so its dh and dW are approximate."""
     _need("cut_cross_entropy", "cut-cross-entropy")
     _need_gpu(problem)
     from cut_cross_entropy import linear_cross_entropy
@@ -111,12 +117,10 @@ def _need_gpu(problem: Problem) -> None:
 
 PEERS: dict[str, Callable[[Problem], Tensor]] = {
     "pytorch": full,
-    "verl-formula": logsumexp,
+    "verl-formula": by_sequence,
     "trl-chunks": checkpointed,
     "torch-compile": compiled,
     "liger-kernel": liger,
     "cut-cross-entropy": cut_cross_entropy,
     "quack-kernels": quack,
 }
-# liger's sequences share one advantage, so its loss is not this problem's: it is timed, not compared.
-NOT_COMPARED = ("liger-kernel",)

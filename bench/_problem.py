@@ -14,8 +14,10 @@ SHAPES = {  # width D, vocabulary V
     "qwen2.5-7b": (3584, 152064),
     "llama-3.1-8b": (4096, 128256),
     "gemma-2-9b": (3584, 256000),
+    "rehearsal": (64, 1000),
 }
 CASES = ("sft", "grpo", "hpt")
+SEQUENCE = 256  # tokens that share an advantage
 
 
 @dataclass
@@ -62,7 +64,7 @@ class Problem:
 
 
 def make(shape: str, tokens: int, dtype: torch.dtype, device: str, case: str, no_signal: float = 0.0) -> Problem:
-    """no_signal: the share of tokens whose advantage is 0, in runs of 64 as whole responses are."""
+    """no_signal: the share of sequences whose advantage is 0."""
     d, v = SHAPES[shape]
     generator = torch.Generator(device).manual_seed(0)
     randn = lambda *size: torch.randn(*size, device=device, generator=generator)
@@ -74,8 +76,9 @@ def make(shape: str, tokens: int, dtype: torch.dtype, device: str, case: str, no
         targets[rows] = torch.multinomial(p, 1, generator=generator).squeeze(1)
     with torch.no_grad():
         now = upge.linear_logprobs(hidden, weight, targets).logprobs
-    advantages = randn(tokens)
-    silent = (torch.arange(tokens, device=device) // 64 % 64 * 37 % 64) < round(64 * no_signal)
+    sequence = torch.arange(tokens, device=device) // SEQUENCE
+    advantages = randn(tokens)[sequence]
+    silent = ((sequence + 1) * no_signal).floor() > (sequence * no_signal).floor()
     return Problem(
         hidden.requires_grad_(),
         weight.requires_grad_(),

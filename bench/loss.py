@@ -22,15 +22,17 @@ import torch
 import upge  # noqa: F401  (fails early, and clearly, where it is not installed)
 
 from . import _measure, _problem
-from ._peers import NOT_COMPARED, PEERS, Unavailable
+from ._peers import PEERS, Unavailable
 from ._problem import CASES, SHAPES, Problem
 
 NO_SIGNAL = (0.0, 0.25, 0.5, 0.75)
+# How far a method's loss may be from ours: logits rounded to bf16 or fp16 are off by 2^-8 or 2^-11 of 20 at most, each.
+SAME_LOSS = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 1e-2}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def main(argv: list[str]) -> int:
-    args = _arguments(argv)
+    args = arguments(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
     report = {
@@ -50,7 +52,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _arguments(argv: list[str]) -> argparse.Namespace:
+def arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench loss", description=__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="smollm2-135m")
     parser.add_argument("--tokens", type=int, default=2048)
@@ -76,8 +78,11 @@ def compare(args: argparse.Namespace, case: str) -> list[dict]:
     for name, method in methods.items():
         try:
             run = partial(step, method, problem)
-            run()
+            loss = float(run())
             clear(problem)
+            ours = rows["upge"].setdefault("loss", loss)
+            if not abs(loss - ours) <= SAME_LOSS[args.dtype]:
+                raise Unavailable(f"its loss is {loss:.5f}, not {ours:.5f}")
             rows[name]["extra_bytes"] = _measure.extra_bytes(run, args.device, gradients)
         except Unavailable as why:
             rows[name]["unavailable"] = str(why)
@@ -100,8 +105,7 @@ def compare(args: argparse.Namespace, case: str) -> list[dict]:
     for name, found in times.items():
         rows[name]["seconds"] = statistics.median(found)
         rows[name]["seconds_all"] = found
-        if name not in NOT_COMPARED:
-            rows[name]["dh_error"], rows[name]["dw_error"] = _measure.gradient_errors(methods[name], short, want)
+        rows[name]["dh_error"], rows[name]["dw_error"] = _measure.gradient_errors(methods[name], short, want)
     floor = {"case": case, "method": "gemms", "seconds": statistics.median(gemms), "seconds_all": gemms}
     return [floor, *rows.values()]
 
@@ -138,8 +142,10 @@ def processor(device: str) -> str:
     return names[0] if names else platform.machine()
 
 
-def step(method: Callable[[Problem], torch.Tensor], problem: Problem) -> None:
-    method(problem).backward()
+def step(method: Callable[[Problem], torch.Tensor], problem: Problem) -> torch.Tensor:
+    loss = method(problem)
+    loss.backward()
+    return loss.detach()
 
 
 def clear(problem: Problem) -> None:

@@ -1,4 +1,5 @@
-"""The benchmark commands: kernels compile for Hopper without spills, and the comparison of losses is sound."""
+"""The benchmark commands: kernels compile for Hopper without spills, the comparison of losses is sound, and the one
+call on a GPU runs from end to end."""
 
 from __future__ import annotations
 
@@ -51,3 +52,34 @@ def test_loss_on_a_cpu(tmp_path):
     assert [r["no_signal"] for r in report["no_signal"]] == [0.0, 0.25, 0.5, 0.75]
     assert out.with_suffix(".md").read_text().strip() == printed.strip()
     assert out.with_suffix(".png").stat().st_size > 0
+
+
+def test_gpu_rehearsal(tmp_path, monkeypatch):
+    """Every stage of `bench gpu` runs (here in the interpreter and without CUDA), and its checks hold."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    from bench import gpu
+
+    status = gpu.main(["--rehearse", "--output", str(tmp_path)])
+    report = json.loads((tmp_path / "gpu.json").read_text())
+    assert [r["error"] for r in report["errors"]] == []
+    assert [r["what"] for r in report["checks"] if not r["held"]] == []
+    assert status == 0
+    assert len(report["checks"]) == 3 * 2 * (4 * 4 + 5)
+    assert {r["case"] for r in report["methods"] if r["method"] == "upge"} == {"sft", "grpo", "hpt"}
+    assert [r["plan"] for r in report["plans"] if "seconds" in r] == list(gpu.SETTINGS)
+    assert {"half of the tokens at A = 0: time of GEMMs", "sft: memory"} <= {r["what"] for r in report["targets"]}
+    text = (tmp_path / "gpu.md").read_text()
+    assert all(f"| {r['what']} |" in text for r in report["targets"])
+
+
+def test_gpu_stages_that_break_or_come_too_late_are_recorded(tmp_path):
+    from bench.gpu import Report
+
+    report = Report(tmp_path, minutes=1)
+    report.stage("breaks", 1, lambda: {}["no such kernel"])
+    report.stage("late", 120, lambda: report.add("checks", {"what": "never", "held": True}))
+    report.add("targets", {"what": "memory", "wanted": "1", "measured": "2", "met": False})
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert [r["stage"] for r in found["errors"]] == ["breaks", "late"]
+    assert found["checks"] == []
+    assert "| memory | 1 | 2 | **missed** |" in (tmp_path / "gpu.md").read_text()

@@ -17,7 +17,7 @@ def arguments(**changes):
     return base | changes
 
 
-nan = float("nan")
+nan, inf = float("nan"), float("inf")
 CASES = [
     ({"hidden": torch.zeros(2, N, D)}, ValueError, r"hidden.*\(N, D\).*\(2, 4, 3\)"),
     ({"hidden": torch.zeros(N, D, dtype=torch.float64)}, TypeError, "hidden.*bfloat16, float16, float32.*float64"),
@@ -43,6 +43,9 @@ CASES = [
     ({"advantages": 1.0}, TypeError, "advantages.*tensor.*float"),
     ({"old_logprobs": None}, ValueError, "old_logprobs.*GRPO.*None"),
     ({"old_logprobs": torch.full((N,), nan)}, ValueError, "old_logprobs.*NaN"),
+    ({"old_logprobs": torch.tensor([0, -inf, 0, 0])}, ValueError, "old_logprobs.*infinite.*row 1 is -inf"),
+    ({"kl_coef": 0.1, "ref_logprobs": torch.full((N,), -inf)}, ValueError, "ref_logprobs.*infinite.*row 0 is -inf"),
+    ({"rollout_logprobs": torch.full((N,), -inf)}, ValueError, "rollout_logprobs.*infinite.*row 0 is -inf"),
     ({"objectives": upge.GSPO()}, ValueError, "sequence_ids.*GSPO.*None"),
     ({"kl_coef": 0.1}, ValueError, "ref_logprobs.*kl_coef.*None"),
     ({"kl_coef": nan}, ValueError, "kl_coef.*finite.*nan"),
