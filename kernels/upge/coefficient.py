@@ -164,6 +164,8 @@ def _gain(objective: Objective, ratio: Tensor, advantages: Tensor) -> tuple[Tens
         return gain, stable.float(), stable
     if isinstance(mask, WeightClip):
         stable = ratio <= 1 + mask.high
+        if mask.drop:
+            stable |= advantages <= 0
         return ratio * stable if mask.drop else ratio.clamp(max=1 + mask.high), stable.float(), stable
     if isinstance(mask, Shaping):
         return ratio / (ratio + mask.gamma), mask.gamma / (ratio + mask.gamma).square(), everywhere

@@ -41,7 +41,10 @@ class Clip:
 
 @dataclass(frozen=True)
 class WeightClip:
-    """r is cut at 1 + high and detached, and the token keeps a gradient; with `drop` it loses it instead."""
+    """r is cut at 1 + high and detached, and the token keeps a gradient.
+
+    With `drop` r is not cut; a token with A > 0 and r > 1 + high loses its gradient.
+    """
 
     high: float
     drop: bool = False
@@ -192,7 +195,8 @@ def DAPO(clip_low: float = 0.2, clip_high: float = 0.28) -> Objective:
 def CISPO(clip_high: float = 0.2, drop: bool = False) -> Objective:
     """CISPO (MiniMax-M1 2025, arXiv 2506.13585, Eq. 4-5): -sg(min(r, 1+clip_high)) A l, g = -w A min(r, 1+clip_high).
 
-    drop=True turns the weight clip into a hard mask: tokens with r > 1 + clip_high get g = 0.
+    drop=True is the hard mask of the UPGE table instead, -sg(m r) A l, g = -w m A r with m = 0 where A > 0 and
+    r > 1 + clip_high. The table's other half, A < 0 and r < 1 - clip_low, never holds: CISPO has no lower bound.
     """
     if not clip_high >= 0:
         raise ValueError(f"CISPO clip_high: must be at least 0, got {clip_high}")

@@ -127,7 +127,7 @@ def formulas(l, a, old, ids):
         "DrGRPO": clipped(0.2, 0.2),
         "DAPO": clipped(0.2, 0.28),
         "CISPO": -torch.clamp(r, max=1.2).detach() * a * l,
-        "CISPO-drop": -(r * (r <= 1.2)).detach() * a * l,
+        "CISPO-drop": -torch.where((a > 0) & (r > 1.2), 0.0, r).detach() * a * l,
         "GSPO": -torch.min(s * a, torch.clamp(s, 0.97, 1.04) * a),
         "SRFT": -a * pi,
         "LUFFY": -a * pi / (pi + 0.1),

@@ -95,6 +95,8 @@ def _surrogate(objective: Objective, tokens: Tokens, logprobs: Tensor) -> tuple[
         return -gain, r, stable
     if isinstance(mask, WeightClip):
         kept = r.detach() <= 1 + mask.high
+        if mask.drop:
+            kept = ~((a > 0) & ~kept)
         weight = torch.where(kept, r, 0.0) if mask.drop else r.clamp(max=1 + mask.high)
         return -weight.detach() * a * logprobs, r, kept
     if isinstance(mask, Shaping):

@@ -101,7 +101,7 @@ def coefficient_kernel(
     over = (mask == CLIP) & (a > 0.0) & (r > 1.0 + second)
     under = (mask == CLIP) & (a < 0.0) & (r < 1.0 - first)
     beyond = (mask == CLIP) & (a < 0.0) & (r > third)
-    heavy = ((mask == WEIGHT_CLIP) | (mask == WEIGHT_DROP)) & (r > 1.0 + first)
+    heavy = ((mask == WEIGHT_CLIP) | ((mask == WEIGHT_DROP) & (a > 0.0))) & (r > 1.0 + first)
     gain = tl.where(over, 1.0 + second, gain)
     gain = tl.where(under, 1.0 - first, gain)
     gain = tl.where(beyond, third, gain)
