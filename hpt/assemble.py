@@ -25,6 +25,7 @@ from hpt.optional import require
 from hpt.out_of_memory import memory_phase
 from hpt.policy import Policy, PolicyModule
 from hpt.prompt import PromptRenderer, generation_ends, load_tokenizer, select_by_length, show_first
+from hpt.reference import Reference
 from hpt.rollout import check_rollout_engine, make_rollout_engine
 from hpt.trainer import Trainer
 from hpt.verify import Verifier, make_verifier
@@ -69,6 +70,7 @@ def assemble(config: Config, checkpoint: Path | None, console: Console, world: W
         with memory_phase("load", config):
             model = load_policy(config, checkpoint, device)
             policy = Policy(model, config)
+            reference = Reference(policy, config) if config.loss.kl_coef else None
             engine = make_engine(policy.module, config, world)
             policy.module = engine.module
             critic = None
@@ -89,6 +91,7 @@ def assemble(config: Config, checkpoint: Path | None, console: Console, world: W
             policy=policy,
             engine=engine,
             critic=critic,
+            reference=reference,
             world=world,
         )
         with closing(rollout_engine):

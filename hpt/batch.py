@@ -64,8 +64,9 @@ class Row:
     rollout_logprobs: list[float] | None = None  # one a response token; RL rows have them
     old_logprobs: list[float] | None = None  # likewise; only where the objective or loss.tis reads them
     importance: list[float] | None = None  # likewise; only with loss.tis: factors of the weight
+    ref_logprobs: list[float] | None = None  # likewise; under the start model, only with a KL penalty
     values: Values | None = None  # likewise; only with a critic
-    regularised: bool = False  # its entropy counts even where its advantage is 0
+    regularised: bool = False  # its entropy or KL penalty counts even where its advantage is 0
 
     @property
     def response_length(self) -> int:
@@ -110,6 +111,7 @@ def token_rows(groups: Sequence[Group], config: Config) -> list[Row]:
         return 1 / (len(groups) * members * length)
 
     regularised = aggregation == "official" and config.loss.entropy_coef > 0
+    penalised = config.loss.kl_coef > 0
     rows = []
     for group in groups:
         members = len(group.rollouts) + config.demonstration_in_group
@@ -125,7 +127,7 @@ def token_rows(groups: Sequence[Group], config: Config) -> list[Row]:
                         advantage=advantage,
                         rollout_logprobs=rollout.logprobs,
                         values=value,
-                        regularised=regularised,
+                        regularised=regularised or penalised,
                     )
                 )
         together = members if config.demonstration_in_group else 1
@@ -185,6 +187,12 @@ class MicroBatch:
     sequence_ids: torch.Tensor  # (N,) int64
     rollout_logprobs: torch.Tensor  # (N,) float32; nan where a row has none
     old_logprobs: torch.Tensor  # (N,) float32; nan where a row has none
+    ref_logprobs: torch.Tensor  # (N,) float32; all rows have them, or none and all is nan
+
+    @property
+    def penalised(self) -> bool:
+        """Whether its rows have a KL penalty."""
+        return any(row.ref_logprobs is not None for row in self.rows)
 
     def to(self, device: torch.device) -> MicroBatch:
         moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
@@ -200,12 +208,16 @@ def micro_batches(
 ) -> list[MicroBatch]:
     """Splits rows into micro-batches of at most `max_tokens` tokens, padding included; a longer row stands alone.
 
-    `normalise` may give the rows of each micro-batch other weights.
+    `normalise` may give the rows of each micro-batch other weights. Rows with a KL penalty share no micro-batch with
+    rows without.
     """
-    if packed:
-        parts = _pack(rows, lambda part: sum(len(row.tokens) for row in part), max_tokens)
-    else:
-        parts = _pack(rows, lambda part: len(part) * len(part[0].tokens), max_tokens)
+    parts = []
+    for penalised in (True, False):
+        some = [row for row in rows if (row.ref_logprobs is not None) == penalised]
+        if packed:
+            parts += _pack(some, lambda part: sum(len(row.tokens) for row in part), max_tokens)
+        else:
+            parts += _pack(some, lambda part: len(part) * len(part[0].tokens), max_tokens)
     return [(packed_batch if packed else padded_batch)(normalise(part)) for part in parts]
 
 
@@ -283,6 +295,7 @@ def _micro_batch(rows: list[Row], input_ids: torch.Tensor, position_ids: torch.T
         sequence_ids=a_token(list(range(len(rows))), torch.int64),
         rollout_logprobs=logprobs("rollout_logprobs"),
         old_logprobs=logprobs("old_logprobs"),
+        ref_logprobs=logprobs("ref_logprobs"),
     )
 
 

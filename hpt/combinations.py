@@ -113,6 +113,11 @@ def impossible_combinations(config: Config) -> list[str]:
             'model.attention "eager" lets packed rows see each other: use batch.packing "padded", or "sdpa"',
         ),
         (
+            config.loss.kl_coef > 0 and config.loss.aggregation == "official",
+            f"loss.kl_coef = {config.loss.kl_coef}: the published code has no KL penalty, so "
+            'loss.aggregation "official" has no normaliser for it',
+        ),
+        (
             config.optimizer.warmup_steps > config.steps,
             f"optimizer.warmup_steps = {config.optimizer.warmup_steps} must not exceed steps = {config.steps}",
         ),

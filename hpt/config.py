@@ -205,7 +205,10 @@ class LossConfig(Section):
     )
     entropy_coef: float = Field(0.0, ge=0)
     kl_coef: float = Field(
-        0.0, ge=0, description="k3 estimate of the KL divergence from the start model on rollouts, added to the loss"
+        0.0,
+        ge=0,
+        description="k3 estimate of the KL divergence from model.path on rollouts, added to the loss; above 0 every "
+        "rollout reaches the model, those of advantage 0 too",
     )
     tis: Literal["none", "token", "sequence"] = Field(
         "none", description="importance ratio pi_old / pi_engine of rollouts, truncated, a token or a whole sequence"

@@ -29,6 +29,8 @@ class Trained:
     entropy: float = 0.0
     rl_tokens: int = 0
     clipped: int = 0
+    kl: float = 0.0
+    kl_tokens: int = 0
     mismatch_kl: float = 0.0
     mismatch_abs: float = 0.0
     mismatch_max: float = 0.0
@@ -50,6 +52,10 @@ class Trained:
         self.entropy += output.entropy[output.evaluated].sum().item()
         self.rl_tokens += int(rl.sum())
         self.clipped += int((rl & ~output.stable).sum())
+        if batch.penalised:
+            gap = (batch.ref_logprobs - output.logprobs)[output.evaluated].double()
+            self.kl += (torch.expm1(gap) - gap).sum().item()
+            self.kl_tokens += gap.numel()
         if not self.updates:  # later updates differ from what the engine saw by training itself
             known = rl & output.evaluated & batch.old_logprobs.isnan()
             self._add_mismatch(output.logprobs[known], batch.rollout_logprobs[known])
@@ -92,7 +98,18 @@ class Trained:
 
 def over_ranks(parts: Sequence[Trained]) -> Trained:
     """One step as all ranks saw it: each counted its own micro-batches, and every rank all rows and updates."""
-    own = ("loss", "tokens", "entropy", "rl_tokens", "clipped", "mismatch_kl", "mismatch_abs", "mismatch_tokens")
+    own = (
+        "loss",
+        "tokens",
+        "entropy",
+        "rl_tokens",
+        "clipped",
+        "kl",
+        "kl_tokens",
+        "mismatch_kl",
+        "mismatch_abs",
+        "mismatch_tokens",
+    )
     sums = {name: sum(getattr(part, name) for part in parts) for name in own}
     return replace(parts[0], mismatch_max=max(part.mismatch_max for part in parts), **sums)
 
@@ -142,6 +159,8 @@ def step_metrics(experiences: Sequence[Experience], trained: Trained, seconds: d
             "clip/count": trained.clipped,
             "clip/tokens": trained.rl_tokens,
         }
+    if trained.kl_tokens:
+        metrics |= _mean("kl", trained.kl, trained.kl_tokens)
     if trained.mismatch_tokens:
         metrics |= {
             "rollout/mismatch_kl": trained.mismatch_kl / trained.mismatch_tokens,

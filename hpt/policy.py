@@ -59,6 +59,7 @@ class Policy:
         self.module: Any = PolicyModule(model, config.loss.backend)
         self.temperature = config.rollout.temperature
         self.entropy_coef = config.loss.entropy_coef
+        self.kl_coef = config.loss.kl_coef
         rl = make_objective(config.rl.objective, config.rl.options, field="rl")
         sft = make_objective(config.sft.objective, config.sft.options, field="sft")
         off_policy = make_objective(config.off_policy.objective, config.off_policy.options, field="off_policy")
@@ -81,9 +82,11 @@ class Policy:
             weights=batch.weights,
             objective_index=batch.objective_index,
             old_logprobs=batch.old_logprobs if self.needs_old_logprobs else None,
+            ref_logprobs=batch.ref_logprobs if batch.penalised else None,
             sequence_ids=batch.sequence_ids,
             temperature=self._temperatures(batch),
             entropy_coef=self.entropy_coef,
+            kl_coef=self.kl_coef if batch.penalised else 0.0,
         )
 
     def logprobs(self, batch: MicroBatch) -> torch.Tensor:

@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from hpt import metrics as measure
 from hpt.advantage import advantages, advantages_with_demonstrations, overlong_penalty
 from hpt.batch import (
+    RL,
     Advantage,
     Group,
     MicroBatch,
@@ -46,6 +47,7 @@ from hpt.gate import Gate, needs_rollouts
 from hpt.out_of_memory import Phase, memory_phase
 from hpt.policy import Policy
 from hpt.prompt import PromptRenderer
+from hpt.reference import Reference
 from hpt.rollout import Rollout, RolloutEngine, Sampling
 from hpt.rollout.responses import response_generator, response_text
 from hpt.seeds import seed_for
@@ -93,6 +95,7 @@ class Trainer:
     policy: Policy
     engine: Engine | ZeroEngine
     critic: Critic | None = None  # only with rl.advantage "gae"
+    reference: Reference | None = None  # only with loss.kl_coef > 0
     world: World = ALONE
 
     def __post_init__(self) -> None:
@@ -184,6 +187,7 @@ class Trainer:
         """The step's optimizer updates, each on an equal part of the questions."""
         updates = self.config.batch.updates
         parts = [token_rows(groups[part::updates], self.config) for part in range(updates)]
+        self.policy.model.eval()
         trained = measure.Trained()
         if self.policy.needs_old_logprobs or self.config.loss.tis != "none":
             parts = [self._with_old_logprobs(rows) for rows in parts]
@@ -192,6 +196,8 @@ class Trainer:
         if self.config.loss.tis != "none":
             parts = [[corrected(row, self.config.loss) for row in rows] for rows in parts]
             trained.add_importance([row for rows in parts for row in rows], self.config.loss)
+        if self.reference:
+            parts = [self._with_reference(rows, self.reference) for rows in parts]
         self.policy.model.train()
         for rows in parts:
             if self.config.loss.entropy_weights:
@@ -277,6 +283,13 @@ class Trainer:
 
     def _with_old_logprobs(self, rows: Sequence[Row]) -> list[Row]:
         return self._measured(rows, self.policy.logprobs, lambda row, values: replace(row, old_logprobs=values))
+
+    def _with_reference(self, rows: Sequence[Row], reference: Reference) -> list[Row]:
+        """The rows with what the KL penalty reads: rollouts alone have one, since k3 is of the policy's own samples."""
+        rollouts = [row for row in rows if row.signal == RL]
+        with self._phase("reference"), reference.at_hand() as logprobs:
+            rollouts = self._measured(rollouts, logprobs, lambda row, values: replace(row, ref_logprobs=values))
+        return rollouts + [row for row in rows if row.signal != RL]
 
     def _entropy_weighted(self, rows: Sequence[Row]) -> list[Row]:
         return self._measured(rows, self.policy.entropies, entropy_weighted)
