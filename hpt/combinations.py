@@ -80,6 +80,11 @@ def impossible_combinations(config: Config) -> list[str]:
                     'rollout.top_p = 1, rollout.temperature = 1, or rollout.engine "transformers"',
                 ),
                 (
+                    vllm.tensor_parallel > 1 and vllm.url is None and config.engine == "local",
+                    f"rollout.vllm.tensor_parallel = {vllm.tensor_parallel} in the trainer's process takes so many "
+                    "ranks: use engine=deepspeed, or a server (rollout.vllm.url)",
+                ),
+                (
                     vllm.adapters == "lora" and config.model.lora is None,
                     'rollout.vllm.adapters "lora" needs model.lora',
                 ),

@@ -118,7 +118,7 @@ class RolloutConfig(Section):
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(1.0, gt=0, le=1)
     max_tokens: int = Field(1024, ge=1)
-    batch_size: int = Field(64, ge=1, description="sequences generated at once")
+    batch_size: int = Field(64, ge=1, description="sequences generated at once; vLLM sees to that itself")
     dynamic_rounds: int = Field(
         1,
         ge=1,

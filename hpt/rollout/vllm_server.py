@@ -160,7 +160,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=8000)
     options = parser.parse_args(arguments)
     try:
-        awake = ["rollout.vllm.sleep_level=0", "rollout.vllm.adapters=merged"]
+        url = f"rollout.vllm.url=http://{options.host}:{options.port}"
+        awake = [url, "rollout.vllm.sleep_level=0", "rollout.vllm.adapters=merged"]
         config = load_config(options.recipe, [*options.settings, *awake])
         server = HttpServer((options.host, options.port), make_rollout_server(config))
     except (HptError, OSError) as error:

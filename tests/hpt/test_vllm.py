@@ -125,6 +125,25 @@ def test_weights_are_updated_in_place(engine: VllmEngine, policy: PreTrainedMode
         assert mismatch(policy, engine.generate(PROMPTS, sampling, seed=3)) < BOUND
 
 
+def test_a_deep_sleep_asks_for_the_weights_again(
+    engine: VllmEngine, policy: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM frees no memory on a CPU, but goes through sleeping and waking as on a GPU."""
+    monkeypatch.setattr(engine, "_sleep_level", 2)
+    engine.generate(PROMPTS, Sampling(n=1, max_tokens=2), seed=0)
+    asked = []
+    weights = engine._weights
+    monkeypatch.setattr(engine, "_weights", lambda: asked.append(1) or weights())
+    for times in (1, 2):
+        engine.sleep()
+        engine.sleep()
+        assert engine._llm.llm_engine.is_sleeping()
+        assert mismatch(policy, engine.generate(PROMPTS, Sampling(n=2, max_tokens=6), seed=3)) < BOUND
+        assert len(asked) == times
+    engine.generate(PROMPTS, Sampling(n=1, max_tokens=2), seed=0)
+    assert len(asked) == 2  # awake, and the policy is the same
+
+
 def test_a_rollout_ends_at_its_first_stop_token_or_at_the_limit(engine: VllmEngine) -> None:
     rollouts = [
         rollout for group in engine.generate(PROMPTS, Sampling(n=16, max_tokens=9), seed=0) for rollout in group

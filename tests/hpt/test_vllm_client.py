@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import socket
 import threading
@@ -162,6 +163,15 @@ def test_an_absent_server_is_named_at_once(world: Path, tmp_path: Path, capsys: 
     assert "python -m hpt.rollout.vllm_server" in error
 
 
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
+def test_a_missing_vllm_is_named_before_a_model_is_loaded(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["rollout.engine=vllm", "model.path=/nowhere", f"output={tmp_path / 'run'}"]
+    assert main(["train", str(world), *settings]) == 2
+    assert "pip install 'hpt[vllm]'" in " ".join(capsys.readouterr().err.split())
+
+
 def test_the_failure_of_the_engine_behind_it_is_reported(world: Path, url: str, rollouts: RolloutServer) -> None:
     client = client_of(world, url, load(world))
     rollouts._engine._weights = lambda: [("no.such.weight", torch.ones(1))]
@@ -288,6 +298,7 @@ def test_a_server_that_dies_stops_the_run_with_a_checkpoint(
     [
         (["rollout.top_p=0.9", "rollout.temperature=0.7"], "rollout.top_p"),
         (["rollout.vllm.adapters=lora"], "needs model.lora"),
+        (["rollout.vllm.tensor_parallel=2"], "engine=deepspeed, or a server"),
         (["rollout.vllm.adapters=lora", "model.lora={rank: 4}", "rollout.vllm.url=http://there:1"], "merged"),
     ],
 )
