@@ -19,7 +19,8 @@ from hpt.distributed import ALONE, World
 from hpt.engine import Engine
 from hpt.errors import ConfigError, DataError
 from hpt.functions import resolve
-from hpt.gate import make_gate, needs_demonstrations
+from hpt.gate import make_gate, needs_demonstrations, needs_rollouts
+from hpt.lengths import check_positions
 from hpt.model import check_model_settings, load_policy
 from hpt.optional import require
 from hpt.out_of_memory import memory_phase
@@ -46,6 +47,7 @@ def assemble(config: Config, checkpoint: Path | None, console: Console, world: W
         require("deepspeed", 'engine "deepspeed"', "'hpt[deepspeed]'")
     if config.rollout.engine == "vllm" and config.rollout.vllm.url is None:
         require("vllm", 'rollout.engine "vllm"', "'hpt[vllm]'")
+    judge = make_verifier(config.verify)
     if config.prepare:
         _prepare(config, world)
     demonstrated = needs_demonstrations(config.gate)
@@ -58,9 +60,14 @@ def assemble(config: Config, checkpoint: Path | None, console: Console, world: W
     tokenizer = load_tokenizer(config.model.path, trust_remote_code=config.model.trust_remote_code)
     renderer = PromptRenderer(tokenizer, config.prompt, eos_token_ids=generation_ends(config.model.path))
     check_rollout_engine(config, renderer.stop_ids)
-    questions = _of_trainable_length(questions, renderer, config, console)
+    questions, needed = _of_trainable_length(questions, renderer, config, console)
+    if held_out:
+        tokens = config.eval.max_tokens or config.rollout.max_tokens
+        longest = max(map(len, renderer.encode_prompts(held_out)))
+        needed[f"the longest held-out prompt and {tokens:,} tokens of a response"] = longest + tokens
+    check_positions(config.model.path, needed, console, trust_remote_code=config.model.trust_remote_code)
     console.print(show_first(renderer, questions[0]))
-    with make_verifier(config.verify) as verifier:
+    with judge as verifier:
         check_answers(verifier, questions, config.data.train)
         check_answers(verifier, held_out, config.data.eval or "")
 
@@ -99,7 +106,7 @@ def assemble(config: Config, checkpoint: Path | None, console: Console, world: W
 
 
 def _prepare(config: Config, world: World) -> None:
-    prepare = resolve(str(config.prepare), field="prepare")
+    prepare = resolve(str(config.prepare), field="prepare", arguments=["config"])
 
     def run() -> None:
         prepare(config)
@@ -144,13 +151,15 @@ def _check_backend(backend: str, device: torch.device) -> None:
 
 def _of_trainable_length(
     questions: list[Question], renderer: PromptRenderer, config: Config, console: Console
-) -> list[Question]:
+) -> tuple[list[Question], dict[str, int]]:
+    """The questions that fit, and the tokens of the longest sequences that they make."""
     selection = select_by_length(
         questions,
         renderer,
         max_prompt_tokens=config.data.max_prompt_tokens,
         max_demonstration_tokens=config.data.max_demonstration_tokens or config.rollout.max_tokens,
         on_long=config.data.too_long,
+        source=config.data.train,
     )
     if selection.dropped:
         console.print(
@@ -159,7 +168,11 @@ def _of_trainable_length(
         )
     if not selection.questions:
         raise DataError(f"{config.data.train}: every question is longer than the limits in data")
-    return selection.questions
+    needed = {"the longest prompt and its demonstration": selection.longest_example}
+    if needs_rollouts(config.gate):
+        tokens = config.rollout.max_tokens
+        needed[f"the longest prompt and rollout.max_tokens = {tokens:,}"] = selection.longest_prompt + tokens
+    return selection.questions, needed
 
 
 def check_answers(verifier: Verifier, questions: list[Question], source: str) -> None:
@@ -167,8 +180,9 @@ def check_answers(verifier: Verifier, questions: list[Question], source: str) ->
     usable = verifier.parsable([question.answer for question in questions])
     unusable = [question for question, fine in zip(questions, usable, strict=True) if not fine]
     if unusable:
+        first = unusable[0]
+        field = f"field {first.place.answer!r}" if first.place else "its answer"
         raise DataError(
-            f"{source}: the verifier cannot parse the answer of {len(unusable)} of {len(questions)} questions, "
-            f"first that of question {unusable[0].id!r}: {unusable[0].answer!r}. Mend or remove them, "
-            "or use a verify.function of your own"
+            f"{source}, {first.named}: {field} is {first.answer!r}, which the verifier cannot parse; {len(unusable)} "
+            f"of {len(questions)} questions are like that. Mend or remove them, or use a verify.function of your own"
         )

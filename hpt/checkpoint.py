@@ -64,14 +64,19 @@ def save_checkpoint(
         torch.save(state, _state_path(folder, world))
 
     path = checkpoint_path(run, step)
+    # Room first: what the new one replaces goes before it is written, but for the last complete one.
+    world.once(lambda: _remove(checkpoints(run)[: -max(keep - 1, 1)]))
     write_atomically(path, write, world)
-    if world.main:
-        for old in checkpoints(run)[:-keep]:
-            # Renamed first: a kill in the middle of a removal must not leave a half checkpoint under a good name.
-            doomed = old.with_name(f".removed-{old.name}")
-            old.rename(doomed)
-            shutil.rmtree(doomed)
+    world.once(lambda: _remove(checkpoints(run)[:-keep]))
     return path
+
+
+def _remove(old: list[Path]) -> None:
+    for path in old:
+        # Renamed first: a kill in the middle of a removal must not leave a half checkpoint under a good name.
+        doomed = path.with_name(f".removed-{path.name}")
+        path.rename(doomed)
+        shutil.rmtree(doomed)
 
 
 def write_atomically(path: Path, write: Callable[[Path], None], world: World = ALONE) -> None:
@@ -99,14 +104,16 @@ def write_atomically(path: Path, write: Callable[[Path], None], world: World = A
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
         free = shutil.disk_usage(path.parent).free
+        spare = ", ".join(str(each) for each in checkpoints(path.parent.parent)[:-1])
         raise HptError(
             f"checkpoint {path} could not be written: {error} ({free / 2**20:.0f} MiB free on the disk). "
-            "Earlier checkpoints are untouched; make room and continue with --resume."
+            "Earlier checkpoints are untouched; make room and continue with --resume"
+            + (f", which needs the newest alone: {spare} can go (and see checkpoint.keep)." if spare else ".")
         ) from error
 
 
 def load_state(checkpoint: Path, world: World = ALONE) -> dict[str, Any]:
-    """This rank's state. HptError where a run of another number of processes wrote the checkpoint."""
+    """This rank's state. HptError where another number of processes wrote the checkpoint, or its file is broken."""
     writers = len(list(checkpoint.glob(f"{Path(STATE).stem}*.pt")))
     if writers not in (0, world.size):
         raise HptError(
@@ -117,7 +124,11 @@ def load_state(checkpoint: Path, world: World = ALONE) -> dict[str, Any]:
     try:
         return torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:
-        raise HptError(f"{path} is not the state of a trainer: {error}") from error
+        earlier = [each for each in checkpoints(checkpoint.parent.parent) if each.name < checkpoint.name]
+        advice = f"the run goes on from {earlier[-1].name}" if earlier else "there is no older one, it begins anew"
+        raise HptError(
+            f"{path} is broken ({type(error).__name__}). Remove {checkpoint} and resume: {advice}"
+        ) from error
 
 
 def _state_path(checkpoint: Path, world: World) -> Path:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import inspect
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import upge
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from hpt.combinations import impossible_combinations
 
@@ -29,6 +30,19 @@ OffPolicyObjective = Literal["LUFFY", "SRFT"]
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        kinds = _parts(cls.model_fields[str(info.field_name)].annotation)
+        if isinstance(value, bool) and not kinds & {bool, Any} and kinds & {int, float}:
+            raise ValueError("should be a number, neither true nor false")
+        return value
+
+
+def _parts(annotation: Any) -> set[Any]:
+    """A type and, of a union and the like, its members."""
+    return {annotation}.union(*(_parts(part) for part in get_args(annotation) if get_origin(annotation) is not Literal))
+
 
 class LoraConfig(Section):
     """Low-rank adapters by peft; the model's own weights stay frozen."""
@@ -44,7 +58,7 @@ class LoraConfig(Section):
 class ModelConfig(Section):
     path: str = Field(description="a Hugging Face folder or hub name")
     dtype: Dtype = Field("float32", description="dtype of the weights; those of 16 bits are trained in float32")
-    trust_remote_code: bool = False
+    trust_remote_code: bool = Field(False, description="run code that the model's folder brings along")
     attention: Literal["auto", "sdpa", "flash_attention_2", "flex_attention", "eager"] = Field(
         "auto", description="auto: flash attention where it is installed and can run, else sdpa"
     )
@@ -80,8 +94,8 @@ class DataConfig(Section):
 
 
 class PromptConfig(Section):
-    style: Literal["chat", "plain"] = "chat"
-    system: str | None = None
+    style: Literal["chat", "plain"] = Field("chat", description="chat: by the tokenizer's template; plain: as it is")
+    system: str | None = Field(None, description="system message of a chat; null: the data's own")
     template: str = Field("{question}", description="wraps the question's text; only {question} is replaced")
 
     @model_validator(mode="after")
@@ -115,9 +129,9 @@ class RolloutConfig(Section):
     engine: Literal["transformers", "vllm"] = "transformers"
     vllm: VllmConfig = VllmConfig()
     n: int = Field(8, ge=1, description="rollouts a question")
-    temperature: float = Field(1.0, gt=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    max_tokens: int = Field(1024, ge=1)
+    temperature: float = Field(1.0, gt=0, description="of the sampling, and of the policy that is trained")
+    top_p: float = Field(1.0, gt=0, le=1, description="samples from the likeliest tokens of this share; 1: from all")
+    max_tokens: int = Field(1024, ge=1, description="tokens of a rollout, its end included")
     batch_size: int = Field(64, ge=1, description="sequences generated at once; vLLM sees to that itself")
     dynamic_rounds: int = Field(
         1,
@@ -129,14 +143,16 @@ class RolloutConfig(Section):
 
 class VerifyConfig(Section):
     function: FunctionReference | None = Field(None, description="(response, answer) -> score; default: math-verify")
-    workers: int = Field(2, ge=1)
+    workers: int = Field(2, ge=1, description="processes that verify at once")
     timeout: float = Field(5.0, gt=0, description="seconds an answer")
     memory_mb: int = Field(1024, ge=256, description="MiB a worker")
     boxed: bool = Field(False, description="math-verify: a response without a \\boxed answer is unparsable")
 
 
 class GateConfig(Section):
-    kind: Literal["switch", "rl", "sft", "both", "table", "function"] = "switch"
+    kind: Literal["switch", "rl", "sft", "both", "table", "function"] = Field(
+        "switch", description="how the share of right rollouts decides; rl, sft, both: always the same"
+    )
     gamma: int | float = Field(
         0, ge=0, description="switch: RL where P > gamma. An integer counts rollouts, a float is a share"
     )
@@ -163,7 +179,9 @@ class RLConfig(Section):
     options: dict[str, float | bool | None] = Field(
         {}, description="the preset's own arguments, e.g. {clip_high: 0.28}"
     )
-    advantage: Literal["mean", "mean_std", "leave_one_out", "batch", "none", "sign", "gae"] = "mean"
+    advantage: Literal["mean", "mean_std", "leave_one_out", "batch", "none", "sign", "gae"] = Field(
+        "mean", description="mean, mean_std, leave_one_out: within a question's rollouts; gae: by the critic"
+    )
     overlong: OverlongConfig | None = Field(
         None, description="penalty on long rollouts (DAPO), e.g. {cache: 0.2, penalty: 0.5}; null: none"
     )
@@ -173,7 +191,7 @@ class RLConfig(Section):
 class CriticConfig(Section):
     """The value model of `rl.advantage: gae`; the rest of its optimizer is as in `optimizer`."""
 
-    lr: float = Field(1e-5, gt=0)
+    lr: float = Field(1e-5, gt=0, description="learning rate of the critic")
     gamma: float = Field(1.0, gt=0, le=1, description="discount a token")
     lam: float = Field(0.95, ge=0, le=1, description="lambda of generalised advantage estimation")
     clip: float | None = Field(0.2, gt=0, description="how far a value may move from the rollout's; null: no limit")
@@ -203,7 +221,7 @@ class LossConfig(Section):
         "constant: as sequence, with rollout.max_tokens in place of a rollout's length (Dr. GRPO). "
         "official: the published code's, which depends on the micro-batches",
     )
-    entropy_coef: float = Field(0.0, ge=0)
+    entropy_coef: float = Field(0.0, ge=0, description="weight of the entropy bonus")
     kl_coef: float = Field(
         0.0,
         ge=0,
@@ -216,25 +234,29 @@ class LossConfig(Section):
     tis_mode: Literal["clip", "mask"] = Field(
         "clip", description="a ratio above tis_clip counts as tis_clip, or leaves the token or sequence out"
     )
-    tis_clip: float = Field(2.0, gt=1)
+    tis_clip: float = Field(2.0, gt=1, description="largest ratio that counts as it is")
     entropy_weights: bool = Field(
         False,
         description="SRFT: SFT rows weigh exp(-H) / 2, rollouts with a positive advantage exp(H) / 10, "
         "H the mean entropy of the row's tokens",
     )
-    backend: Literal["auto", "torch", "triton", "reference"] = "auto"
+    backend: Literal["auto", "torch", "triton", "reference"] = Field(
+        "auto", description="of the fused loss; auto: triton on a GPU, else torch"
+    )
 
 
 class OptimizerConfig(Section):
-    lr: float = Field(5e-6, gt=0)
+    lr: float = Field(5e-6, gt=0, description="learning rate of AdamW")
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     weight_decay: float = Field(0.01, ge=0)
-    clip_grad_norm: float = Field(1.0, gt=0)
+    clip_grad_norm: float = Field(1.0, gt=0, description="largest norm of the gradient, others are scaled down to it")
     skip_grad_norm: float | None = Field(
         None, gt=0, description="skip the update where the norm before clipping is larger"
     )
-    warmup_steps: int = Field(0, ge=0)
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises from 0")
+    schedule: Literal["constant", "cosine", "linear"] = Field(
+        "constant", description="after that, down to 0 or constant"
+    )
     states: Literal["float32", "8bit"] = Field("float32", description="of AdamW; 8bit by bitsandbytes, in blocks")
     offload: bool = Field(
         False, description="what AdamW keeps (states, master weights) waits in CPU memory; of engine local"
@@ -256,7 +278,7 @@ class DeepSpeedConfig(Section):
 class HardwareConfig(Section):
     """What `hpt plan` checks against; null: what this machine has."""
 
-    gpus: int | None = Field(None, ge=1)
+    gpus: int | None = Field(None, ge=1, description="how many")
     gpu_memory_gib: float | None = Field(None, gt=0, description="of each GPU")
     host_memory_gib: float | None = Field(None, gt=0, description="for what is offloaded to CPU memory")
 
@@ -272,9 +294,9 @@ class EvalConfig(Section):
     every: int = Field(
         0, ge=0, description="steps between evaluations, also before the first and after the last; 0: never"
     )
-    n: int = Field(1, ge=1)
+    n: int = Field(1, ge=1, description="responses a question; pass@k up to k = n")
     temperature: float = Field(1.0, ge=0, description="0 is greedy")
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: float = Field(1.0, gt=0, le=1, description="as rollout.top_p")
     max_tokens: int | None = Field(None, ge=1, description="default: rollout.max_tokens")
 
 
@@ -327,7 +349,7 @@ class Config(Section):
     batch: BatchConfig = BatchConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
-    track: list[Literal["tensorboard", "trackio", "wandb"]] = []
+    track: list[Literal["tensorboard", "trackio", "wandb"]] = Field([], description="where metrics go, too")
 
     @model_validator(mode="after")
     def _combinations(self) -> Config:
@@ -363,7 +385,13 @@ def make_objective(
     name: RLObjective | SFTObjective | OffPolicyObjective, options: dict[str, Any], *, field: str
 ) -> upge.Objective:
     """The preset `upge.NAME(**options)`; a ValueError names `field` where the options do not fit it."""
+    preset = getattr(upge, name)
+    known = list(inspect.signature(preset).parameters)
+    if unknown := [key for key in options if key not in known]:
+        raise ValueError(
+            f"{field}.options: {field}.objective {name} has no {unknown[0]!r}; allowed: {', '.join(known) or 'none'}"
+        )
     try:
-        return getattr(upge, name)(**options)
+        return preset(**options)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{field}.options = {options} do not fit {field}.objective {name}: {error}") from error

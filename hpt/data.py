@@ -6,6 +6,7 @@ and checked whole, so that one message tells what is wrong with it before any mo
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 import re
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hpt.datafiles import Problems, describe, read_records
 from hpt.errors import DataError
@@ -35,6 +36,14 @@ KNOWN_COLUMNS: dict[str, tuple[str, ...]] = {
 }
 
 
+class Place(NamedTuple):
+    """Where a question stands in its file. unit: "line" or "record"; answer: the column of its answer."""
+
+    unit: str
+    number: int
+    answer: str
+
+
 @dataclass(frozen=True)
 class Question:
     """One training or test question.
@@ -51,6 +60,12 @@ class Question:
     answer: str
     demonstration: str | None = None
     grade: str | None = None
+    place: Place | None = dataclasses.field(default=None, compare=False, repr=False)
+
+    @property
+    def named(self) -> str:
+        """For messages about it."""
+        return f"{self.place.unit} {self.place.number} (question {self.id})" if self.place else f"question {self.id}"
 
 
 def load_questions(
@@ -85,7 +100,8 @@ def load_questions(
                 values[field] = convert[field](_get(record, column))
             except ValueError as error:
                 problems.add(number, f"field {column!r} {error}")
-        question = Question(**values | {"id": values["id"] or f"#{number}"})
+        place = Place(problems.unit, number, names["answer"])
+        question = Question(**values | {"id": values["id"] or f"#{number}", "place": place})
         first = number_of_id.setdefault(question.id, number)
         if first != number:
             column = names.get("id", "id")

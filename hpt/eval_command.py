@@ -24,6 +24,7 @@ from hpt.datafiles import FILE_KINDS
 from hpt.errors import ConfigError, HptError
 from hpt.eval_tables import benchmark_table, result_tables
 from hpt.evaluate import SUMMARY, EvalResult, QuestionResult, evaluate, write_json
+from hpt.lengths import check_positions
 from hpt.model import load_model
 from hpt.passk import Estimate, bootstrap_average
 from hpt.prompt import PromptRenderer, generation_ends, load_tokenizer
@@ -73,6 +74,13 @@ def run_eval(options: argparse.Namespace, console: Console) -> int:
     exams = _examinations(options, verifier)
     tokenizer = load_tokenizer(model_path)
     renderer = PromptRenderer(tokenizer, prompt, eos_token_ids=generation_ends(model_path))
+    longest = {exam.name: max(map(len, renderer.encode_prompts(exam.questions))) for exam in exams}
+    needed = {
+        f"the longest prompt of {exam.name} and --max-tokens {exam.sampling.max_tokens:,}": longest[exam.name]
+        + exam.sampling.max_tokens
+        for exam in exams
+    }
+    check_positions(model_path, needed, console)
     results: dict[str, EvalResult] = {}
     settings = {"model": model_path, "dtype": options.dtype, "seed": options.seed, "prompt": prompt.model_dump()}
     with ExitStack() as stack:

@@ -93,7 +93,7 @@ def make_gate(config: GateConfig, n: int) -> Gate:
         return lambda score: constant
     if config.kind == "function":
         assert config.function is not None
-        return _checked(resolve(config.function, field="gate.function"), config.function)
+        return _checked(resolve(config.function, field="gate.function", arguments=["P"]), config.function)
     if config.kind == "table":
         assert config.table is not None
         return table(published_table(config.table) if isinstance(config.table, str) else config.table)

@@ -248,11 +248,16 @@ class PromptRenderer:
 
 @dataclass(frozen=True)
 class Selection:
-    """Questions that fit, and how many did not because of their prompt or their demonstration."""
+    """Questions that fit, and how many did not because of their prompt or their demonstration.
+
+    longest_prompt, longest_example: tokens, of those that fit; an example is a prompt and its demonstration, if any.
+    """
 
     questions: list[Question]
     long_prompts: int
     long_demonstrations: int
+    longest_prompt: int
+    longest_example: int
 
     @property
     def dropped(self) -> int:
@@ -266,14 +271,17 @@ def select_by_length(
     max_prompt_tokens: int | None,
     max_demonstration_tokens: int | None,
     on_long: Literal["drop", "error"] = "drop",
+    source: str = "the data",
 ) -> Selection:
     """The questions whose prompt and demonstration fit their limits, in tokens (None: any length).
 
     Nothing is truncated: a demonstration that stops half way would teach half solutions. What is too long is dropped
-    and counted, or with on_long="error" raises DataError with id, length and limit. A demonstration's length counts
+    and counted, or with on_long="error" raises DataError with id, length and limit, beginning with
+    the name `source`. A demonstration's length counts
     the token that ends it; a question without one has only its prompt to fit.
     """
     kept: list[Question] = []
+    lengths = [(0, 0)]
     long_prompts: list[str] = []
     long_demonstrations: list[str] = []
     for start in range(0, len(questions), _CHUNK):
@@ -283,21 +291,21 @@ def select_by_length(
         for question, prompt in zip(chunk, renderer.encode_prompts(chunk), strict=True):
             response = [] if question.demonstration is None else next(responses)
             if max_prompt_tokens is not None and len(prompt) > max_prompt_tokens:
-                long_prompts.append(
-                    f"question {question.id}: prompt of {len(prompt)} tokens, limit {max_prompt_tokens}"
-                )
+                long_prompts.append(f"{question.named}: prompt of {len(prompt)} tokens, limit {max_prompt_tokens}")
             elif max_demonstration_tokens is not None and len(response) > max_demonstration_tokens:
                 long_demonstrations.append(
-                    f"question {question.id}: demonstration of {len(response)} tokens, limit {max_demonstration_tokens}"
+                    f"{question.named}: demonstration of {len(response)} tokens, limit {max_demonstration_tokens}"
                 )
             else:
                 kept.append(question)
+                lengths.append((len(prompt), len(prompt) + len(response)))
     if on_long == "error" and len(kept) < len(questions):
         lines = first_few([*long_prompts, *long_demonstrations])
         raise DataError(
-            "\n  ".join([f"{len(questions) - len(kept)} of {len(questions)} questions are too long:", *lines])
+            "\n  ".join([f"{source}: {len(questions) - len(kept)} of {len(questions)} questions are too long:", *lines])
         )
-    return Selection(kept, len(long_prompts), len(long_demonstrations))
+    longest = [max(column) for column in zip(*lengths, strict=True)]
+    return Selection(kept, len(long_prompts), len(long_demonstrations), *longest)
 
 
 def show_first(renderer: PromptRenderer, question: Question) -> RenderableType:

@@ -7,9 +7,11 @@ from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, Protocol, Self
+from typing import Literal, Self
 
+from hpt.config import VerifyConfig
 from hpt.errors import DataError, HptError
+from hpt.functions import resolve
 from hpt.verify.extract import final_answer
 from hpt.verify.pool import Calls, Outcome, WorkerPool
 
@@ -204,23 +206,11 @@ class FunctionVerifier(Verifier):
         return Verdict("correct" if score == 1 else "incorrect", float(score))
 
 
-class VerifierSettings(Protocol):
-    @property
-    def function(self) -> str | None: ...
-    @property
-    def workers(self) -> int: ...
-    @property
-    def timeout(self) -> float: ...
-    @property
-    def memory_mb(self) -> int: ...
-    @property
-    def boxed(self) -> bool: ...
-
-
-def make_verifier(settings: VerifierSettings) -> Verifier:
-    """The verifier that a recipe's `verify` section describes."""
+def make_verifier(settings: VerifyConfig) -> Verifier:
+    """The verifier that a recipe's `verify` section describes; ConfigError where its function cannot be had."""
     if settings.function is None:
         return MathVerifier(settings.workers, settings.timeout, settings.memory_mb, boxed=settings.boxed)
+    resolve(settings.function, field="verify.function", arguments=["response", "answer"])
     return FunctionVerifier(settings.function, settings.workers, settings.timeout, settings.memory_mb)
 
 

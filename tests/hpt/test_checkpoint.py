@@ -64,7 +64,40 @@ def test_a_disk_that_fills_leaves_the_earlier_checkpoint(tmp_path: Path, error: 
     assert (tmp_path / "checkpoints" / "step-000001" / "weights").read_text() == "good"
 
 
-def test_a_broken_state_is_named(tmp_path: Path) -> None:
-    (tmp_path / "trainer_state.pt").write_bytes(b"not a state")
-    with pytest.raises(HptError, match=r"trainer_state\.pt"):
-        load_state(tmp_path)
+def test_what_a_new_checkpoint_replaces_makes_room_first(tmp_path: Path, parts: Any, monkeypatch: Any) -> None:
+    """At no moment are there more than `keep`, the one being written included, nor none that is whole."""
+    seen: list[list[int]] = []
+
+    def watch(state: object, path: Path) -> None:
+        seen.append([step_of(each) for each in checkpoints(tmp_path)])
+
+    monkeypatch.setattr(torch, "save", watch)
+    for step in (1, 2, 3, 4):
+        save_checkpoint(tmp_path, step, *parts, {}, keep=3)
+    for step in (5, 6):
+        save_checkpoint(tmp_path, step, *parts, {}, keep=1)
+    assert seen == [[], [1], [1, 2], [2, 3], [4], [5]]
+    assert [step_of(path) for path in checkpoints(tmp_path)] == [6]
+
+
+def test_a_full_disk_says_which_checkpoints_can_go(tmp_path: Path) -> None:
+    def full(folder: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for step in (1, 2, 3):
+        write_atomically(tmp_path / "checkpoints" / f"step-00000{step}", lambda folder: None)
+    with pytest.raises(HptError, match=r"step-000001, [^ ]*step-000002 can go \(and see checkpoint\.keep\)"):
+        write_atomically(tmp_path / "checkpoints" / "step-000004", full)
+
+
+@pytest.mark.parametrize("content", [b"not a state", b""])
+def test_a_broken_state_is_named_with_the_checkpoint_to_go_on_from(tmp_path: Path, content: bytes) -> None:
+    folders = [tmp_path / "checkpoints" / f"step-00000{step}" for step in (2, 4)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "trainer_state.pt").write_bytes(content)
+    with pytest.raises(HptError, match=r"step-000004/trainer_state\.pt is broken .*goes on from step-000002$") as error:
+        load_state(folders[1])
+    assert len(str(error.value)) < 300 + 2 * len(str(tmp_path))
+    with pytest.raises(HptError, match=r"step-000002/trainer_state\.pt is broken .*begins anew$"):
+        load_state(folders[0])

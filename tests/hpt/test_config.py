@@ -91,7 +91,14 @@ def test_numbers_as_people_write_them(recipe: Path) -> None:
         ("rollout.engine=sglang", ["rollout.engine = 'sglang'", "transformers"]),
         ("method=grppo", ["'grppo'", "did you mean 'grpo'", "hpt"]),
         ("rl.objective=PPPO", ["rl.objective = 'PPPO'", "'PPO'", "'GRPO'"]),
-        ("rl.options={clip_hi: 1}", ["rl.options", "clip_hi"]),
+        ("rl.options={clip_hi: 1}", ["rl.options: rl.objective REINFORCE has no 'clip_hi'; allowed: none"]),
+        ("rl={objective: PPO, options: {clip_hi: 1}}", ["has no 'clip_hi'; allowed: clip_low, clip_high, dual_clip"]),
+        ("rl={objective: PPO, options: {clip_low: -1}}", ["rl.options = {'clip_low': -1.0} do not fit"]),
+        ("seed=true", ["seed = True", "should be a number"]),
+        ("rollout.n=yes", ["rollout.n = True", "should be a number"]),
+        ("optimizer.lr=false", ["optimizer.lr = False", "should be a number"]),
+        ("threads=true", ["threads = True", "should be a number"]),
+        ("gate.gamma=true", ["gate.gamma = True", "should be a number"]),
         ("rollout.n=1", ["rollout.n = 1", "rl.advantage", "n >= 2"]),
         ("gate.gamma=8", ["gate.gamma = 8", "rollout.n = 8"]),
         ("gate.gamma=1.0", ["gate.gamma = 1.0", "below 1.0"]),
@@ -133,3 +140,8 @@ def test_help_lists_every_setting() -> None:
     text = describe_settings()
     for key in ("rollout.temperature", "optimizer.skip_grad_norm", "batch.packing", "output"):
         assert key in text
+    lines = {line.split()[0]: line for line in text.splitlines()}
+    assert "tensorboard | trackio | wandb" in lines["track"]
+    assert "sdpa" in lines["model.attention"]
+    assert "auto | true | false" in lines["model.liger"]
+    assert "|" not in lines["verify.boxed"]

@@ -267,7 +267,10 @@ def test_an_interruption_keeps_what_was_done(world, hpt_eval, tmp_path, monkeypa
             ["--data", "{eval}", "--verifier", "letters"],
             ["--verifier letters: math, boxed, choice or a function", "module:function"],
         ),
-        (["--data", "{eval}", "--verifier", "choice"], ["cannot parse the answer of 6 of 6 questions"]),
+        (
+            ["--data", "{eval}", "--verifier", "choice"],
+            ["field 'answer' is '", "cannot parse; 6 of 6 questions are like that"],
+        ),
         (["--data", "{eval}", "--device", "abacus"], ["device = 'abacus'"]),
     ],
 )

@@ -433,7 +433,7 @@ def test_long_questions_are_dropped_and_counted_never_cut():
     with pytest.raises(DataError) as caught:
         select(9, 9, on_long="error")
     assert str(caught.value).splitlines() == [
-        "3 of 5 questions are too long:",
+        "the data: 3 of 5 questions are too long:",
         "  question long prompt: prompt of 10 tokens, limit 9",
         "  question both: prompt of 10 tokens, limit 9",
         "  question long demonstration: demonstration of 10 tokens, limit 9",

@@ -18,6 +18,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from transformers import GPT2Config
 
 from hpt.checkpoint import checkpoints
 from hpt.cli import main
@@ -215,8 +216,9 @@ def test_bad_data_is_named_before_the_model_is_loaded(
     assert main(["train", str(world), *settings]) == 2
     error = " ".join(capsys.readouterr().err.split())
     assert expected in error, error
-    if expected != "too long":
-        assert "bad.jsonl" in error.replace(" ", "")
+    assert "bad.jsonl" in error.replace(" ", "")
+    if expected == "too long":
+        assert "line 1 (question a): demonstration of 31 tokens" in error
 
 
 def test_an_answer_the_verifier_cannot_parse(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -224,7 +226,48 @@ def test_an_answer_the_verifier_cannot_parse(world: Path, tmp_path: Path, capsys
     data.write_text('{"id": "q7", "prompt": "1+1=", "answer": "\\\\frac{", "demonstration": "2"}\n')
     settings = [f"data.train={data}", "verify.function=null", f"output={tmp_path / 'run'}"]
     assert main(["train", str(world), *settings]) == 2
-    assert "q7" in capsys.readouterr().err
+    error = " ".join(capsys.readouterr().err.split())
+    assert r"line 1 (question q7): field 'answer' is '\\frac{', which the verifier cannot parse; 1 of 1" in error
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("prepare=rewards:always", ["prepare = 'rewards:always'", "called with (config)", "takes (response"]),
+        ("prepare=rewards:nothing", ["prepare", "module 'rewards' has no 'nothing'"]),
+        ("verify.function=rewards:of_one", ["verify.function", "called with (response, answer)", "(response: 'str')"]),
+        ("verify.function=rewards:nothing", ["verify.function", "module 'rewards' has no 'nothing'"]),
+        ("verify.function=no_such_module:f", ["verify.function", "'no_such_module' cannot be imported"]),
+        ("gate={kind: function, function: rewards:always}", ["gate.function", "called with (P)"]),
+    ],
+)
+def test_functions_of_a_recipe_are_checked_first(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], setting: str, expected: list[str]
+) -> None:
+    settings = [setting, "data.train=/nowhere.jsonl", f"output={tmp_path / 'run'}"]  # the data would fail next
+    assert main(["train", str(world), *settings]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert all(part in error for part in expected), error
+
+
+def test_sequences_longer_than_the_models_positions(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rotary positions go on, learned ones (GPT-2) end: a warning and an error, before the weights are loaded."""
+    model = tmp_path / "model"
+    shutil.copytree(world.parent / "model", model)
+    (model / "model.safetensors").unlink()
+    settings = [f"model.path={model}", f"output={tmp_path / 'run'}"]
+    assert main(["train", str(world), *settings, "rollout.max_tokens=62"]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "warning: the longest prompt and rollout.max_tokens = 62 make 66 tokens; the model has 64 positions" in error
+    assert "no causal language model could be loaded" in error
+    GPT2Config(n_positions=10, vocab_size=22, n_embd=8, n_head=2, n_layer=1).save_pretrained(model)
+    assert main(["train", str(world), *settings]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "error: the longest prompt and its demonstration make 18 tokens; the model has 10 positions" in error
+    assert main(["eval", str(model), "--data", str(world.parent / "eval.jsonl"), "--style", "plain"]) == 2
+    assert "the longest prompt of eval and --max-tokens 1,024 make 1,028 tokens" in capsys.readouterr().err
 
 
 def test_a_model_folder_without_a_tokenizer(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
