@@ -296,7 +296,7 @@ def main(argv: list[str]) -> int:
     second = "llama-3.1-8b"
     if args.rehearse:
         args.shape = second = "rehearsal"
-        args.tokens, args.repeats, sizes = 512, 1, {"n": 70, "widths": (64, 20), "v": 257}
+        args.tokens, args.repeats, sizes = 512, 1, {"n": 70, "widths": (20,), "v": 257}
     report = Report(args.output, args.minutes)
     report.data["settings"] = {
         "GPU": loss.processor(args.device), "torch": torch.__version__, "shape": args.shape, "tokens": args.tokens,

@@ -237,3 +237,23 @@ def test_truncated_importance_sampling_is_a_weight(problem, backend):
     got = p.loss(upge.GRPO(), backend, tis_clip=1.1, entropy_coef=0.1, kl_coef=0.1)
     assert torch.equal(got[0].loss, want[0].loss)
     assert all(torch.equal(a, b) for a, b in zip(got[1], want[1], strict=True))
+
+
+@pytest.mark.parametrize("first", [1, 63, 64, 65])
+def test_sequences_across_the_edges_of_chunks(first, problem, backend, small_chunks):
+    """Chunks are 64 rows: sequences that end just before, at and after an edge, and one that spans several."""
+    lengths = torch.tensor([first, 1, 130, 64])
+    p = problem(n=int(lengths.sum()))
+    presets = [upge.GSPO(0.03, 0.04), upge.GRPO(), upge.SFT()]
+    changes = {
+        "sequence_ids": torch.arange(4).repeat_interleave(lengths),
+        "objective_index": torch.tensor([0, 1, 0, 2]).repeat_interleave(lengths),
+        "mask": None,
+    }
+    assert_same(p.loss(presets, backend, **changes), p.loss(presets, "reference", **changes), p)
+    # One after the other is one by one: a sequence's loss and gradient are its own.
+    whole, _ = p.loss(upge.GSPO(0.03, 0.04), backend, **changes | {"objective_index": None})
+    rows = changes["sequence_ids"] == 2
+    alone, _ = p.loss(upge.GSPO(0.03, 0.04), backend, **changes | {"objective_index": None, "mask": rows})
+    assert torch.equal(alone.ratio[rows], whole.ratio[rows])
+    torch.testing.assert_close(alone.coefficient[rows], whole.coefficient[rows], rtol=0, atol=0)
