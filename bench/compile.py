@@ -27,7 +27,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from upge.backends.triton import plan as plans
+from upge.backends import plan as plans
 from upge.backends.triton.anchor import anchor_kernel
 from upge.backends.triton.bias import bias_kernel
 from upge.backends.triton.coefficient import coefficient_kernel

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import upge
 from torch import Tensor
-from upge.backends.triton import plan as plans
+from upge.backends import plan as plans
 
 from . import _measure, _problem, loss
 from ._peers import PEERS

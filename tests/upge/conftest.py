@@ -11,8 +11,7 @@ import triton.language as tl
 import upge
 from torch import Tensor
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
-from upge.backends import chunked
-from upge.backends.triton import plan
+from upge.backends import chunked, plan
 
 U = 2.0**-24  # unit roundoff of float32
 

@@ -10,7 +10,7 @@ import torch
 import upge
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from upge.backends.triton import plan as plans
+from upge.backends import plan as plans
 from upge.backends.triton.split import SplitSum
 
 README = Path(__file__).parents[2] / "kernels/README.md"

@@ -22,15 +22,15 @@ from torch import Tensor
 
 from ...coefficient import TokenLoss, TokenStep
 from ...inputs import Head, Needs, Tokens
+from .. import plan as plans
+from ..plan import Plan, Tile, exps_stride, plan_for
 from ..workspace import Forward, Sum, Workspace
-from . import plan as plans
 from .anchor import anchor_kernel
 from .bias import bias_kernel
 from .coefficient import can_fuse, coefficient_kernel, objective_table
 from .hidden import hidden_kernel
 from .logit_gradient import logit_gradient_kernel
 from .logits import logits_kernel
-from .plan import Plan, Tile, exps_stride, plan_for
 from .reanchor import reanchor_kernel
 from .rows import rows_kernel
 from .split import SplitSum

@@ -1,4 +1,4 @@
-"""Tile shapes, precisions and memory, by dtype and architecture. Nothing depends on N, so a token's results do not.
+"""Tiles, precisions and memory of the Triton kernels, by dtype and architecture. Tiles do not depend on N.
 
 The shapes were chosen by what the compiler makes of them (`python -m bench compile`): the largest ones without register
 spills, 128 x 256 where the tensor cores take operands from shared memory (sm_90, sm_100).
