@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_eval(commands)
     _add_compare(commands)
     _add_report(commands)
+    _add_export(commands)
     return parser
 
 
@@ -249,6 +250,25 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
 
     steps = (options.step_a, options.step_b)
     return run_compare(options.a, options.b, steps, options.solved, options.output, console)
+
+
+def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    export = commands.add_parser(
+        "export",
+        help="a checkpoint as a plain model folder",
+        description="Write a checkpoint as a Hugging Face folder of safetensors, with its adapters merged.",
+    )
+    export.add_argument("model", metavar="CHECKPOINT", help="a checkpoint, or a run's folder for its last one")
+    export.add_argument("folder", metavar="FOLDER", type=Path, help="what to write; a new or an empty folder")
+    export.set_defaults(command=_export)
+
+
+def _export(options: argparse.Namespace, console: Console) -> int:
+    from hpt.assemble import quiet_transformers
+    from hpt.export import run_export
+
+    quiet_transformers()
+    return run_export(options, console)
 
 
 def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import PreTrainedModel
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from hpt.batch import OFF_POLICY, RL, SFT, MicroBatch, Row, micro_batches
 from hpt.checkpoint import checkpoints
@@ -182,6 +183,43 @@ class TestRuns:
         torch.testing.assert_close(got, expected, atol=bound, rtol=0)
         start = Policy(load_model(config.model.path, config.model, CPU), config).logprobs(batch)
         assert (got - start).abs().max() > 2 * (got - expected).abs().max()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_export_is_a_plain_model(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], dtype: str) -> None:
+    run, folder = tmp_path / "run", tmp_path / "exported"
+    asked = ["steps=1", "eval.every=0", "method=sft", "optimizer.lr=1e-1", LORA, f"model.dtype={dtype}"]
+    assert main(["train", str(world), f"output={run}", *asked]) == 0
+    assert main(["export", str(run), str(folder)]) == 0
+    assert not (folder / ADAPTER).exists()
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").state_dict()
+    merged = load_model(str(checkpoints(run)[-1]), settings(world, *asked).model, CPU).state_dict()
+    assert plain.keys() == merged.keys()
+    assert all(torch.equal(plain[name], merged[name]) for name in merged)
+    for source, target, word in ((run, folder, "not empty"), (tmp_path / "none", tmp_path / "new", "checkpoint")):
+        assert main(["export", str(source), str(target)]) == 2
+        assert word in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_step_forms_no_logits(world: Path) -> None:
+    """With a vocabulary that outweighs the model, forward and backward stay below one matrix [tokens, vocabulary]."""
+    vocabulary = 60_000
+    shape = Qwen2Config.from_pretrained(world.parent / "model", vocab_size=vocabulary)
+    torch.manual_seed(0)
+    config = settings(world)
+    policy = Policy(Qwen2ForCausalLM(shape), config)
+    generator = torch.Generator().manual_seed(1)
+    row = Row(torch.randint(2, vocabulary, (2001,), generator=generator).tolist(), 1, SFT, 1 / 2000)
+    (batch,) = micro_batches([row], 10_000, packed=True)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        policy.loss(batch).loss.backward()
+    held, peak = 0, 0
+    for event in profiler.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    assert policy.model.get_output_embeddings().weight.grad is not None
+    assert 0 < peak < 2000 * vocabulary * 4
 
 
 def test_qlora_holds_4_bit_weights_and_has_gradients_after_an_evaluation(world: Path) -> None:

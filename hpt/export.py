@@ -1,0 +1,37 @@
+"""`hpt export`: a checkpoint as a model folder that any software reads."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from hpt.checkpoint import checkpoints
+from hpt.config import ModelConfig
+from hpt.errors import ConfigError, HptError
+from hpt.model import load_model
+from hpt.prompt import load_tokenizer
+
+
+def run_export(options: argparse.Namespace, console: Console) -> int:
+    """Writes safetensors, configuration and tokenizer; adapters are merged into the weights of their base model.
+
+    A model trained over 4-bit weights (QLoRA) is its adapters merged into the weights that were quantised.
+    """
+    source = Path(options.model)
+    source = (checkpoints(source) or [source])[-1]
+    try:
+        settings = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise HptError(f"{source}: is neither a checkpoint nor a run with one (config.json is missing)") from None
+    if options.folder.exists() and any(options.folder.iterdir()):
+        raise ConfigError(f"{options.folder}: is not empty; name a folder that is, or a new one")
+    dtype = settings.get("dtype") or "float32"
+    model = load_model(str(source), ModelConfig(path=str(source), dtype=dtype), torch.device("cpu"))
+    model.save_pretrained(options.folder)
+    load_tokenizer(str(source)).save_pretrained(options.folder)
+    console.print(f"{source} -> {options.folder} ({dtype})", soft_wrap=True)
+    return 0
