@@ -185,10 +185,9 @@ class TestRuns:
         assert (got - start).abs().max() > 2 * (got - expected).abs().max()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_export_is_a_plain_model(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], dtype: str) -> None:
+def test_export_is_a_plain_model(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, folder = tmp_path / "run", tmp_path / "exported"
-    asked = ["steps=1", "eval.every=0", "method=sft", "optimizer.lr=1e-1", LORA, f"model.dtype={dtype}"]
+    asked = ["steps=1", "eval.every=0", "method=sft", "optimizer.lr=1e-1", LORA, "model.dtype=bfloat16"]
     assert main(["train", str(world), f"output={run}", *asked]) == 0
     assert main(["export", str(run), str(folder)]) == 0
     assert not (folder / ADAPTER).exists()
@@ -203,7 +202,7 @@ def test_export_is_a_plain_model(world: Path, tmp_path: Path, capsys: pytest.Cap
 
 def test_a_step_forms_no_logits(world: Path) -> None:
     """With a vocabulary that outweighs the model, forward and backward stay below one matrix [tokens, vocabulary]."""
-    vocabulary = 60_000
+    vocabulary = 30_000
     shape = Qwen2Config.from_pretrained(world.parent / "model", vocab_size=vocabulary)
     torch.manual_seed(0)
     config = settings(world)
