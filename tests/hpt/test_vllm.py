@@ -340,3 +340,18 @@ def test_a_killed_server_stops_the_run_with_a_checkpoint(
     assert done >= 2
     assert [path.name for path in checkpoints(run)] == [f"step-{done:06d}"]
     assert main(["train", "--resume", str(run), f"steps={done + 1}", "rollout.engine=transformers"]) == 0
+
+
+def test_two_ranks_share_a_model(recipe: Path, tmp_path: Path) -> None:
+    """ZeRO-3 gathers the weights for vLLM, whose layers are split over both ranks; each has rollouts of its own."""
+    pytest.importorskip("deepspeed")
+    run = tmp_path / "run"
+    command = [*(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"), "-m", "hpt.cli"]
+    settings = ["engine=deepspeed", "deepspeed.stage=3", "rollout.vllm.tensor_parallel=2", "steps=2", "eval.every=0"]
+    subprocess.run([*command, "train", str(recipe), f"output={run}", *settings], check=True, timeout=600)
+    lines = read_metrics(run)
+    assert [line["step"] for line in lines] == [1, 2]
+    for line in lines:
+        assert line["reward/count"] == 24
+        assert line["rollout/mismatch_tokens"] > 0
+        assert line["rollout/mismatch_max"] < BOUND
