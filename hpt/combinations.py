@@ -130,9 +130,25 @@ def impossible_combinations(config: Config) -> list[str]:
     return [message for wrong, message in found if wrong]
 
 
+_DEEPSPEED_OURS = (
+    "optimizer",
+    "scheduler",
+    "gradient_clipping",
+    "gradient_accumulation_steps",
+    "managed_gradient_accumulation",
+    "train_batch_size",
+    "fp16",
+)
+
+
 def _deepspeed_problems(config: Config) -> list[tuple[bool, str]]:
     zero, optimizer = config.deepspeed, config.optimizer
+    taken = [name for name in zero.options if name in _DEEPSPEED_OURS]
     return [
+        (
+            bool(taken),
+            f"deepspeed.options sets {', '.join(taken)}, which hpt sets by itself; see optimizer and model.dtype",
+        ),
         (
             zero.offload_parameters and zero.stage != 3,
             f"deepspeed.offload_parameters needs deepspeed.stage 3; it is {zero.stage}",

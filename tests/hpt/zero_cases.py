@@ -1,0 +1,193 @@
+"""Three training steps on fixed rows, by one process or under torchrun by several: for test_zero."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from hpt.assemble import make_engine, quiet_transformers
+from hpt.batch import Group, token_rows
+from hpt.checkpoint import checkpoint_path, load_state, save_checkpoint
+from hpt.config import Config
+from hpt.data import Question
+from hpt.distributed import World, connected
+from hpt.policy import Policy
+from hpt.recipe import build_config, merge
+from hpt.rollout import Rollout
+from hpt.trainer import Trainer
+
+VOCABULARY = 23
+
+
+def rollout(length: int, first: int) -> Rollout:
+    tokens = [2 + (first + 3 * place) % (VOCABULARY - 2) for place in range(length)]
+    return Rollout(tokens, [-3.0] * length, "stop")
+
+
+def learned(kind: str, question: int, length: int = 6) -> Group:
+    """One question: `rl` has rollouts that differ in score, `same` rollouts without signal, `sft` a demonstration."""
+    prompt = [2 + question, 4, 5 + question % 3]
+    rollouts = [rollout(length + extra, question + extra) for extra in (0, 1, 2, 5)]
+    advantages = [0.0] * 4 if kind == "same" else [0.75, -0.25, -0.25, -0.25]
+    if kind == "sft":
+        return Group(prompt, rollouts[3].tokens[:length], rollouts, advantages, alpha=0.0, beta=1.0)
+    return Group(prompt, [], rollouts, advantages, alpha=1.0, beta=0.0)
+
+
+# What the questions of a step are; rows are shared out longest first, so lengths say what a rank gets.
+DATA = {
+    "mixed": [learned("rl", 0), learned("sft", 1, 8), learned("same", 2), learned("rl", 3, 3), learned("sft", 4, 4)],
+    "sft": [learned("sft", question, 3 + question) for question in range(6)],
+    "rl": [learned("rl", question) for question in range(2)],
+    "apart": [learned("sft", 0, 40), learned("same", 1), learned("rl", 2, 3)],  # SFT on one rank, RL on the other
+    "one row": [learned("same", 0), learned("sft", 1)],  # nothing on the second rank
+    "no row": [learned("same", 0), learned("same", 1)],
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    data: str = "mixed"
+    stage: int = 0  # 0: engine local
+    tokens: int = 1000  # of a micro-batch
+    settings: tuple[tuple[str, Any], ...] = ()  # sections of the recipe
+    offload: tuple[str, ...] = ()
+
+    @property
+    def reference(self) -> Case:
+        """The same by one process, in one micro-batch."""
+        return replace(self, stage=0, tokens=1000, offload=())
+
+    @property
+    def config(self) -> Config:
+        recipe: dict[str, Any] = {
+            "output": "o",
+            "steps": 6,
+            "device": "cpu",
+            "model": {"path": "m"},
+            "data": {"train": "t"},
+            "rollout": {"n": 4},
+            "loss": {"entropy_coef": 0.01},
+            "optimizer": {"lr": 1e-3, "clip_grad_norm": 0.1, "schedule": "cosine", "warmup_steps": 1},
+            "batch": {"tokens": self.tokens},
+        }
+        if self.stage:
+            zero = {"stage3_param_persistence_threshold": 0}  # DeepSpeed keeps small weights whole: here all are small
+            options = {"zero_optimization": zero if self.stage == 3 else {}}
+            recipe["engine"] = "deepspeed"
+            recipe["deepspeed"] = {"stage": self.stage, "timeout": 2, "options": options}
+            recipe["deepspeed"] |= dict.fromkeys(self.offload, True)
+        for section, values in self.settings:
+            merge(recipe, {section: dict(values)})
+        return build_config(recipe, source=self.name)
+
+
+OPTIMIZER, PARAMETERS = "offload_optimizer", "offload_parameters"
+BFLOAT16 = (("model", (("dtype", "bfloat16"),)),)
+SKIPPING = (("optimizer", (("skip_grad_norm", 0.05),)),)  # below every norm but that of "no row"
+REUSE = (("rl", (("objective", "GRPO"),)), ("batch", (("updates", 2),)))  # two updates: old log-probabilities
+ENTROPY_WEIGHTS = (("loss", (("entropy_weights", True),)),)
+
+# Micro-batches on each rank for "mixed": 1, 2 and 4.
+BUDGETS = {1: 1000, 2: 40, 4: 18}
+
+
+def _cases() -> Iterator[Case]:
+    offloads: dict[int, list[tuple[str, ...]]] = {1: [(), (OPTIMIZER,)], 2: [(), (OPTIMIZER,)]}
+    offloads[3] = [(), (OPTIMIZER, PARAMETERS)]
+    for stage in (1, 2, 3):
+        for offload, (count, tokens) in product(offloads[stage], BUDGETS.items()):
+            name = f"zero-{stage}{' offload' * bool(offload)}, {count} micro-batches"
+            yield Case(name, stage=stage, tokens=tokens, offload=offload)
+        for data in DATA:
+            if data != "mixed":
+                yield Case(f"zero-{stage}, {data}", data, stage, BUDGETS[2])
+        for name, settings in (("skipping", SKIPPING), ("two updates", REUSE), ("bfloat16", BFLOAT16)):
+            yield Case(f"zero-{stage}, {name}", stage=stage, tokens=BUDGETS[2], settings=settings)
+    yield Case("zero-3, entropy weights", stage=3, tokens=BUDGETS[2], settings=ENTROPY_WEIGHTS)
+
+
+CASES = {case.name: case for case in _cases()}
+
+
+def make_start(folder: Path) -> None:
+    """Writes start/, a tiny model without biases: a key's bias has gradient 0, of which AdamW makes noise."""
+    torch.manual_seed(0)
+    shape = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        pad_token_id=0,
+    )
+    LlamaForCausalLM(shape).save_pretrained(folder / "start")
+
+
+def make_trainer(case: Case, world: World, folder: Path) -> Trainer:
+    """A trainer of the model in `folder`, without the parts that its `learn` does not need."""
+    config = case.config
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, config.model.dtype))
+    policy = Policy(model, config)
+    engine = make_engine(policy.module, config, world)
+    policy.module = engine.module
+    unused: Any = None
+    parts = [unused] * 5
+    return Trainer(config, [Question("q", "", "", "", None)] * 200, [], *parts, policy, engine, world=world)
+
+
+def train(case: Case, trainer: Trainer, steps: int = 3) -> dict[str, Any]:
+    """What each update did, how many rows each rank has in each of its micro-batches, and the weights after it all."""
+    rows = token_rows(DATA[case.data], trainer.config)
+    own = [len(batch.rows) for batch in trainer._micro_batches(rows)]
+    found: dict[str, Any] = {"rows": trainer.world.gather(own), "updates": [], "loss": [], "tokens": []}
+    for _ in range(steps):
+        trained = trainer.learn(DATA[case.data])
+        found["updates"] += [(update.grad_norm, update.lr, update.skipped) for update in trained.updates]
+        found["loss"].append(trained.loss)
+        found["tokens"].append(trained.tokens)
+    weights = trainer.engine.full_weights()
+    found["weights"] = trainer.policy.model.state_dict() if weights is None else weights
+    return found
+
+
+def resumed(case: Case, world: World, folder: Path) -> dict[str, Any]:
+    """As `train`, but through a checkpoint after the second step."""
+    trainer = make_trainer(case, world, folder / "start")
+    train(case, trainer, 2)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    run = folder / case.name
+    weights = trainer.engine.full_weights()
+    save_checkpoint(run, 2, trainer.policy.model, tokenizer, trainer.state_dict(), keep=1, weights=weights, world=world)
+    checkpoint = checkpoint_path(run, 2)
+    trainer = make_trainer(case, world, checkpoint)
+    trainer.load_state_dict(load_state(checkpoint, world))
+    return train(case, trainer, 1)
+
+
+RESUMED = [f"zero-{kind}, 2 micro-batches" for kind in ("1", "2 offload", "3", "3 offload")]
+RESUMED += [f"zero-{stage}, bfloat16" for stage in (2, 3)]
+
+
+def main(folder: Path) -> None:
+    quiet_transformers()
+    torch.set_num_threads(1)
+    with connected(next(iter(CASES.values())).config) as world:
+        results = {name: train(case, make_trainer(case, world, folder / "start")) for name, case in CASES.items()}
+        for name in RESUMED:
+            results[f"{name}, resumed"] = resumed(CASES[name], world, folder)
+        if world.main:
+            torch.save(results, folder / "results.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
