@@ -106,6 +106,10 @@ def connected(config: Config) -> Iterator[World]:
             raise ConfigError(f'engine = "local" is one process, but {world.size} were launched; use engine=deepspeed')
         yield world
         return
+    if world.size > 1 and ":" in config.device:
+        raise ConfigError(
+            f"device = {config.device!r}: {world.size} processes have a GPU each; allowed are auto and cpu"
+        )
     if dist.is_initialized():
         raise HptError("engine: deepspeed connects its processes itself, but torch.distributed is in use already")
     local = int(os.environ.setdefault("LOCAL_RANK", "0"))  # DeepSpeed asks for it even in a world of one

@@ -59,6 +59,8 @@ class ZeroEngine:
         offload = self.module.optimizer.parameter_offload
         self.module.optimizer._partition_all_parameters()  # what a forward pass has left whole
         offload._remove_module_hooks()
+        offload.forward_hooks.clear()
+        offload.backward_hooks.clear()
         try:
             with self.deepspeed.zero.GatheredParameters(list(self.model.parameters())):
                 yield
@@ -71,9 +73,7 @@ class ZeroEngine:
             return None
         weights = {}
         for name, tensor in self.model.state_dict(keep_vars=True).items():
-            with self.deepspeed.zero.GatheredParameters(
-                [tensor]
-            ):  # one at a time: the whole need not fit beside the shards
+            with self.deepspeed.zero.GatheredParameters([tensor]):  # singly: the whole need not fit beside the shards
                 if self.world.main:
                     weights[name] = tensor.detach().to("cpu", copy=True)
         return weights
