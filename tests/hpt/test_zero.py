@@ -20,7 +20,8 @@ from zero_cases import CASES, RESUMED, Case
 
 from hpt.checkpoint import checkpoints
 from hpt.cli import main
-from hpt.distributed import ALONE
+from hpt.distributed import ALONE, connected
+from hpt.errors import ConfigError
 from hpt.optional import installed
 from hpt.recipe import load_config
 
@@ -201,3 +202,24 @@ def test_a_rank_that_dies_ends_the_others(stopped: Path) -> None:
     lines = [json.loads(line) for line in (stopped / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(len(lines)))
     assert len(lines) > done + 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (["deepspeed.offload_parameters=true"], "deepspeed.offload_parameters needs deepspeed.stage 3"),
+        (["model.dtype=float16"], "loss scaling"),
+        (["method=ppo"], "critic"),
+        (["optimizer.offload=true"], "deepspeed.offload_optimizer"),
+        (["deepspeed.options={fp16: {enabled: true}}"], "deepspeed.options sets fp16"),
+    ],
+)
+def test_what_it_cannot_do_is_named(world: Path, settings: list[str], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        load_config(world, ["engine=deepspeed", *settings])
+
+
+def test_one_process_of_several_needs_the_engine(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="2 were launched; use engine=deepspeed"), connected(load_config(world, [])):
+        pass
