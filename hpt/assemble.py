@@ -21,11 +21,12 @@ from hpt.errors import ConfigError, DataError
 from hpt.functions import resolve
 from hpt.gate import make_gate, needs_demonstrations, needs_rollouts
 from hpt.lengths import check_positions
+from hpt.memory import check_memory
 from hpt.model import check_model_settings, load_policy
 from hpt.optional import require
 from hpt.out_of_memory import memory_phase
 from hpt.policy import Policy, PolicyModule
-from hpt.prompt import PromptRenderer, generation_ends, load_tokenizer, select_by_length, show_first
+from hpt.prompt import PromptRenderer, Selection, generation_ends, load_tokenizer, select_by_length, show_first
 from hpt.reference import Reference
 from hpt.rollout import check_rollout_engine, make_rollout_engine
 from hpt.trainer import Trainer
@@ -60,12 +61,14 @@ def assemble(config: Config, checkpoint: Path | None, console: Console, world: W
     tokenizer = load_tokenizer(config.model.path, trust_remote_code=config.model.trust_remote_code)
     renderer = PromptRenderer(tokenizer, config.prompt, eos_token_ids=generation_ends(config.model.path))
     check_rollout_engine(config, renderer.stop_ids)
-    questions, needed = _of_trainable_length(questions, renderer, config, console)
+    selection, needed = _of_trainable_length(questions, renderer, config, console)
+    questions = selection.questions
     if held_out:
         tokens = config.eval.max_tokens or config.rollout.max_tokens
         longest = max(map(len, renderer.encode_prompts(held_out)))
         needed[f"the longest held-out prompt and {tokens:,} tokens of a response"] = longest + tokens
     check_positions(config.model.path, needed, console, trust_remote_code=config.model.trust_remote_code)
+    check_memory(config, console, prompt_tokens=selection.longest_prompt)
     console.print(show_first(renderer, questions[0]))
     with judge as verifier:
         check_answers(verifier, questions, config.data.train)
@@ -151,7 +154,7 @@ def _check_backend(backend: str, device: torch.device) -> None:
 
 def _of_trainable_length(
     questions: list[Question], renderer: PromptRenderer, config: Config, console: Console
-) -> tuple[list[Question], dict[str, int]]:
+) -> tuple[Selection, dict[str, int]]:
     """The questions that fit, and the tokens of the longest sequences that they make."""
     selection = select_by_length(
         questions,
@@ -172,7 +175,7 @@ def _of_trainable_length(
     if needs_rollouts(config.gate):
         tokens = config.rollout.max_tokens
         needed[f"the longest prompt and rollout.max_tokens = {tokens:,}"] = selection.longest_prompt + tokens
-    return selection.questions, needed
+    return selection, needed
 
 
 def check_answers(verifier: Verifier, questions: list[Question], source: str) -> None:

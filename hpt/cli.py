@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_eval(commands)
     _add_compare(commands)
+    _add_plan(commands)
     _add_report(commands)
     _add_export(commands)
     return parser
@@ -269,6 +270,36 @@ def _export(options: argparse.Namespace, console: Console) -> int:
 
     quiet_transformers()
     return run_export(options, console)
+
+
+def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    plan = commands.add_parser(
+        "plan",
+        help="predicted memory of a recipe, part by part, and whether it fits",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="The memory a run will need, from its recipe and its model's config alone; nothing is loaded.\n"
+        "The hardware is the recipe's (hardware.*), else this machine's. Exit code 1 where it does not fit.",
+        epilog=_PLAN_EPILOG,
+    )
+    plan.add_argument("recipe", help="a YAML file, or the name of a shipped recipe")
+    plan.add_argument("settings", nargs="*", metavar="key=value", help="changes to the recipe")
+    plan.set_defaults(command=_plan)
+
+
+_PLAN_EPILOG = """
+examples:
+  hpt plan my-recipe.yaml hardware.gpu_memory_gib=80
+  hpt plan my-recipe.yaml engine=deepspeed deepspeed.stage=3 hardware.gpus=8 hardware.gpu_memory_gib=80
+"""
+
+
+def _plan(options: argparse.Namespace, console: Console) -> int:
+    from hpt.assemble import quiet_transformers
+    from hpt.memory import run_plan
+    from hpt.recipe import load_config
+
+    quiet_transformers()
+    return run_plan(load_config(options.recipe, options.settings))
 
 
 def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

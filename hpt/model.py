@@ -69,7 +69,7 @@ def load_policy(config: Config, folder: Path | None, device: torch.device) -> Pr
     base.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(config.seed, 0, "train"))
-        model = _with_adapters(prepare_for_training(base, settings), settings, folder)
+        model = with_adapters(prepare_for_training(base, settings), settings, folder)
     return model
 
 
@@ -189,7 +189,7 @@ def _merged(adapters: Path, settings: ModelConfig, device: torch.device) -> PreT
     return PeftModel.from_pretrained(model, str(adapters.parent)).merge_and_unload()
 
 
-def _with_adapters(base: PreTrainedModel, settings: ModelConfig, folder: Path | None) -> PreTrainedModel:
+def with_adapters(base: PreTrainedModel, settings: ModelConfig, folder: Path | None) -> PreTrainedModel:
     """`base` with adapters, of `folder` or new ones, that are trained in its dtype."""
     import peft
 

@@ -1,11 +1,13 @@
 """Recipes: YAML files and `key=value` changes, read into one `Config` that is valid or says why not.
 
-Layers, later ones winning: the defaults of `hpt.config`, the method (`recipes/methods/NAME.yaml`), the recipe, every
-`key=value` of the command line. A `method=NAME` there replaces the recipe's and wins over what the recipe says.
+Layers, later ones winning: the defaults of `hpt.config`, the method (`recipes/methods/NAME.yaml`), the recipe that this
+one `extends` (a shipped one's name, or a file), the recipe, every `key=value` of the command line. A `method=NAME`
+there replaces the recipe's and wins over what the recipe says.
 """
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Sequence
 from importlib import resources
@@ -57,12 +59,19 @@ def shipped_methods() -> list[str]:
     return sorted(path.stem for path in METHODS.glob("*.yaml"))
 
 
-def _read_recipe(recipe: str | Path) -> dict[str, Any]:
+def _read_recipe(recipe: str | Path, below: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The settings of a recipe over those of the one it `extends`. below: the recipes that led here."""
     shipped = RECIPES / f"{recipe}.yaml"
-    if Path(recipe).is_file():
-        return _read_yaml(Path(recipe))
-    if shipped.is_file():
-        return _read_yaml(shipped)
+    if Path(recipe).is_file() or shipped.is_file():
+        settings = _read_yaml(Path(recipe) if Path(recipe).is_file() else shipped)
+        if "extends" not in settings:
+            return settings
+        above = str(settings.pop("extends"))
+        if above in (*below, str(recipe)):
+            raise ConfigError(f"{recipe}: extends = {above!r}: recipes that extend each other in a circle")
+        merged = _read_recipe(above, (*below, str(recipe)))
+        merge(merged, settings)
+        return merged
     names = shipped_recipes()
     raise ConfigError(
         f"there is no recipe {str(recipe)!r}{_nearest(str(recipe), names)} "
@@ -122,7 +131,7 @@ def merge(into: dict[str, Any], layer: dict[str, Any]) -> None:
         if isinstance(value, dict) and isinstance(into.get(key), dict):
             merge(into[key], value)
         else:
-            into[key] = value
+            into[key] = copy.deepcopy(value)  # a later layer must not change this one
 
 
 def _fill(value: Any, fields: dict[str, str]) -> Any:

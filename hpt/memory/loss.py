@@ -1,0 +1,27 @@
+"""What the fused loss holds beside hidden states and weights: one chunk of logits, and the sums of its gradients."""
+
+from __future__ import annotations
+
+import torch
+from upge.backends import chunked
+from upge.backends.plan import extra_bytes, plan_for
+
+
+def loss_bytes(tokens: int, width: int, vocabulary: int, dtype: torch.dtype, device: str, *, head_trained: bool) -> int:
+    """Peak of `upge.fused_policy_loss` and its backward on (tokens, width) hidden states, in bytes.
+
+    By Triton's kernels on a GPU, as `upge` itself counts them; on a CPU by plain PyTorch, whose dW is summed in float32
+    and handed over in the weight's dtype.
+    """
+    hidden, head = tokens * width, vocabulary * width if head_trained else 0
+    vectors = 100 * tokens  # log-probabilities, coefficients and the like
+    if device == "cuda":
+        extra = extra_bytes(plan_for(dtype, (9, 0), width), tokens, vocabulary, width, sums_weight=head_trained)
+        return (hidden + head) * dtype.itemsize + sum(extra.values()) + vectors
+    narrow = dtype != torch.float32
+    rows = min(chunked.chunk_rows(vocabulary, torch.device(device)), -(-tokens // chunked.GRANULE) * chunked.GRANULE)
+    chunk = rows * (vocabulary + 3 * width) * 4
+    chunk += 2 * min(chunked.BLOCK_BYTES, rows * vocabulary * 4)
+    chunk += min(chunked.SLAB_BYTES, vocabulary * width * 4) if narrow else 0
+    sums = hidden * (2 if dtype == torch.bfloat16 else 4) + head * 4
+    return sums + max(chunk, head * dtype.itemsize if narrow else 0) + vectors
