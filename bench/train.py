@@ -1,0 +1,193 @@
+"""Whole training steps with random weights: tokens per second, peak memory beside the plan, time per phase, MFU.
+
+hpt's own trainer on real dimensions: rollouts made up or drawn by transformers, verification, gate, loss and update.
+Each case has a process of its own, so that running out of memory is a result; results are written after each.
+MFU = (6 P + 6 L H T) tokens / (seconds of training x peak FLOP/s) for P weights, L layers of width H and rows of T
+tokens (causal); LoRA counts 4 P in place of 6 P. Checkpointing computes more than it is credited for. It has not been
+run on a GPU yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig, Qwen2Config
+
+from hpt.config import Config, ModelConfig
+from hpt.memory import make_plan
+from hpt.memory.skeleton import read_architecture
+from hpt.recipe import build_config
+
+from ._synthetic import REWARD, synthetic_trainer, write_random_model
+
+MODELS = {
+    "qwen2.5-1.5b": "Qwen/Qwen2.5-Math-1.5B",
+    "qwen2.5-7b": "Qwen/Qwen2.5-Math-7B",
+    "llama-3.1-8b": "meta-llama/Llama-3.1-8B",
+    "tiny": None,
+}
+# Dense 16-bit FLOP/s of the data sheets.
+PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12, "A10G": 70e12}
+LORA: dict[str, Any] = {"lora": {"rank": 32}}
+# Memory cap in GiB (None: all there is), settings, rollouts made up.
+CASES: dict[str, tuple[float | None, dict[str, Any], bool]] = {
+    "80 GB, all weights, 8-bit states": (None, {"optimizer": {"states": "8bit"}}, True),
+    "48 GB, LoRA": (44, {"model": LORA}, True),
+    "24 GB, QLoRA": (22, {"model": {**LORA, "quantization": "nf4"}}, True),
+    "48 GB, LoRA, drawn rollouts": (44, {"model": LORA, "rollout": {"max_tokens": 256}}, False),
+}
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench train", description=__doc__)
+    parser.add_argument("--model", choices=MODELS, default="qwen2.5-7b")
+    parser.add_argument("--random-weights", action="store_true", required=True, help="no others are supported")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
+    parser.add_argument("--tokens", type=int, default=4096, help="longest response (default 4096)")
+    parser.add_argument("--questions", type=int, default=4, help="of a step (default 4, 8 rollouts each)")
+    parser.add_argument("--seconds", type=int, default=180, help="limit of a case (default 180)")
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, default=Path("bench/results/train"), help="OUT.json and OUT.md")
+    args = parser.parse_args(argv)
+    if args.case:
+        print(json.dumps(run_case(args, args.folder)))
+        return 0
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        write_random_model(_architecture(args.model), torch.bfloat16, device, Path(folder))
+        torch.cuda.empty_cache()
+        options = ["--tokens", str(args.tokens), "--questions", str(args.questions), "--folder", folder]
+        for name in args.cases:
+            command = [
+                sys.executable,
+                "-m",
+                "bench",
+                "train",
+                "--random-weights",
+                "--model",
+                args.model,
+                "--case",
+                name,
+            ]
+            rows.append({"case": name, "model": args.model, **_run([*command, *options], args.seconds)})
+            write(rows, args.out)
+            print(table(rows).splitlines()[-1], flush=True)
+    return 0
+
+
+def _run(command: list[str], seconds: int) -> dict[str, Any]:
+    """What the case's process printed, or how it failed."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return {"failed": f"not done after {seconds} s"}
+    if done.returncode:
+        return {"failed": (done.stderr.strip().splitlines() or ["no output"])[-1][:200]}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _architecture(model: str) -> PretrainedConfig:
+    path = MODELS[model]
+    if path is None:
+        return Qwen2Config(
+            vocab_size=512,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+        )
+    return read_architecture(ModelConfig(path=path)).config
+
+
+def _config(args: argparse.Namespace, folder: Path, changes: dict[str, Any], cap: float | None) -> Config:
+    settings: dict[str, Any] = {
+        "output": str(folder / "run"),
+        "steps": 10,
+        "model": {"path": str(folder), "dtype": "bfloat16", "gradient_checkpointing": True},
+        "data": {"train": "none"},
+        "verify": {"function": REWARD, "workers": 2},
+        "rollout": {"n": 8, "max_tokens": args.tokens, "batch_size": 8},
+        "batch": {"questions": args.questions, "tokens": max(16384 if args.tokens > 1024 else 0, args.tokens + 64)},
+        "hardware": {"gpu_memory_gib": cap} if cap and torch.cuda.is_available() else {},
+    }
+    for section, values in changes.items():
+        settings[section] = settings.get(section, {}) | values
+    settings["rollout"]["max_tokens"] = min(settings["rollout"]["max_tokens"], args.tokens)
+    return build_config(settings, source="bench train")
+
+
+def run_case(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """A step to warm up, then a step that is measured."""
+    cap, changes, made_up = CASES[args.case]
+    config = _config(args, folder, changes, cap)
+    plan = make_plan(config, prompt_tokens=64)
+    cuda = torch.cuda.is_available()
+    if cuda and cap:
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, cap * 2**30 / total))
+    with synthetic_trainer(config, prompt=64, made_up=made_up) as trainer:
+        trainer.step(1)
+        if cuda:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+        metrics, experiences = trainer.step(2)
+        groups = [experience.group for experience in experiences]
+        trained = sum(
+            len(group.prompt) + len(rollout.tokens)
+            for group in groups
+            if group.alpha > 0
+            for rollout, advantage in zip(group.rollouts, group.advantages, strict=True)
+            if advantage
+        ) + sum(len(group.prompt) + len(group.demonstration) for group in groups if group.beta > 0)
+    shape = _architecture(args.model)
+    times = {key.removeprefix("time/"): value for key, value in metrics.items() if key.startswith("time/")}
+    attention = 6 * shape.num_hidden_layers * shape.hidden_size * config.rollout.max_tokens
+    flops = trained * ((4 if config.model.lora else 6) * plan.parameters + attention)
+    name = torch.cuda.get_device_name() if cuda else "CPU"
+    peak = next((value for key, value in PEAK_FLOPS.items() if key in name), None)
+    return {
+        "device": name,
+        "torch": torch.__version__,
+        "trained_tokens": trained,
+        "seconds": times,
+        "train_tokens_per_second": trained / times["train"],
+        "mfu": flops / times["train"] / peak if peak else None,
+        "peak_bytes": torch.cuda.max_memory_allocated() if cuda else None,
+        "planned_bytes": plan.peak,
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The cases as a Markdown table."""
+    lines = [
+        "| model | case | trained tokens/s | MFU | peak GiB | planned GiB | share of the step's time |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        if "failed" in row:
+            lines.append(f"| {row['model']} | {row['case']} | {row['failed']} | | | | |")
+            continue
+        whole = row["seconds"]["step"]
+        shares = ", ".join(f"{k} {v / whole:.0%}" for k, v in row["seconds"].items() if k != "step")
+        mfu = f"{row['mfu']:.1%}" if row["mfu"] else ""
+        peak = f"{row['peak_bytes'] / 2**30:.1f}" if row["peak_bytes"] else ""
+        planned = f"{row['planned_bytes'] / 2**30:.1f}"
+        speed = f"{row['train_tokens_per_second']:.0f}"
+        lines.append(f"| {row['model']} | {row['case']} | {speed} | {mfu} | {peak} | {planned} | {shares} |")
+    return "\n".join(lines)
+
+
+def write(rows: list[dict[str, Any]], out: Path) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
+    out.with_suffix(".md").write_text(table(rows) + "\n")
