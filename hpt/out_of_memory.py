@@ -10,6 +10,7 @@ import torch
 
 from hpt.config import Config
 from hpt.errors import HptError, RolloutError
+from hpt.memory.changes import changes_of, written
 
 Phase = Literal["load", "rollout", "verify", "reference", "train", "eval"]
 _SIGNS = (
@@ -20,6 +21,14 @@ _SIGNS = (
     "ALLOC_FAILED",
     "bad_alloc",
 )
+# The phases that a setting helps in, where it is not all of them.
+_PHASES: dict[str, tuple[Phase, ...]] = {
+    "rollout.batch_size": ("rollout", "eval"),
+    "rollout.vllm.memory_share": ("load", "rollout", "eval"),
+    "batch.tokens": ("reference", "train"),
+    "model.gradient_checkpointing": ("train",),
+}
+_RESUMABLE = {*_PHASES, "rollout.vllm.sleep_level", "optimizer.offload"}
 
 
 @contextmanager
@@ -52,27 +61,16 @@ def _message(phase: Phase, config: Config, error: BaseException) -> str:
 
 
 def _remedies(phase: Phase, config: Config) -> tuple[list[str], list[str]]:
-    """Settings that are not in use yet: those a resumed run may change, and those that only a new run may."""
-    model, optimizer, local = config.model, config.optimizer, config.engine == "local"
-    in_rollouts = phase in ("rollout", "eval")
-    next_checkpointing = {False: "true", True: "offload", "offload": None}[model.gradient_checkpointing]
-    changeable = [
-        (in_rollouts and config.rollout.batch_size > 1, f"rollout.batch_size={config.rollout.batch_size // 2}"),
-        (in_rollouts and phase == "rollout", f"rollout.max_tokens below {config.rollout.max_tokens}"),
-        (
-            phase in ("train", "reference") and config.batch.tokens > 1,
-            f"batch.tokens={config.batch.tokens // 2} (no micro-batch is smaller than its longest row)",
-        ),
-        (phase == "train" and next_checkpointing is not None, f"model.gradient_checkpointing={next_checkpointing}"),
-        (local and not optimizer.offload and torch.cuda.is_available(), "optimizer.offload=true"),
-    ]
-    lasting = [
-        (model.dtype == "float32", "model.dtype=bfloat16"),
-        (local and optimizer.states == "float32", "optimizer.states=8bit"),
-        (model.lora is None, "model.lora={rank: 32}"),
-        (model.lora is None or model.quantization is None, "model.lora with model.quantization=nf4"),
-        (not local and config.deepspeed.stage < 3, "deepspeed.stage=3"),
-        (not local and not config.deepspeed.offload_optimizer, "deepspeed.offload_optimizer=true"),
-    ]
-    first, second = ([text for wanted, text in found if wanted] for found in (changeable, lasting))
-    return first, second
+    """What the phase is helped by: changes that a resumed run may make, and those that only a new run may."""
+    changeable: list[str] = []
+    lasting: list[str] = []
+    for change in changes_of(config):
+        key, value = next(iter(change.items()))
+        if phase not in _PHASES.get(key, (phase,)) or (key == "optimizer.offload" and not torch.cuda.is_available()):
+            continue
+        if key == "rollout.vllm.memory_share" and value > config.rollout.vllm.memory_share:
+            continue  # it takes from the trainer
+        (changeable if key in _RESUMABLE else lasting).append(written(change))
+    if phase == "rollout":
+        changeable.append(f"rollout.max_tokens below {config.rollout.max_tokens}")
+    return changeable, lasting

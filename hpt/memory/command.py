@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 from rich.console import Console
 
 from hpt.config import Config
 from hpt.errors import HptError
 from hpt.memory.advice import single_changes
 from hpt.memory.plan import Plan, make_plan
+from hpt.memory.skeleton import NoArchitecture
 from hpt.memory.table import plan_table, summary
 from hpt.terminal import print_results
 
@@ -16,7 +19,17 @@ DOES_NOT_FIT = 1
 
 def run_plan(config: Config) -> int:
     """Prints the plan to stdout, with advice where it does not fit. The exit code: 0, or 1 where it does not."""
-    plan = make_plan(config)
+    # What the plan asks of bitsandbytes needs none of the kernels that it fails to load, and says so, when imported.
+    logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)
+    try:
+        plan = make_plan(config)
+    except NoArchitecture as error:
+        if config.prepare is None:
+            raise
+        raise HptError(
+            f"model.path = {config.model.path!r} does not exist yet: this recipe's prepare ({config.prepare}) is to "
+            "make it. hpt train runs that first, and checks the plan before it loads the model."
+        ) from error
     print_results(plan_table(plan), summary(plan), *plan.notes, *advice_lines(plan))
     return 0 if plan.fits else DOES_NOT_FIT
 

@@ -21,6 +21,10 @@ SHIPPED = RECIPES / "models"
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 
 
+class NoArchitecture(HptError):
+    """A model without a config.json to plan by."""
+
+
 @dataclass(frozen=True)
 class Architecture:
     config: PretrainedConfig
@@ -39,7 +43,7 @@ class Architecture:
 def read_architecture(settings: ModelConfig) -> Architecture:
     """The model's config.json: from its folder or the hub's cache, else as shipped with hpt, else from the hub.
 
-    Raises HptError where none of them has it.
+    Raises NoArchitecture where none of them has it.
     """
     path = settings.path
     try:
@@ -53,7 +57,7 @@ def read_architecture(settings: ModelConfig) -> Architecture:
     try:
         return Architecture(AutoConfig.from_pretrained(path, trust_remote_code=settings.trust_remote_code), path)
     except (OSError, ValueError) as error:
-        raise HptError(
+        raise NoArchitecture(
             f"model.path = {path!r}: there is no config.json to plan by, neither in a folder of that name nor on the "
             f"Hugging Face hub, and hpt ships none for it: {str(error).splitlines()[0]}"
         ) from None

@@ -1,0 +1,62 @@
+"""The changes of a recipe that make room in memory: one list for the plan before a run and for a run out of memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from hpt.config import Config
+
+Change = dict[str, Any]  # dotted keys and their values
+
+
+def changes_of(config: Config) -> Iterator[Change]:
+    """Each on its own, in the order of what it costs: nothing that is learnt, then speed, then what is trained."""
+    local = config.engine == "local"
+    if config.rollout.engine == "transformers":
+        if config.rollout.batch_size > 1:
+            yield {"rollout.batch_size": config.rollout.batch_size // 2}
+        if config.rollout.batch_size > 3:
+            yield {"rollout.batch_size": config.rollout.batch_size // 4}
+    else:
+        if config.rollout.vllm.sleep_level != 2:
+            yield {"rollout.vllm.sleep_level": 2}
+        share = config.rollout.vllm.memory_share
+        for by in (-0.05, -0.1, 0.1, 0.2):
+            if 0 < share + by < 1:
+                yield {"rollout.vllm.memory_share": round(share + by, 2)}
+    if config.model.dtype == "float32":
+        yield {"model.dtype": "bfloat16"}
+    if not config.model.gradient_checkpointing:
+        yield {"model.gradient_checkpointing": True}
+    if config.batch.tokens > 1:
+        yield {"batch.tokens": config.batch.tokens // 2}
+    if local and config.optimizer.states == "float32":
+        yield {"optimizer.states": "8bit"}
+    if config.model.gradient_checkpointing != "offload":
+        yield {"model.gradient_checkpointing": "offload"}
+    if local and not config.optimizer.offload:
+        yield {"optimizer.offload": True}
+    if not local:
+        yield from ({"deepspeed.stage": stage} for stage in range(config.deepspeed.stage + 1, 4))
+        if not config.deepspeed.offload_optimizer:
+            yield {"deepspeed.offload_optimizer": True}
+    if config.model.lora is None and config.rl.advantage != "gae":
+        yield {"model.lora": {"rank": 32}}
+        if local:
+            yield {"model.lora": {"rank": 32}, "model.quantization": "nf4"}
+    elif config.model.lora and local and config.model.quantization is None:
+        yield {"model.quantization": "nf4"}
+
+
+def written(change: Change) -> str:
+    """As `key=value` for the command line."""
+    return " ".join(f"{key}={_yaml(value)}" for key, value in change.items())
+
+
+def _yaml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_yaml(item)}" for key, item in value.items()) + "}"
+    return str(value)
