@@ -1,0 +1,38 @@
+"""The same loss from the model's own logits, all of them at once in float32, by plain PyTorch in place of `upge`."""
+
+from __future__ import annotations
+
+import torch
+from upge import PolicyLossOutput
+
+from hpt.batch import RL, MicroBatch
+from hpt.policy import Policy
+
+
+class PlainLoss:
+    """`Policy.loss` of a run with one update a step and neither KL penalty nor off-policy rows.
+
+    Then every objective's ratio is 1 and a token's loss is -w (A log pi + entropy_coef H).
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+
+    def __call__(self, batch: MicroBatch) -> PolicyLossOutput:
+        policy = self.policy
+        logits = policy.model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits
+        temperatures = torch.where(batch.objective_index == RL, policy.temperature, 1.0)
+        every = torch.log_softmax(logits.flatten(0, 1)[batch.positions].float() / temperatures[:, None], dim=-1)
+        logprobs = every.gather(-1, batch.targets[:, None]).squeeze(-1)
+        with torch.set_grad_enabled(policy.entropy_coef != 0):
+            entropy = -(every.exp() * every).sum(-1)
+        loss = -(batch.weights * (batch.advantages * logprobs + policy.entropy_coef * entropy)).sum()
+        return PolicyLossOutput(
+            loss=loss,
+            logprobs=logprobs.detach(),
+            entropy=entropy.detach(),
+            ratio=torch.ones_like(logprobs),
+            coefficient=-batch.weights * batch.advantages,
+            stable=torch.ones_like(logprobs, dtype=torch.bool),
+            evaluated=torch.ones_like(logprobs, dtype=torch.bool),
+        )
