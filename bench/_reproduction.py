@@ -17,7 +17,7 @@ from hpt.significance import permutation_test
 CLEAN, WRONG = "clean", "wrong"
 WITHOUT_DEMONSTRATIONS = ("grpo",)
 """Methods whose runs are the same whatever the demonstrations."""
-METRICS, EXAMS = "metrics.jsonl.gz", "exams.jsonl.gz"
+METRICS, EXAMS, CONDITIONS = "metrics.jsonl.gz", "exams.jsonl.gz", "conditions.txt"
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class Outcome:
         return sum(line.get("time/step", 0.0) for line in self.metrics)
 
 
-def write_records(folder: Path, outcomes: Iterable[Outcome]) -> None:
-    """Two files of JSON lines, one a step and one a question, each with its trial; `read_records` reads them."""
+def write_records(folder: Path, outcomes: Iterable[Outcome], conditions: str) -> None:
+    """Two files of JSON lines, one a step and one a question, each with its trial, and the `conditions` of all."""
     folder.mkdir(parents=True, exist_ok=True)
     metrics, exams = [], []
     for outcome in outcomes:
@@ -81,10 +81,11 @@ def write_records(folder: Path, outcomes: Iterable[Outcome]) -> None:
     for name, lines in ((METRICS, metrics), (EXAMS, exams)):
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (folder / name).write_bytes(gzip.compress(text.encode(), mtime=0))
+    (folder / CONDITIONS).write_text(conditions)
 
 
-def read_records(folder: Path) -> list[Outcome]:
-    """The outcomes that `write_records` wrote."""
+def read_records(folder: Path) -> tuple[list[Outcome], str]:
+    """The outcomes and the conditions that `write_records` wrote."""
     found: dict[Trial, Outcome] = {}
     for name in (METRICS, EXAMS):
         for text in gzip.decompress((folder / name).read_bytes()).decode().splitlines():
@@ -96,7 +97,7 @@ def read_records(folder: Path) -> list[Outcome]:
                 outcome.metrics.append(line)
             else:
                 outcome.exam.append(Answered(**line))
-    return list(found.values())
+    return list(found.values()), (folder / CONDITIONS).read_text()
 
 
 def of_methods(outcomes: Sequence[Outcome], demonstrations: str) -> dict[str, list[Outcome]]:

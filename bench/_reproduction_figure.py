@@ -8,6 +8,7 @@ from statistics import mean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from bench._reproduction import CLEAN, WRONG, Outcome, of_gammas, of_methods
 from hpt.records import write_atomically
@@ -85,6 +86,8 @@ def _costs(axes: Axes, methods: dict[str, list[Outcome]]) -> None:
             accuracies = [outcome.accuracy() for outcome in outcomes]
             axes.plot(seconds, accuracies, "o", color=colours[method], label=method)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("seconds of rollouts, verification and training")
     axes.legend(ncols=2)
     axes.set_title("Accuracy and cost, clean demonstrations")

@@ -21,7 +21,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench import _reproduction_figure, _runs
-from bench._reproduction import CLEAN, WITHOUT_DEMONSTRATIONS, WRONG, Answered, Outcome, Trial, report, write_records
+from bench._reproduction import (
+    CLEAN,
+    WITHOUT_DEMONSTRATIONS,
+    WRONG,
+    Answered,
+    Outcome,
+    Trial,
+    read_records,
+    report,
+    write_records,
+)
 from hpt.evaluate import RESULTS as ANSWERS
 from hpt.functions import resolve
 from hpt.recipe import load_config
@@ -119,8 +129,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, one thread each (default 2)")
     parser.add_argument("--runs", type=Path, default=Path("runs/reproduce"), help="folder of the runs")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of table, figures and records")
+    parser.add_argument("--redraw", action="store_true", help="only table and figures, from the records in --output")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="changes to the recipe, for every run")
     options = parser.parse_args(argv)
+    if options.redraw:
+        draw(options.output)
+        return 0
     experiments = Experiments(options.runs, options.settings, options.n, options.jobs)
     for seed in (options.tuning_seed, *options.seeds):
         experiments.make_start(seed)
@@ -140,10 +154,16 @@ def main(argv: Sequence[str]) -> int:
     experiments.train([*clean, *gated, *wrong])
     experiments.examine([*starts, *clean, *gated, *wrong])
     outcomes = [experiments.outcome(trial) for trial in (*tuning, *starts, *clean, *wrong, *gated)]
-    write_records(options.output, outcomes)
-    settings = " ".join(options.settings)
-    text = f"{report(outcomes)}\nRecipe `sums` {settings}, {_runs.machine()}.\n"
-    (options.output / "table.md").write_text(text)
-    _reproduction_figure.draw(outcomes, options.output / "summary.png")
-    print(text)
+    conditions = f"{' '.join(['Recipe `sums`', *options.settings])}; {_runs.machine()}"
+    write_records(options.output, outcomes, conditions)
+    draw(options.output)
     return 0
+
+
+def draw(folder: Path) -> None:
+    """Prints and writes the table, and draws the figure, from the records in `folder` alone."""
+    outcomes, conditions = read_records(folder)
+    text = f"{report(outcomes)}\n{conditions}.\n"
+    (folder / "table.md").write_text(text)
+    _reproduction_figure.draw(outcomes, folder / "summary.png")
+    print(text)

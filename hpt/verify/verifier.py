@@ -7,13 +7,15 @@ from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
-from hpt.config import VerifyConfig
 from hpt.errors import DataError, HptError
 from hpt.functions import resolve
 from hpt.verify.extract import final_answer
 from hpt.verify.pool import Calls, Outcome, WorkerPool
+
+if TYPE_CHECKING:
+    from hpt.config import VerifyConfig  # which imports torch
 
 Status = Literal["correct", "incorrect", "unparsable", "timeout"]
 

@@ -59,10 +59,12 @@ def outcomes() -> list[Outcome]:
 
 
 def test_records_come_back_as_they_were(outcomes: list[Outcome], tmp_path: Path) -> None:
-    write_records(tmp_path, outcomes)
+    write_records(tmp_path, outcomes, "two cores")
     first = (tmp_path / "metrics.jsonl.gz").read_bytes()
-    assert {o.trial: o for o in read_records(tmp_path)} == {o.trial: o for o in outcomes}
-    write_records(tmp_path, outcomes)
+    read, conditions = read_records(tmp_path)
+    assert {o.trial: o for o in read} == {o.trial: o for o in outcomes}
+    assert conditions == "two cores"
+    write_records(tmp_path, outcomes, "two cores")
     assert (tmp_path / "metrics.jsonl.gz").read_bytes() == first
 
 
