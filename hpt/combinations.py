@@ -122,10 +122,6 @@ def impossible_combinations(config: Config) -> list[str]:
             f"loss.kl_coef = {config.loss.kl_coef}: the published code has no KL penalty, so "
             'loss.aggregation "official" has no normaliser for it',
         ),
-        (
-            config.optimizer.warmup_steps > config.steps,
-            f"optimizer.warmup_steps = {config.optimizer.warmup_steps} must not exceed steps = {config.steps}",
-        ),
     ]
     return [message for wrong, message in found if wrong]
 

@@ -10,6 +10,7 @@ import yaml
 from hpt.config import Config
 from hpt.errors import ConfigError
 from hpt.recipe import describe_settings, load_config, shipped_methods, shipped_recipes
+from hpt.stages import stages_of
 
 MINIMAL = {"output": "runs/test", "steps": 3, "model": {"path": "a"}, "data": {"train": "t.jsonl", "eval": "e.jsonl"}}
 
@@ -38,6 +39,7 @@ def test_every_shipped_recipe_is_valid_with_every_shipped_method() -> None:
             config = load_config(name, [f"method={method}"])
             assert config.method == method
             assert config.gate.kind == {"hpt": "switch", "grpo": "rl", "sft": "sft"}.get(method, config.gate.kind)
+            assert stages_of(load_config(name, [f"method={method}", "steps=4"]))[-1].last == 4  # below its warm-up, too
 
 
 def test_the_written_config_is_complete_and_reads_back_as_itself(recipe: Path, tmp_path: Path) -> None:
