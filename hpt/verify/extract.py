@@ -17,6 +17,8 @@ _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _E_NOTATION = re.compile(r"(?<![\w.])(?:\d+(?:\.\d*)?|\.\d+)[eE][+-]?\d{1,3}(?![\w.]*\w)")
 _BARE_POINT = re.compile(r"(?<=\d)\.(?![\d.])")
 _LATEX_COMMAND = re.compile(r"\\[A-Za-z]+")
+_UNITS = re.compile(r"\\(?:text|mathrm)\s*\{[^{}]*\}")
+_PROSE = re.compile(r"[A-Za-z]{2}")
 
 
 class FinalAnswer(NamedTuple):
@@ -61,6 +63,11 @@ def normalise(text: str) -> str:
 def expand_e_notation(text: str) -> str:
     """`1.5e3` as `1500`: digits alone mean the same inside LaTeX and in prose."""
     return _E_NOTATION.sub(lambda match: f"{Decimal(match[0]):f}", text)
+
+
+def is_formula(text: str) -> bool:
+    """Whether an unboxed answer is one formula on a line of its own, its units included, and no prose."""
+    return "\n" not in text and not _PROSE.search(_LATEX_COMMAND.sub(" ", _UNITS.sub(" ", text)))
 
 
 def has_words_or_digits(text: str) -> bool:

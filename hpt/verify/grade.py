@@ -12,7 +12,7 @@ import math_verify
 from sympy import Basic, Expr, Float, MatrixBase, SympifyError, UnevaluatedExpr
 from sympy.parsing import sympy_parser
 
-from hpt.verify.extract import expand_e_notation, gold_text, has_words_or_digits, normalise
+from hpt.verify.extract import expand_e_notation, gold_text, has_words_or_digits, is_formula, normalise
 
 Value: TypeAlias = Basic | MatrixBase | str
 
@@ -51,10 +51,18 @@ def grade(text: str, boxed: bool, answer: str) -> tuple[str, str]:
     readings = _parse_gold(gold)
     if not readings:
         return "unusable", ""
-    if boxed and text.split() == gold.split():
+    if text.split() == gold.split():
         return "correct", ""
+    in_box = _judge(readings, _box(normalise(text))) if boxed or is_formula(text) else ("incorrect", "")
+    if boxed or in_box[0] == "correct":
+        return in_box
+    return _judge(readings, expand_e_notation(text))
+
+
+def _judge(readings: tuple[Value, ...], text: str) -> tuple[str, str]:
+    """(status, detail) of a text in which math-verify is to find the answer."""
     try:
-        prediction = _parse(_box(normalise(text)) if boxed else expand_e_notation(text))
+        prediction = _parse(text)
     except MemoryError:
         raise
     except Exception as error:

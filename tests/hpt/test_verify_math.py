@@ -172,6 +172,9 @@ def test_incorrect(verifier, answer, given):
         ("Hence $\\frac{7}{2}$.", "3.5"),
         ("Altogether it is (1+2)*3", "9"),
         ("The answer is 4.5e33.", "4.5e33"),
+        (r"4.5\times 10^{33}", "4.5e33"),
+        (r"4.5 \times 10^{33} \mathrm{~erg}", "4.5e33"),
+        (r"\left( 3, \frac{\pi}{2} \right)", r"(3, \pi/2)"),
     ],
 )
 def test_answers_without_a_box(verifier, response, answer):
@@ -206,6 +209,7 @@ def test_every_published_gold_equals_itself(verifier, name):
     responses = [f"Therefore \\boxed{{\\displaystyle {gold_text(gold)}}}." for gold in golds]
     verdicts = verifier.score(responses, golds)
     assert [gold for gold, verdict in zip(golds, verdicts, strict=True) if verdict.status != "correct"] == []
+    assert {verdict.status for verdict in verifier.score(golds, golds)} == {"correct"}  # without a box, too
 
 
 def test_golds_that_cannot_be_parsed(verifier):
