@@ -21,6 +21,8 @@ INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code: 0, 2 for an error the user can mend, 130 when interrupted."""
     options = _parser().parse_args(arguments)
+    # A recipe's module:function may stand in the folder at hand, as it may with python -m.
+    sys.path.append(str(Path.cwd()))
     # Notes about a run go to stderr, so that stdout holds results alone.
     console = Console(stderr=True, highlight=False)
     try:
