@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
 import pytest
 import torch
-import triton.language as tl
 import upge
 from torch import Tensor
-from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 from upge.backends import chunked, plan
 
 U = 2.0**-24  # unit roundoff of float32
@@ -80,24 +77,6 @@ def make_problem(n=150, d=24, v=301, dtype=torch.float32, seed=0, spread=0.5) ->
         "mask": torch.rand(n, generator=g) < 0.8,
     }
     return problem
-
-
-def _as_float32(handle):
-    """A bf16 tensor of the interpreter, which keeps its bits in uint16, as float32."""
-    if handle.dtype.scalar != tl.bfloat16:
-        return handle
-    return TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
-
-
-@pytest.fixture(autouse=True)
-def bfloat16_dot_in_the_interpreter(monkeypatch):
-    """The interpreter multiplies the bits of bf16 operands as if they were integers: convert them first."""
-    dot = InterpreterBuilder.create_dot
-    monkeypatch.setattr(
-        InterpreterBuilder,
-        "create_dot",
-        lambda self, a, b, *rest: dot(self, _as_float32(a), _as_float32(b), *rest),
-    )
 
 
 @pytest.fixture

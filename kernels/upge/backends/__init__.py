@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 
 import torch
 
+from . import plan
 from .chunked import Chunked
 from .workspace import Workspace
 
@@ -33,6 +33,8 @@ def choose(name: str, device: torch.device) -> type[Workspace] | None:
 def _why_not_triton(device: torch.device) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "needs the package triton, which is not installed"
-    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        return f"needs tensors on a CUDA device (or TRITON_INTERPRET=1, for tests); got {device}"
+    if device.type != "cuda" and not plan.INTERPRETED:
+        return (
+            f"needs tensors on a CUDA device (or TRITON_INTERPRET=1 before upge is imported, for tests); got {device}"
+        )
     return None

@@ -7,6 +7,8 @@ in order afterwards. The cut depends on V alone.
 import triton
 import triton.language as tl
 
+from .dot import add_dot
+
 
 @triton.jit
 def hidden_kernel(
@@ -42,7 +44,7 @@ def hidden_kernel(
         # E is 0 past V, so any finite row of W will do there.
         w_rows = tl.minimum(entries, V - 1).to(tl.int64)
         w = tl.load(weight + w_rows[:, None] * weight_stride + w_columns[None, :])
-        product = tl.dot(e, w.to(e.dtype), product, input_precision=PRECISION)
+        product = add_dot(product, e, w.to(e.dtype), PRECISION)
     product *= tl.load(scale + e_rows)[:, None]
     out = partial + (part.to(tl.int64) * M + e_rows[:, None]) * D + columns[None, :]
     tl.store(out, product, mask=(rows < M)[:, None] & (columns < D)[None, :])

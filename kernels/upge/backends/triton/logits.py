@@ -15,6 +15,7 @@ Partial sums go to one slot per (row, vocabulary tile) and are added in a fixed 
 import triton
 import triton.language as tl
 
+from .dot import add_dot
 from .head import scaled_logit
 
 
@@ -109,7 +110,7 @@ def logits_kernel(
         else:
             h = tl.load(h_pointers, mask=(start + k)[None, :] < D, other=0.0)
             w = tl.load(w_pointers, mask=(start + k)[:, None] < D, other=0.0)
-        product = tl.dot(h, w, product, input_precision=PRECISION)
+        product = add_dot(product, h, w, PRECISION)
         h_pointers += BK
         w_pointers += BK
 

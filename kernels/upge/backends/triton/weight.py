@@ -6,6 +6,7 @@ Each tile of dW belongs to one program, which reads it, adds the chunk's product
 import triton
 import triton.language as tl
 
+from .dot import add_dot
 from .split import joined, rounded
 
 
@@ -37,7 +38,7 @@ def weight_kernel(
         live = (start + k) < M
         e = tl.load(exps + rows[:, None] * exps_stride + entries[None, :], mask=live[:, None], other=0.0)
         h = tl.load(hidden + rows[:, None] * D + h_columns[None, :], mask=live[:, None], other=0.0)
-        product = tl.dot(tl.trans(e), h, product, input_precision=PRECISION)
+        product = add_dot(product, tl.trans(e), h, PRECISION)
     if SPLIT:
         left, right = tl.split(tl.permute(tl.reshape(product, (BM, 2, BN // 2)), (0, 2, 1)))
         first = tl.program_id(0) * BN + tl.arange(0, BN // 2)
