@@ -2,12 +2,11 @@
 
 Tokens are processed in chunks of rows. A chunk's logits are made in fp32, turned in place into their distance from an
 anchor and then into their own gradient, which is multiplied into dh and dW at once: 6 NVD in all, and nothing is kept
-but dh and dW, the latter in fp32. With the anchor at the target's logit,
+but dh and dW, the latter in fp32. The anchor is the row's maximum; where that is the target,
 
     S = sum_{j != y} exp(z_j - z_y),   l = -log1p(S),   1 - p_y = -expm1(l),
 
-so a confident token keeps its relative accuracy. Where S would leave fp32 (nll above 80) the anchor is the row's
-maximum.
+so a confident token keeps its relative accuracy.
 
 A row's log-probability never depends on the other rows: BLAS picks its kernels by shape, so a chunk's last rows are
 padded to a shape whose results do not change with it (on CPU a multiple of 64 rows, elsewhere the full chunk).
@@ -29,7 +28,6 @@ SLAB_BYTES = 16 << 20
 # The passes over a chunk's logits go through blocks of rows: on CPU as many as stay in cache, elsewhere GRANULE.
 BLOCK_BYTES = 1 << 20
 GRANULE = 64
-MAX_NLL_AT_TARGET = 80.0
 
 
 class Chunked(Workspace):
@@ -72,9 +70,7 @@ class Chunked(Workspace):
         if not _is_one(temperature):
             z.div_(_column(temperature))
         y = head.targets.index_select(0, rows).long()[:, None]
-        at_target, top = z.gather(1, y), z.amax(1, keepdim=True)
-        anchored = top - at_target < MAX_NLL_AT_TARGET
-        anchor = torch.where(anchored, at_target, top)
+        anchor = z.amax(1, keepdim=True)
         z -= anchor
         distance = z.gather(1, y).squeeze(1)
         exponentials = z.exp()
@@ -83,7 +79,7 @@ class Chunked(Workspace):
         others = exponentials.sum(1)
         mean_distance = exponentials.mul_(z).sum(1) + target_share * distance
         total = target_share + others
-        log_total = torch.where(anchored.squeeze(1), others.log1p(), total.log())
+        log_total = torch.where(distance == 0, others.log1p(), total.log())
         return Forward(distance - log_total, log_total - mean_distance / total, anchor.squeeze(1), log_total)
 
     def backward(self, rows: Tensor, forward: Forward, g: Tensor, q: Tensor | None) -> None:
