@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -120,7 +120,7 @@ def fused_policy_loss(
     hidden, weight, targets, bias, temperature, softcap, backend: as in `linear_logprobs`. objectives: one
     `upge.Objective` (`upge.GRPO()`, `upge.SFT()`, ...) or a list of them, of which each token follows one.
 
-    Per token, all (N,):
+    Per token, all (N,) and constants to the gradient:
     advantages:       float32, A_hat; ignored on rows of SFT and DFT, needed by every other preset.
     weights:          float32, the normaliser w, already global (over micro-batches and ranks); default
                       1/(tokens that count).
@@ -139,32 +139,34 @@ def fused_policy_loss(
     Raises ValueError or TypeError naming the argument, what came and what is allowed.
     """
     head = _head(hidden, weight, targets, bias, temperature, softcap)
-    step = TokenStep(
-        checks.objectives(objectives, objective_index),
-        checks.coefficient("entropy_coef", entropy_coef),
-        checks.coefficient("kl_coef", kl_coef),
-    )
+    step = TokenStep(checks.objectives(objectives, objective_index), _float(entropy_coef), _float(kl_coef))
     tokens = Tokens(
         weights, mask, objective_index, advantages, old_logprobs, ref_logprobs, rollout_logprobs, sequence_ids
     )
     with torch.autocast(hidden.device.type, enabled=False):
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() and all(o.function is None for o in step.objectives):
             return PolicyLossOutput(*compiled.policy_loss(head, tokens, step, tis_clip, _needs(head), backend))
-        kind = check_head(head, backend, mask)
-        tokens = finish_tokens(tokens, head, step, tis_clip)
-        if kind is None:
-            return _reference_loss(head, tokens, step)
-        if needs := _needs(head):
-            found: list[PolicyLossOutput] = []
+        return _eager_loss(head, tokens, step, tis_clip, backend)
 
-            def compute() -> tuple[Tensor, Gradients]:
-                out, gradients = chunked_loss(kind, head, tokens, step, needs)
-                found.append(out)
-                return out.loss, gradients
 
-            loss = autograd.PolicyLoss.apply(head.hidden, head.weight, head.bias, compute)
-            return found[0]._replace(loss=loss)
+@torch.compiler.disable(reason="an objective made from a function needs autograd, and a compiled op has none inside")
+def _eager_loss(head: Head, tokens: Tokens, step: TokenStep, tis_clip: float, backend: str) -> PolicyLossOutput:
+    kind = check_head(head, backend, tokens.mask)
+    tokens = finish_tokens(tokens, head, step, tis_clip)
+    if kind is None:
+        return _reference_loss(head, tokens, step)
+    needs = _needs(head)
+    if not needs:
         return chunked_loss(kind, head, tokens, step, needs)[0]
+    found: list[PolicyLossOutput] = []
+
+    def compute() -> tuple[Tensor, Gradients]:
+        out, gradients = chunked_loss(kind, head, tokens, step, needs)
+        found.append(out)
+        return out.loss, gradients
+
+    loss = autograd.PolicyLoss.apply(head.hidden, head.weight, head.bias, compute)
+    return found[0]._replace(loss=loss)
 
 
 def check_head(head: Head, backend: str, mask: Tensor | None = None) -> type[Workspace] | None:
@@ -178,6 +180,8 @@ def check_head(head: Head, backend: str, mask: Tensor | None = None) -> type[Wor
 
 def finish_tokens(tokens: Tokens, head: Head, step: TokenStep, tis_clip: float) -> Tokens:
     """Check the per-token inputs; fill in the default weights and multiply in the truncated importance ratio."""
+    checks.coefficient("entropy_coef", step.entropy_coef)
+    checks.coefficient("kl_coef", step.kl_coef)
     checks.tokens(tokens, head, step.objectives, step.kl_coef != 0, tis_clip)
     if checks.reads_values(head.hidden.device):
         checks.token_values(tokens, head, step.objectives, step.kl_coef != 0)
@@ -238,12 +242,19 @@ def _head(
     for name, value in (("hidden", hidden), ("weight", weight)):
         if not isinstance(value, Tensor):
             raise TypeError(f"{name}: must be a tensor; got {type(value).__name__}")
+    if hidden.is_meta:
+        raise ValueError("hidden: must be on a device that holds data; got meta")
+    if isinstance(temperature, Tensor) and temperature.requires_grad and torch.is_grad_enabled():
+        raise ValueError("temperature: is a constant to the loss; got one that requires a gradient: detach it")
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
-    if isinstance(temperature, int):
-        temperature = float(temperature)
-    return Head(hidden, weight, targets, bias, temperature, softcap)
+    return Head(hidden, weight, targets, bias, _float(temperature), softcap)
+
+
+def _float(value: Any) -> Any:
+    """Kernels and compiled ops tell 1 from 1.0; whether it is a number at all is checked with the other inputs."""
+    return float(value) if isinstance(value, int) else value
 
 
 def _needs(head: Head) -> Needs:

@@ -115,10 +115,9 @@ def objectives(given: Objective | Sequence[Objective], objective_index: Tensor |
     return found
 
 
-def coefficient(name: str, value: float) -> float:
+def coefficient(name: str, value: float) -> None:
     if not (isinstance(value, (int, float)) and math.isfinite(value)):
         raise ValueError(f"{name}: must be a finite float; got {value!r}")
-    return float(value)
 
 
 def head_values(head: Head, mask: Tensor | None) -> None:

@@ -182,11 +182,12 @@ def _user(objective: Objective, tokens: Tokens, logprobs: Tensor) -> tuple[Tenso
     ones = torch.ones_like(logprobs)
     if logprobs.numel() == 0:
         return ones, ones, ones, ones.bool()
-    with torch.enable_grad():
-        leaf = logprobs.detach().requires_grad_()
-        per_token = user_loss(objective, tokens, leaf)
-        (coefficient,) = torch.autograd.grad((tokens.weights * per_token).sum(), leaf)
-    return (tokens.weights * per_token).detach(), coefficient, ones, ones.bool()
+    # inference_mode(False) turns gradients on as well; what was made in inference mode has to be copied for them.
+    with torch.inference_mode(False):
+        tokens, leaf = tokens.map(torch.clone), logprobs.detach().clone().requires_grad_()
+        loss = tokens.weights * user_loss(objective, tokens, leaf).float()
+        (coefficient,) = torch.autograd.grad(loss.sum(), leaf)
+    return loss.detach(), coefficient, ones, ones.bool()
 
 
 def user_loss(objective: Objective, tokens: Tokens, logprobs: Tensor) -> Tensor:

@@ -193,11 +193,6 @@ def _policy_loss(
     head = _head(hidden, weight, targets, bias, temperature, temperatures, softcap)
     kind = _kind(head, backend, mask)
     step = TokenStep(tuple(Objective.by_key(key) for key in objectives), entropy_coef, kl_coef)
-    if own := [o.name for o in step.objectives if o.function is not None]:
-        raise ValueError(
-            f"objectives: {own[0]!r} is a function, which needs autograd, and a compiled op has none inside; "
-            "call fused_policy_loss outside torch.compile (torch.compiler.disable)"
-        )
     tokens = Tokens(
         weights, mask, objective_index, advantages, old_logprobs, ref_logprobs, rollout_logprobs, sequence_ids
     )

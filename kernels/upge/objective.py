@@ -9,9 +9,10 @@ of the token, A its advantage, w its normalising weight, sg() stops gradients.
 from __future__ import annotations
 
 import itertools
+import math
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import torch
@@ -97,6 +98,10 @@ class Objective:
         object.__setattr__(self, "key", next(_keys))
         _by_key[self.key] = self
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles are made anew, with a key of their own."""
+        return Objective, tuple(getattr(self, f.name) for f in fields(self) if f.init)
+
     @staticmethod
     def by_key(key: int) -> Objective:
         """The living objective with this `key`: how a compiled graph, which holds numbers only, refers to it."""
@@ -162,8 +167,8 @@ def PPO(clip_low: float = 0.2, clip_high: float = 0.2, dual_clip: float | None =
     dual_clip (> 1): for A < 0 the loss is at most -dual_clip * A (Ye et al. 2020, arXiv 1912.09729, Eq. 4).
     """
     _bounds("PPO", clip_low, clip_high)
-    if dual_clip is not None and not dual_clip > 1:
-        raise ValueError(f"PPO dual_clip: must be greater than 1 or None, got {dual_clip}")
+    if dual_clip is not None:
+        _require("PPO dual_clip", dual_clip, "greater than 1 or None", lambda x: x > 1)
     return Objective(Clip(clip_low, clip_high, dual_clip), "rollout", likelihood="ratio", name="PPO")
 
 
@@ -198,8 +203,7 @@ def CISPO(clip_high: float = 0.2, drop: bool = False) -> Objective:
     drop=True is the hard mask of the UPGE table instead, -sg(m r) A l, g = -w m A r with m = 0 where A > 0 and
     r > 1 + clip_high. The table's other half, A < 0 and r < 1 - clip_low, never holds: CISPO has no lower bound.
     """
-    if not clip_high >= 0:
-        raise ValueError(f"CISPO clip_high: must be at least 0, got {clip_high}")
+    _require("CISPO clip_high", clip_high, "at least 0", lambda x: x >= 0)
     return Objective(WeightClip(clip_high, drop), "rollout", name="CISPO")
 
 
@@ -223,8 +227,7 @@ def SRFT() -> Objective:
 @_constant
 def LUFFY(gamma: float = 0.1) -> Objective:
     """Off-policy row of LUFFY (Yan et al. 2025, arXiv 2504.14945): -A pi/(pi+gamma), g = -w A gamma pi/(pi+gamma)^2."""
-    if not gamma > 0:
-        raise ValueError(f"LUFFY gamma: must be positive, got {gamma}")
+    _require("LUFFY gamma", gamma, "positive and finite", lambda x: 0 < x < math.inf)
     return Objective(Shaping(gamma), "one", likelihood="ratio", name="LUFFY")
 
 
@@ -241,13 +244,15 @@ def SAPO(tau_positive: float = 1.0, tau_negative: float = 1.05) -> Objective:
     tau is tau_positive where A > 0 and tau_negative elsewhere.
     """
     for name, tau in (("tau_positive", tau_positive), ("tau_negative", tau_negative)):
-        if not tau > 0:
-            raise ValueError(f"SAPO {name}: must be positive, got {tau}")
+        _require(f"SAPO {name}", tau, "positive and finite", lambda x: 0 < x < math.inf)
     return Objective(SoftGate(tau_positive, tau_negative), "rollout", likelihood="ratio", name="SAPO")
 
 
 def _bounds(name: str, low: float, high: float) -> None:
-    if not 0 <= low <= 1:
-        raise ValueError(f"{name} clip_low: must be between 0 and 1, got {low}")
-    if not high >= 0:
-        raise ValueError(f"{name} clip_high: must be at least 0, got {high}")
+    _require(f"{name} clip_low", low, "between 0 and 1", lambda x: 0 <= x <= 1)
+    _require(f"{name} clip_high", high, "at least 0", lambda x: x >= 0)
+
+
+def _require(name: str, value: object, allowed: str, test: Callable[[float], bool]) -> None:
+    if not (isinstance(value, (int, float)) and test(value)):
+        raise ValueError(f"{name}: must be a number, {allowed}; got {value!r}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import upge
+from upge.backends import plan
 
 N, D, V = 4, 3, 5
 
@@ -61,6 +62,8 @@ CASES = [
     ({"weights": torch.full((N,), nan)}, ValueError, "weights.*NaN"),
     ({"bias": torch.zeros(D)}, ValueError, r"bias.*\(V,\) = \(5,\).*\(3,\)"),
     ({"temperature": 0.0}, ValueError, "temperature.*positive.*0.0"),
+    ({"temperature": torch.ones(N, requires_grad=True)}, ValueError, "temperature.*constant.*detach"),
+    ({"hidden": torch.zeros(N, D, device="meta")}, ValueError, "hidden.*device.*meta"),
     ({"temperature": torch.zeros(N)}, ValueError, "temperature.*positive.*0.0"),
     ({"temperature": torch.ones(N, dtype=torch.float64)}, TypeError, "temperature.*float32.*float64"),
     ({"softcap": -1.0}, ValueError, "softcap.*positive.*-1.0"),
@@ -107,7 +110,10 @@ def test_values_nobody_reads_may_be_nan():
         (lambda: upge.PPO(dual_clip=0.5), "dual_clip.*0.5"),
         (lambda: upge.CISPO(clip_high=-1), "CISPO clip_high.*-1"),
         (lambda: upge.LUFFY(gamma=0), "LUFFY gamma.*0"),
+        (lambda: upge.LUFFY(gamma=inf), "LUFFY gamma.*finite.*inf"),
         (lambda: upge.SAPO(tau_negative=0), "SAPO tau_negative.*0"),
+        (lambda: upge.GRPO("0.2"), "GRPO clip_low.*number.*'0.2'"),
+        (lambda: upge.PPO(dual_clip=torch.tensor(3.0)), "PPO dual_clip.*number.*tensor"),
     ],
 )
 def test_bad_preset(make, message):
@@ -151,7 +157,7 @@ def test_checks_of_values_wait_for_debug_off_the_cpu():
 
 
 def test_triton_needs_a_gpu(monkeypatch):
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(plan, "INTERPRETED", False)
     hidden, targets = torch.zeros(N, D), torch.zeros(N, dtype=torch.long)
     with pytest.raises(ValueError, match=r"backend: 'triton' needs tensors on a CUDA device.*got cpu; use 'torch'"):
         upge.linear_logprobs(hidden, torch.zeros(V, D), targets, backend="triton")

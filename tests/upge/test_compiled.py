@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import upge
@@ -58,15 +60,37 @@ def test_ops_are_well_formed(problem):
     )
 
 
-def test_what_cannot_be_compiled_says_so(problem):
+def test_settings_may_change_from_step_to_step(problem):
     p = problem(n=9)
-    own = upge.Objective.from_function(lambda l, b: -l)
-    call = lambda objective, backend: torch.compile(
-        lambda h: upge.fused_policy_loss(h, p.weight, p.targets, objective, backend=backend).loss,
-        fullgraph=True,
-        backend="aot_eager",
-    )(p.hidden)
-    with pytest.raises(ValueError, match=r"is a function.*outside torch.compile"):
-        call(own, "torch")
+
+    def step(hidden, objective, entropy_coef, kl_coef, temperature, tis_clip):
+        return upge.fused_policy_loss(
+            hidden, p.weight, p.targets, objective, entropy_coef=entropy_coef, kl_coef=kl_coef,
+            temperature=temperature, tis_clip=tis_clip, **p.inputs,
+        ).loss  # fmt: skip
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for objective in (upge.GRPO(), copy.deepcopy(upge.GRPO(clip_high=0.01))):
+        for scale in (0.1, 0.2, 0.3):
+            settings = objective, scale, scale, 1 + scale, 1 + scale
+            assert torch.equal(compiled(p.hidden, *settings), step(p.hidden, *settings))
+
+
+def test_a_function_breaks_the_graph_and_says_why(problem):
+    p = problem(n=9)
+    own = upge.Objective.from_function(lambda l, b: -(l - b.old_logprobs).exp() * b.advantages)
+    step = lambda h: upge.fused_policy_loss(2 * h, p.weight, p.targets, own, temperature=0.5, **p.inputs).loss
+    loss, want = torch.compile(step, backend="aot_eager")(p.hidden), step(p.hidden)
+    assert torch.equal(loss, want)
+    for a, b in zip(*(torch.autograd.grad(x, [p.hidden, p.weight]) for x in (loss, want)), strict=True):
+        assert torch.equal(a, b)
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="made from a function needs autograd"):
+        torch.compile(step, fullgraph=True, backend="aot_eager")(p.hidden)
+
+
+def test_the_reference_is_not_compiled(problem):
+    p = problem(n=9)
+    call = lambda h: upge.fused_policy_loss(h, p.weight, p.targets, upge.SFT(), backend="reference").loss
     with pytest.raises(ValueError, match="'reference' is plain autograd"):
-        call(upge.SFT(), "reference")
+        torch.compile(call, fullgraph=True, backend="aot_eager")(p.hidden)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 import upge
@@ -225,6 +228,35 @@ def test_user_function_per_token_and_whole(problem, backend, small_chunks):
     coupled = upge.Objective.from_function(lambda l, b: seen.append(len(l)) or -(l - l.mean()).square() * b.mask)
     assert_same(p.loss(coupled, backend), p.loss(coupled, "reference"), p)
     assert set(seen) == {int(p.inputs["mask"].sum())}
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("name", ["GRPO", "function"])
+def test_evaluation_without_gradients(mode, name, problem):
+    p, objective = problem(n=9), PRESETS[name]
+    call = lambda backend: upge.fused_policy_loss(p.hidden, p.weight, p.targets, objective, backend=backend, **p.inputs)
+    want = call("torch")
+    for backend in ("torch", "triton", "reference"):
+        with mode():
+            out = call(backend)
+        assert not out.loss.requires_grad
+        torch.testing.assert_close(out.loss, want.loss.detach())
+        torch.testing.assert_close(out.coefficient, want.coefficient, rtol=1e-4, atol=1e-7)
+
+
+def test_a_function_may_return_another_dtype(problem, backend):
+    p = problem(n=9)
+    wide = upge.Objective.from_function(lambda l, b: -l.double())
+    (out, grads), (want, wanted) = (p.loss(o, backend) for o in (wide, upge.SFT()))
+    torch.testing.assert_close(out.loss, want.loss)
+    torch.testing.assert_close(grads, wanted)
+
+
+def test_copies_are_objectives_of_their_own():
+    original = upge.PPO(dual_clip=3.0)
+    for copied in (copy.deepcopy(original), pickle.loads(pickle.dumps(original))):
+        assert copied == original
+        assert upge.Objective.by_key(copied.key) is copied
 
 
 def test_truncated_importance_sampling_is_a_weight(problem, backend):

@@ -41,11 +41,13 @@ class Outcome:
 
 def policy_loss(tokens: Tokens, step: TokenStep, logprobs: Tensor, entropy: Tensor) -> Outcome:
     """tokens: n rows; logprobs, entropy: (n,) float64 as `logprobs` gives them."""
-    with torch.enable_grad():
-        leaf = logprobs.detach().requires_grad_()
-        per_token, ratio, stable = _per_token(tokens, step, leaf)
+    # inference_mode(False) turns gradients on as well; what was made in inference mode has to be copied for them.
+    with torch.inference_mode(False):
+        copies, leaf = tokens.map(torch.clone), logprobs.detach().clone().requires_grad_()
+        per_token, ratio, stable = _per_token(copies, step, leaf)
         (coefficient,) = torch.autograd.grad(per_token.sum(), leaf)
-    loss = _per_token(tokens, step, logprobs)[0] - step.entropy_coef * tokens.weights.double() * entropy
+    per_token = _per_token(tokens, step, logprobs)[0] if torch.is_grad_enabled() else per_token.detach()
+    loss = per_token - step.entropy_coef * tokens.weights.double() * entropy
     return Outcome(loss.sum(), coefficient, ratio.detach(), stable)
 
 
