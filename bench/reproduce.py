@@ -40,7 +40,7 @@ from hpt.records import read_metrics
 RESULTS = Path(__file__).parent / "results" / "reproduce"
 STAGED = "sft-then-grpo"
 METHODS = ("sft", "grpo", "sft-then-grpo", "luffy", "srft", "hpt")
-LEARNING_RATES = (5e-5, 1.5e-4, 4.5e-4)
+LEARNING_RATES = (1.5e-5, 5e-5, 1.5e-4, 4.5e-4, 1.35e-3)
 GAMMAS = (0.125, 0.25, 0.5)
 """Beside 0, as shares of the rollouts."""
 PREPARE = {CLEAN: "hpt.tasks.graded:prepare", WRONG: "hpt.tasks.graded:prepare_wrong"}
