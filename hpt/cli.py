@@ -164,7 +164,11 @@ def _add_eval(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     evaluate.add_argument(
         "--seed", type=_whole, default=0, help="of the sampling and of the order of GPQA's choices (default 0)"
     )
-    evaluate.add_argument("--style", choices=["chat", "plain"], help="prompt style (default: the run's, else chat)")
+    evaluate.add_argument(
+        "--style",
+        choices=["chat", "plain"],
+        help="prompt style (default: the run's, else chat where the tokenizer has a chat template)",
+    )
     evaluate.add_argument("--system", help="system message of a chat prompt")
     evaluate.add_argument("--template", help="wraps the question, with {question} in it")
     evaluate.add_argument(

@@ -70,9 +70,12 @@ def run_eval(options: argparse.Namespace, console: Console) -> int:
     model_path, prompt, verifier = _find_model(options.model)
     changes = {name: getattr(options, name) for name in ("style", "system", "template")}
     given = {name: value for name, value in changes.items() if value is not None}
-    prompt = _section(PromptConfig, prompt.model_dump() | given, "--template")
     exams = _examinations(options, verifier)
     tokenizer = load_tokenizer(model_path)
+    if not tokenizer.chat_template and options.style is None and prompt.style == "chat":
+        given["style"] = "plain"
+        console.print(f"{model_path} has no chat template: its prompts are plain (--style plain)", soft_wrap=True)
+    prompt = _section(PromptConfig, prompt.model_dump() | given, "--template")
     renderer = PromptRenderer(tokenizer, prompt, eos_token_ids=generation_ends(model_path))
     longest = {exam.name: max(map(len, renderer.encode_prompts(exam.questions))) for exam in exams}
     needed = {

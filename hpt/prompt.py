@@ -151,7 +151,11 @@ class PromptRenderer:
         """`prompt_ids` of each question; tokenising many at once is faster."""
         prompts = self._encode([self.prompt_text(question) for question in questions])
         bos = self.tokenizer.bos_token_id
-        return [[bos, *ids] if self._adds_bos and ids[:1] != [bos] else ids for ids in prompts]
+        prompts = [[bos, *ids] if self._adds_bos and ids[:1] != [bos] else ids for ids in prompts]
+        empty = next((question for question, ids in zip(questions, prompts, strict=True) if not ids), None)
+        if empty:
+            raise DataError(f"question {empty.id}: its prompt {empty.prompt!r} has no token in {self._model}")
+        return prompts
 
     def encode_demonstrations(self, questions: Sequence[Question]) -> list[list[int]]:
         """`demonstration_ids` of each question; tokenising many at once is faster."""

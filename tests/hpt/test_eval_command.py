@@ -147,6 +147,17 @@ def test_greedy_takes_one_response(world, hpt_eval, tmp_path):
     assert {record["n"] for record in results(tmp_path)} == {1}
 
 
+def test_without_a_chat_template_prompts_are_plain(world, hpt_eval, tmp_path):
+    data = ["--data", world.parent / "eval.jsonl", "--output", tmp_path]
+    code, _, err = hpt_eval(*data, *QUICK[2:])
+    assert code == 0
+    assert "no chat template: its prompts are plain" in err
+    assert summary(tmp_path)["settings"]["prompt"]["style"] == "plain"
+    code, _, err = hpt_eval(*data, "--style", "chat", *QUICK[2:])
+    assert code == 2
+    assert "has no chat template" in err
+
+
 # ---- benchmarks
 
 
