@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
 
 from hpt.checkpoint import checkpoint_path
 from hpt.run import CONFIG
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Holds the folder of all runs, and waits for it while another holds it: a run inherits the lock, so one that
+    outlives a killed benchmark ends before the next begins.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        os.set_inheritable(lock.fileno(), True)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for what still runs in {folder}", file=sys.stderr, flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def train(folder: Path, recipe: str, settings: Sequence[str]) -> None:
@@ -35,6 +53,7 @@ def _hpt(*arguments: str) -> None:
         [sys.executable, "-m", "hpt.cli", *arguments],
         check=True,
         stdout=subprocess.DEVNULL,
+        close_fds=False,  # the lock of `hold`
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
 

@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     runs = [(method, seed) for method in options.methods for seed in options.seeds]
     first, *others = options.methods
-    with ThreadPoolExecutor(options.jobs) as pool:
+    with _runs.hold(options.runs), ThreadPoolExecutor(options.jobs) as pool:
         # The first method of a seed makes the start model and the data that the others share.
         for methods in ([first], others):
             wanted = [run for run in runs if run[0] in methods]

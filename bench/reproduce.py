@@ -135,6 +135,16 @@ def main(argv: Sequence[str]) -> int:
     if options.redraw:
         draw(options.output)
         return 0
+    if options.tuning_seed in options.seeds:
+        parser.error(f"--tuning-seed {options.tuning_seed} must not be one of --seeds: what it chose is not reported")
+    with _runs.hold(options.runs):
+        run(options)
+    draw(options.output)
+    return 0
+
+
+def run(options: argparse.Namespace) -> None:
+    """Trains, examines and writes the records."""
     experiments = Experiments(options.runs, options.settings, options.n, options.jobs)
     for seed in (options.tuning_seed, *options.seeds):
         experiments.make_start(seed)
@@ -156,8 +166,6 @@ def main(argv: Sequence[str]) -> int:
     outcomes = [experiments.outcome(trial) for trial in (*tuning, *starts, *clean, *wrong, *gated)]
     conditions = f"{' '.join(['Recipe `sums`', *options.settings])}; {_runs.machine()}"
     write_records(options.output, outcomes, conditions)
-    draw(options.output)
-    return 0
 
 
 def draw(folder: Path) -> None:

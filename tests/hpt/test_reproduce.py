@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from bench import _reproduction_figure
+from bench import _reproduction_figure, _runs
 from bench._reproduction import Answered, Outcome, Trial, of_gammas, of_methods, read_records, report, write_records
 from hpt.tasks.graded import GRADES, WRONG
 from hpt.tasks.sums import Sum, make_questions
@@ -85,3 +87,11 @@ def test_tables_hold_means_over_seeds_and_paired_differences(outcomes: list[Outc
 def test_the_figure_is_drawn_from_what_there_is(outcomes: list[Outcome], tmp_path: Path) -> None:
     _reproduction_figure.draw(outcomes, tmp_path / "summary.png")
     assert (tmp_path / "summary.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_that_outlives_its_benchmark_is_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with _runs.hold(tmp_path):
+        run = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.5)"], close_fds=False)
+    with _runs.hold(tmp_path):
+        assert run.wait(timeout=0) == 0
+    assert f"waiting for what still runs in {tmp_path}" in capsys.readouterr().err
