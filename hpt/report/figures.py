@@ -259,7 +259,12 @@ def _absent(axes: Axes, title: str, reason: str) -> None:
 
 _DRAWERS: dict[str, Callable[[Sequence[Group]], Drawn | str]] = {
     "reward": _quantity(panels.REWARD, "What the verifier gave the rollouts."),
-    "sft_share": _quantity(panels.SFT_SHARE, "The share of offline data: questions trained on their demonstration."),
+    "sft_share": _quantity(
+        panels.SFT_SHARE, "The share of offline data: questions trained by SFT on their demonstration alone."
+    ),
+    "off_policy": _quantity(
+        panels.OFF_POLICY, "Demonstrations trained on by off-policy RL, of all rows with a gradient.", only_if_any=True
+    ),
     "gate_counts": _gates,
     "accuracy": _accuracy,
     "accuracy_by_grade": _by_grade,

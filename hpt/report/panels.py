@@ -55,6 +55,7 @@ class Quantity:
 
 REWARD = Quantity("reward", "Reward", "mean score of the rollouts", "reward/sum", "reward/count")
 SFT_SHARE = Quantity("sft_share", "Questions sent to SFT", "share of questions", "gate/sft", "gate/questions", True)
+OFF_POLICY = Quantity("off_policy", "Off-policy rows", "share of rows", "train/rows_off_policy", "train/rows", True)
 ENTROPY = Quantity("entropy", "Entropy", "nats a token", "entropy/sum", "entropy/count")
 LENGTH = Quantity("response_length", "Response length", "tokens a rollout", "response/length_sum", "response/count")
 TRUNCATED = Quantity(

@@ -334,7 +334,7 @@ def test_stacked_gate_counts_fill_the_whole(one):
 def test_figures_are_images_on_disk_and_inline_in_the_page(one):
     folder, path = one
     images = {image.stem: imread(image) for image in (folder / "figures").iterdir()}
-    assert set(images) == set(FIGURES) - {"clip_share", "gate_ablation"}  # of one run, in which nothing is clipped
+    assert set(images) == set(FIGURES) - {"clip_share", "gate_ablation", "off_policy"}  # of one run of hpt
     for image in images.values():
         assert image.shape[0] > 400
         assert image.shape[1] > 900
@@ -465,6 +465,16 @@ def test_a_run_without_rollouts_leaves_their_figures_out(tmp_path):
     }
     assert "Reward: no step records reward/sum and reward/count." in page.texts["li"]
     assert "Gate counts: no step records gate/none, gate/some and gate/all." in page.texts["li"]
+
+
+def test_off_policy_rows_have_a_figure_of_their_own(tmp_path):
+    folder = write_run(tmp_path / "luffy", "luffy", steps=3)
+    lines = [line | {"train/rows": 8, "train/rows_off_policy": 1} for line in read_metrics(folder)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (group,) = group_runs(load_runs([folder]))
+    assert set(group.curve(panels.OFF_POLICY.numerator, panels.OFF_POLICY.denominator).values(1)) == {1 / 8}
+    report([folder])
+    assert (folder / "figures" / "off_policy.png").is_file()
 
 
 @pytest.mark.parametrize("done", [0, 1])
