@@ -217,7 +217,7 @@ def _output(
 ) -> PolicyLossOutput:
     """Spread the values of the evaluated rows over all N."""
     counted = torch.ones_like(tokens.weights, dtype=torch.bool) if tokens.mask is None else tokens.mask
-    unknown = torch.where(counted, float("nan"), 0.0)
+    unknown = torch.zeros_like(tokens.weights).masked_fill(counted, float("nan"))
     place = lambda whole, values: whole.index_copy(0, rows, values.to(whole.dtype))
     return PolicyLossOutput(
         loss,

@@ -62,7 +62,7 @@ class LinearLogprobs(torch.autograd.Function):
         scalar, softcap = ctx.scalars
         head = Head(hidden, weight, targets, bias, scalar if temperature is None else temperature, softcap)
         if g is None:
-            g = torch.zeros(head.tokens, device=hidden.device)
+            g = torch.zeros(head.tokens, dtype=torch.float32, device=hidden.device)
         sums: Gradients = logprobs_backward(ctx.kind, head, ctx.needs, g, q)
         dtypes = [None if x is None else x.dtype for x in (hidden, weight, bias)]
         return (*sums.finish(None, dtypes), None, None, None)

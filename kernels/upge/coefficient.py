@@ -65,13 +65,13 @@ class TokenStep:
         if self.kl_coef:
             assert tokens.ref_logprobs is not None
             gap = (tokens.ref_logprobs - logprobs).clamp(max=MAX_LOG_RATIO)
-            loss = loss + tokens.weights * self.kl_coef * (torch.expm1(gap) - gap)
+            loss = loss + tokens.weights * self.kl_coef * (torch.expm1(gap.double()) - gap).float()
             coefficient = coefficient - tokens.weights * self.kl_coef * torch.expm1(gap)
         return TokenLoss(loss, coefficient, ratio, stable, entropy_slope)
 
     def none(self, device: torch.device) -> TokenLoss:
         """The losses of no tokens at all."""
-        empty = torch.empty(0, device=device)
+        empty = torch.empty(0, dtype=torch.float32, device=device)
         return TokenLoss(empty, empty, empty, empty.bool(), empty if self.entropy_coef else None)
 
     def live(self, tokens: Tokens) -> Tensor:
@@ -170,7 +170,7 @@ def _gain(objective: Objective, ratio: Tensor, advantages: Tensor) -> tuple[Tens
     if isinstance(mask, Shaping):
         return ratio / (ratio + mask.gamma), mask.gamma / (ratio + mask.gamma).square(), everywhere
     if isinstance(mask, SoftGate):
-        tau = torch.where(advantages > 0, mask.tau_positive, mask.tau_negative)
+        tau = torch.full_like(advantages, mask.tau_negative).masked_fill(advantages > 0, mask.tau_positive)
         lean = tau * (ratio - 1)
         return 4 / tau * torch.sigmoid(lean), 4 * torch.sigmoid(lean) * torch.sigmoid(-lean), everywhere
     return ratio, torch.ones_like(ratio), everywhere

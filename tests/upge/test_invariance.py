@@ -155,3 +155,26 @@ def test_masked_rows_may_hold_anything(problem, backend):
     out, grads = p.loss(upge.GRPO(), backend, entropy_coef=0.1, kl_coef=0.1, **dirty)
     for a, b in zip([*out, *grads], [*want, *want_grads], strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton", "reference"])
+def test_the_default_dtype_changes_nothing(problem, backend):
+    """Trainers set it while they build models."""
+    p = problem(n=70, dtype=torch.bfloat16)
+    objectives = [upge.SAPO(), upge.GSPO(), upge.Objective.from_function(lambda l, b: -l * b.advantages)]
+    options = {"objective_index": torch.arange(70) % 3, "entropy_coef": 0.1, "kl_coef": 0.1, "temperature": 0.7}
+
+    def run():
+        out, grads = p.loss(objectives, backend, **options)
+        return [*out, *grads, *upge.linear_logprobs(p.hidden, p.weight, p.targets, entropy=True, backend=backend)]
+
+    want = run()
+    for dtype in (torch.bfloat16, torch.float64):
+        torch.set_default_dtype(dtype)
+        try:
+            got = run()
+        finally:
+            torch.set_default_dtype(torch.float32)
+        for a, b in zip(got, want, strict=True):
+            assert a.dtype == b.dtype
+            assert torch.equal(a, b)

@@ -44,14 +44,14 @@ class Chunked(Workspace):
             self.slab_rows = head.vocabulary
         # Tensor cores multiply bf16 into fp32 sums; fp16 lacks the range for gradients, and the CPU has no such GEMM.
         self.mixed = not self.on_cpu and head.weight.dtype == torch.bfloat16
-        self.logits = torch.empty(0, head.vocabulary, device=device)
+        self.logits = torch.empty(0, head.vocabulary, dtype=torch.float32, device=device)
 
     def forward(self, rows: Tensor, keep: bool) -> Forward:
         """Fill `self.logits[:n]` with z - anchor of the positions `rows`, kept or not."""
         head, n = self.head, rows.numel()
         padded = -(-n // self.granule) * self.granule
         if self.logits.shape[0] < padded:
-            self.logits = torch.empty(padded, head.vocabulary, device=rows.device)
+            self.logits = torch.empty(padded, head.vocabulary, dtype=torch.float32, device=rows.device)
         positions = torch.cat([rows, rows[-1:].expand(padded - n)])
         hidden = self._operand(head.hidden.index_select(0, positions))
         for slab in self._slabs():
@@ -132,7 +132,7 @@ class Chunked(Workspace):
             return
         gradient = gradient.to(torch.bfloat16) if self.mixed else gradient
         hidden = self._operand(self.head.hidden.index_select(0, rows))
-        into_hidden = torch.zeros(hidden.shape, device=rows.device) if sums.hidden is not None else None
+        into_hidden = torch.zeros_like(hidden, dtype=torch.float32) if sums.hidden is not None else None
         for slab in self._slabs():
             if into_hidden is not None:
                 self._multiply(gradient[:, slab], self._operand(self.head.weight[slab]), into_hidden, add=True)

@@ -104,6 +104,6 @@ def _surrogate(objective: Objective, tokens: Tokens, logprobs: Tensor) -> tuple[
     if isinstance(mask, Shaping):
         return -a * r / (r + mask.gamma), r, always
     if isinstance(mask, SoftGate):
-        tau = torch.where(a > 0, mask.tau_positive, mask.tau_negative)
+        tau = torch.full_like(a, mask.tau_negative).masked_fill(a > 0, mask.tau_positive)
         return -(4 / tau) * torch.sigmoid(tau * (r - 1)) * a, r, always
     return (-a * r if objective.likelihood == "ratio" else -r.detach() * a * logprobs), r, always

@@ -31,7 +31,7 @@ class Forward:
 
     @staticmethod
     def cat(parts: list[Forward], device: torch.device) -> Forward:
-        empty = torch.empty(0, device=device)
+        empty = torch.empty(0, dtype=torch.float32, device=device)
         return Forward(*(torch.cat([empty, *(getattr(p, f.name) for p in parts)]) for f in fields(Forward)))
 
 
@@ -84,12 +84,13 @@ class Workspace(ABC):
         self.gradients = Gradients(
             torch.zeros(h.shape, dtype=wide, device=h.device) if needs.hidden else None,
             self.weight_sum() if needs.weight else None,
-            torch.zeros(head.vocabulary, device=h.device) if needs.bias else None,
+            torch.zeros(head.vocabulary, dtype=torch.float32, device=h.device) if needs.bias else None,
         )
 
     def weight_sum(self) -> Tensor | Sum:
         """Zeros that the chunks' dW are added to."""
-        return torch.zeros(self.head.weight.shape, device=self.head.weight.device)
+        weight = self.head.weight
+        return torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
 
     @abstractmethod
     def forward(self, rows: Tensor, keep: bool) -> Forward:

@@ -76,7 +76,7 @@ class Fused(Workspace):
             # Zeros, because no kernel writes past the last vocabulary tile.
             self.exps = torch.zeros(n, self.stride, dtype=self.plan.exps, device=rows.device)
         exps = self.exps if self.exps is not None else hidden
-        vector = lambda count=1: torch.empty(n, count, device=rows.device).squeeze(1)
+        vector = lambda count=1: torch.empty(n, count, dtype=torch.float32, device=rows.device).squeeze(1)
         target_logit, logprobs, entropy, log_total, total, others = (vector() for _ in range(6))
         sums, moments, tops = (vector(self.tiles).view(n, self.tiles) for _ in range(3))
         redo = torch.empty(n, dtype=torch.int8, device=rows.device)
@@ -108,7 +108,7 @@ class Fused(Workspace):
         if not can_fuse(step.objectives):
             return super().losses(step, tokens, rows, forward)
         n = rows.numel()
-        loss, coefficient, ratio = (torch.empty(n, device=rows.device) for _ in range(3))
+        loss, coefficient, ratio = (torch.empty(n, dtype=torch.float32, device=rows.device) for _ in range(3))
         stable = torch.empty(n, dtype=torch.int8, device=rows.device)
         given = lambda x: tokens.weights if x is None else x
         coefficient_kernel[(triton.cdiv(n, 256),)](
@@ -150,7 +150,7 @@ class Fused(Workspace):
     def _hidden_gradient(self, exps: Tensor, scale: Tensor) -> Tensor:
         tile, parts, n, (v, d) = self.plan.hidden, plans.HIDDEN_PARTS, len(exps), self.weight.shape
         part_length = triton.cdiv(triton.cdiv(v, parts), tile.BK) * tile.BK
-        partial = torch.empty(parts, n, d, device=exps.device)
+        partial = torch.empty(parts, n, d, dtype=torch.float32, device=exps.device)
         hidden_kernel[(triton.cdiv(n, tile.BM), triton.cdiv(d, tile.BN), parts)](
             exps, self.weight, scale, partial, n, v, d, self.weight.stride(0), self.stride, part_length,
             **self._tile(tile),
@@ -171,4 +171,4 @@ class Fused(Workspace):
         t = self.head.temperature
         if isinstance(t, Tensor):
             return 1.0 / t.index_select(0, rows)
-        return torch.full((rows.numel(),), 1.0 / t, device=rows.device)
+        return torch.full((rows.numel(),), 1.0 / t, dtype=torch.float32, device=rows.device)

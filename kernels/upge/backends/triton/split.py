@@ -62,7 +62,7 @@ class SplitSum:
         """factor () (None: 1) times the sum in `dtype`. Unless it is to be kept, the result takes its place."""
         in_place = not keep and dtype == self.total.dtype
         out = self.total if in_place else torch.empty(self.total.shape, dtype=dtype, device=self.low.device)
-        factor = torch.ones((), device=out.device) if factor is None else factor.float()
+        factor = torch.ones((), dtype=torch.float32, device=out.device) if factor is None else factor.float()
         bits = out.view(torch.int16) if dtype == torch.bfloat16 else out
         finish_kernel[(triton.cdiv(out.numel(), BLOCK),)](self.high, self.low, factor, bits, out.numel(), BLOCK=BLOCK)
         return out
