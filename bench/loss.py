@@ -65,7 +65,14 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="of PyTorch on the CPU")
     parser.add_argument("--error-tokens", type=int, default=256, help="tokens that are also done in float64")
     parser.add_argument("--out", type=Path, help="write OUT.json, OUT.md and OUT.png")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    for name in ("tokens", "repeats", "threads", "error_tokens"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f"argument --{name.replace('_', '-')}: must be at least 1, got {value}")
+    if args.device == "cuda" and not cuda:
+        parser.error("argument --device: PyTorch sees no GPU here")
+    return args
 
 
 def compare(args: argparse.Namespace, case: str) -> list[dict]:
