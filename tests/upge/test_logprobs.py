@@ -139,3 +139,26 @@ def test_real_vocabularies(problem, n, d, v):
     got, want = (torch.autograd.grad(x.logprobs.sum() + x.entropy.sum(), p.leaves) for x in (out, ref))
     for a, b in zip(got, want, strict=True):
         assert (a - b).norm() <= 2e-5 * b.norm()
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton", "reference"])
+def test_entries_switched_off_by_their_bias(problem, backend):
+    """A bias of -inf (a padded vocabulary) is the same as leaving those entries out."""
+    p = problem(n=9, v=301)
+    p.targets %= 290
+    kept = [p.hidden, p.weight[:290], p.bias[:290]]
+    switched_off = p.bias.detach().clone()
+    switched_off[290:] = -float("inf")
+
+    def run(hidden, weight, bias):
+        out = upge.fused_policy_loss(
+            hidden, weight, p.targets, upge.SFT(), bias=bias, entropy_coef=0.1, backend=backend
+        )
+        return out, *torch.autograd.grad(out.loss, [p.hidden, p.weight])
+
+    out, *grads = run(p.hidden, p.weight, switched_off)
+    want, *wanted = run(*kept)
+    torch.testing.assert_close(out.entropy, want.entropy, rtol=1e-5, atol=0)
+    torch.testing.assert_close(out.loss, want.loss)
+    for a, b in zip(grads, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)

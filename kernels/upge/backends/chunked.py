@@ -28,6 +28,7 @@ SLAB_BYTES = 16 << 20
 # The passes over a chunk's logits go through blocks of rows: on CPU as many as stay in cache, elsewhere GRANULE.
 BLOCK_BYTES = 1 << 20
 GRANULE = 64
+SWITCHED_OFF = -1e30
 
 
 class Chunked(Workspace):
@@ -73,6 +74,8 @@ class Chunked(Workspace):
         anchor = z.amax(1, keepdim=True)
         z -= anchor
         distance = z.gather(1, y).squeeze(1)
+        if head.bias is not None:  # entries that a bias of -inf switches off have 0 * -inf in the entropy
+            z.clamp_(min=SWITCHED_OFF)
         exponentials = z.exp()
         target_share = exponentials.gather(1, y).squeeze(1)
         exponentials.scatter_(1, y, 0.0)

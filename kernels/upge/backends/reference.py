@@ -26,7 +26,7 @@ def logprobs(head: Head) -> tuple[Tensor, Tensor]:
     temperature = head.temperature
     z = z / (temperature.double()[:, None] if isinstance(temperature, Tensor) else temperature)
     log_p = torch.log_softmax(z, dim=1)
-    return log_p.gather(1, head.targets.long()[:, None]).squeeze(1), -(log_p.exp() * log_p).sum(1)
+    return log_p.gather(1, head.targets.long()[:, None]).squeeze(1), -(log_p.exp() * log_p.clamp(min=-1e30)).sum(1)
 
 
 @dataclass(frozen=True)
