@@ -280,7 +280,9 @@ class HardwareConfig(Section):
 
     gpus: int | None = Field(None, ge=1, description="how many")
     gpu_memory_gib: float | None = Field(None, gt=0, description="of each GPU")
-    host_memory_gib: float | None = Field(None, gt=0, description="for what is offloaded to CPU memory")
+    host_memory_gib: float | None = Field(
+        None, gt=0, description="for what is offloaded to CPU memory; null without a GPU here: not checked"
+    )
     check: bool = Field(True, description="hpt train refuses what does not fit; false: it tries")
 
 

@@ -30,6 +30,10 @@ def learning_rate_scale(config: Config) -> Callable[[int], float]:
     return scale
 
 
+# Of float16 gradients, which a token's weight in the loss would push below 6e-8, the least number they have.
+LOSS_SCALE = 2.0**16
+
+
 @dataclass(frozen=True)
 class Update:
     """What one optimizer update did."""
@@ -49,7 +53,8 @@ class Engine:
         frozen (model.lora) | dtype, or 0.52 in nf4; nothing else
 
     `optimizer.offload` moves masters and moments to CPU memory. An update needs a few times 64 MiB besides, at any size
-    of the model (`hpt.adamw`). Gradients of several micro-batches are summed in the weight's dtype.
+    of the model (`hpt.adamw`). Gradients of several micro-batches are summed in the weight's dtype. Of float16 weights
+    the loss is scaled, by half as much after every update that is skipped because a gradient was not finite.
     """
 
     kind = "local"
@@ -61,6 +66,7 @@ class Engine:
         self.optimizer = AdamW(self.parameters, config.optimizer)
         self.lr_scale = learning_rate_scale(config)
         self.steps = 0  # training steps done
+        self.loss_scale = LOSS_SCALE if any(p.dtype == torch.float16 for p in self.parameters) else 1.0
 
     def whole_weights(self) -> AbstractContextManager[None]:
         """In it every rank has all weights, and may call the model as it likes: for generation."""
@@ -71,17 +77,20 @@ class Engine:
         return None
 
     def backward(self, loss: torch.Tensor) -> None:
-        loss.backward()
+        (loss * self.loss_scale).backward()
 
     def step(self) -> Update:
         """Applies what was accumulated since the last call. An update without rows has gradient 0, as it should."""
-        norm = self._gradient_norm()
+        norm = self._gradient_norm() / self.loss_scale
         limit = self.settings.skip_grad_norm or math.inf
         lr = self.settings.lr * self.lr_scale(self.steps)
         skipped = not math.isfinite(norm.item()) or norm.item() > limit
         if not skipped:
             # As torch.nn.utils.clip_grad_norm_ has it.
-            self.optimizer.step(lr, (self.settings.clip_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+            clip = (self.settings.clip_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+            self.optimizer.step(lr, clip / self.loss_scale)
+        elif not math.isfinite(norm.item()):
+            self.loss_scale = max(1.0, self.loss_scale / 2)
         for parameter in self.parameters:
             parameter.grad = None
         return Update(norm.item(), lr, skipped)
@@ -91,11 +100,12 @@ class Engine:
         self.steps += 1
 
     def state_dict(self) -> dict[str, Any]:
-        return {"optimizer": self.optimizer.state_dict(), "steps": self.steps}
+        return {"optimizer": self.optimizer.state_dict(), "steps": self.steps, "loss_scale": self.loss_scale}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
         self.steps = state["steps"]
+        self.loss_scale = state.get("loss_scale", self.loss_scale)
 
     def _gradient_norm(self) -> torch.Tensor:
         """() float32, over all parameters, summed in float32 whatever the gradients' dtype."""

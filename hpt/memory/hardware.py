@@ -25,7 +25,8 @@ def hardware_of(config: Config) -> Hardware:
     """Without a GPU, in the recipe or here, the plan is for a CPU."""
     settings = config.hardware
     here = torch.cuda.is_available() and config.device != "cpu"
-    host = round(settings.host_memory_gib * GIB) if settings.host_memory_gib else _host_bytes()
+    # Without a GPU here the recipe's GPUs are of another machine, and so is the CPU memory beside them.
+    host = round(settings.host_memory_gib * GIB) if settings.host_memory_gib else (_host_bytes() if here else None)
     if settings.gpu_memory_gib:
         size, name = round(settings.gpu_memory_gib * GIB), f"GPU of {settings.gpu_memory_gib:g} GiB"
     elif here:

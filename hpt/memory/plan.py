@@ -109,6 +109,10 @@ def _plan_stage(config: Config, prompt_tokens: int | None) -> Plan:
         ]
         if attention == FLASH and config.model.attention == "auto" and not is_flash_attn_2_available():
             notes.append("flash-attn is counted on; without it packed rows need a mask (model.attention=sdpa)")
+        if hardware.host_bytes is None and any(part.host for part in parts):
+            notes.append("CPU memory is not checked; hardware.host_memory_gib says how much there is")
+        if config.engine == "local" and (config.hardware.gpus or 1) > 1:
+            notes.append(f'hardware.gpus = {config.hardware.gpus}, of which engine "local" uses one')
     kept = [part for part in parts if any(getattr(part, moment) for moment in (*MOMENTS, "host"))]
     return Plan(config, hardware, model.weights.total, model.weights.adapters, kept, tokens, notes, problems)
 

@@ -51,6 +51,30 @@ def test_updates_are_clipped_and_large_or_broken_ones_skipped() -> None:
     assert model.weight.grad is None
 
 
+def test_float16_gradients_are_neither_lost_nor_too_large() -> None:
+    """Numbers of float16 lie between 6e-8 and 65,504."""
+    model = Line(torch.float16)
+    engine = Engine(model, config(lr=0.1, weight_decay=0.0))
+    engine.backward(1e-9 * model.weight.float().sum())
+    update = engine.step()
+    assert update.grad_norm == pytest.approx(2e-9, rel=1e-2)
+    assert not update.skipped
+    assert model.weight[0].item() == pytest.approx(1 - 0.1 * 1e-9 / (1e-9 + 1e-8), abs=1e-3)  # AdamW's epsilon is 1e-8
+    restored = Engine(Line(torch.float16), config(lr=0.1))
+    for scale in (2**16, 2**15, 2**14):  # 6 of each is too large
+        assert engine.loss_scale == scale
+        before = model.weight.detach().clone()
+        engine.backward(6.0 * model.weight.float().sum())
+        assert engine.step().skipped
+        assert torch.equal(model.weight, before)
+    restored.load_state_dict(engine.state_dict())
+    for each in (engine, restored):
+        each.backward(6.0 * each.module.weight.float().sum())
+        update = each.step()
+        assert not update.skipped
+        assert update.grad_norm == pytest.approx(12.0)
+
+
 def test_small_steps_of_16_bit_weights_are_not_lost() -> None:
     """An AdamW step at lr 1e-5 moves a weight of 1 by 1e-5; bfloat16 rounds at 1/256 there, float32 keeps the sum."""
     settings = config(lr=1e-5, weight_decay=0.0)

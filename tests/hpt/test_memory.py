@@ -163,6 +163,17 @@ def test_offload_counts_against_the_cpu_memory() -> None:
     assert not make_plan(seven_b(*settings, "hardware.host_memory_gib=48")).fits
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for a machine without a GPU")
+def test_a_machine_elsewhere_has_a_cpu_memory_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hpt.memory.hardware._host_bytes", lambda: GIB)
+    plan = make_plan(seven_b("hardware.gpu_memory_gib=78", "hardware.gpus=8", "optimizer.offload=true"))
+    assert plan.fits
+    assert any("hardware.host_memory_gib" in note for note in plan.notes)
+    assert any('hardware.gpus = 8, of which engine "local" uses one' in note for note in plan.notes)
+    offload = "optimizer.offload=true"
+    assert offload in map(str.strip, advice_lines(make_plan(seven_b("hardware.gpu_memory_gib=78"))))
+
+
 def test_vllm_share_too_small_for_one_sequence_is_a_problem() -> None:
     plan = make_plan(
         seven_b(
