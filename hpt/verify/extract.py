@@ -15,7 +15,7 @@ FREE_TEXT = 2_000
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _E_NOTATION = re.compile(r"(?<![\w.])(?:\d+(?:\.\d*)?|\.\d+)[eE][+-]?\d{1,3}(?![\w.]*\w)")
-_BARE_POINT = re.compile(r"(?<=\d)\.(?![\d.])")
+_BARE_POINT = re.compile(r"(?<=\d)\.(?![\d.])|(?<!\.)(?<!\\right)\.\s*$")
 _LATEX_COMMAND = re.compile(r"\\[A-Za-z]+")
 _UNITS = re.compile(r"\\(?:text|mathrm)\s*\{[^{}]*\}")
 _PROSE = re.compile(r"[A-Za-z]{2}")
@@ -56,7 +56,7 @@ def gold_text(answer: str) -> str | None:
 
 
 def normalise(text: str) -> str:
-    """Number formats that math-verify reads as something else: `4.5e33` (it reads 4.5 * E * 33), `42.`, `-1./3`."""
+    """What math-verify reads as something else, mended: `4.5e33` (it reads 4.5 * E * 33), `42.`, `-1./3`, `x.`."""
     return _BARE_POINT.sub("", expand_e_notation(text)).strip()
 
 

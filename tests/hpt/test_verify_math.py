@@ -106,7 +106,10 @@ def test_expand_e_notation(text, expected):
     assert expand_e_notation(text) == expected
 
 
-@pytest.mark.parametrize(("text", "expected"), [("42.", "42"), ("-1./3", "-1/3"), ("0.5", "0.5"), ("1.5e1.", "15")])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("42.", "42"), ("-1./3", "-1/3"), ("0.5", "0.5"), ("1.5e1.", "15"), ("x. ", "x"), (r"x \right.", r"x \right.")],
+)
 def test_normalise(text, expected):
     assert normalise(text) == expected
 
@@ -136,6 +139,7 @@ def test_normalise(text, expected):
         ("4.5e33", r"4.5 \times 10^{33}"),
         ("1.6e-19", r"1.6 \times 10^{-19}"),
         ("-1./3", r"-\frac{1}{3}"),
+        (r"3\sqrt{13}", r"3\sqrt{13}."),
         (r"\boxed{204}", "204"),
         (r"$\frac{1}{2 n+2}$", r"\frac{1}{2(n+1)}"),
         ("np.arcsin(10/13)", "np.arcsin(10/13)"),
