@@ -186,7 +186,9 @@ def vector(
     if value.shape != (length,):
         raise ValueError(f"{name}: must have shape ({symbol},) = ({length},); got {tuple(value.shape)}")
     if value.dtype not in dtypes:
-        raise TypeError(f"{name}: must be {allowed}; got {_name(value.dtype)}")
+        halved = value.dtype in HEAD_DTYPES and torch.float32 in dtypes
+        hint = ". A MixedPrecisionPolicy of FSDP2 casts it unless cast_forward_inputs=False" if halved else ""
+        raise TypeError(f"{name}: must be {allowed}; got {_name(value.dtype)}{hint}")
     if value.device != head.hidden.device:
         raise ValueError(f"{name}: must be on the device of hidden, {head.hidden.device}; got {value.device}")
 

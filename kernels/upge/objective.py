@@ -12,8 +12,8 @@ import itertools
 import math
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -92,15 +92,14 @@ class Objective:
     name: str = "objective"
     function: UserFunction | None = None
     per_token: bool = True
-    key: int = field(init=False, compare=False, repr=False)
+    key: ClassVar[int]  # of each object its own, and no field: copies and replacements get another
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "key", next(_keys))
         _by_key[self.key] = self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copies and pickles are made anew, with a key of their own."""
-        return Objective, tuple(getattr(self, f.name) for f in fields(self) if f.init)
+        return Objective, tuple(getattr(self, f.name) for f in fields(self))
 
     @staticmethod
     def by_key(key: int) -> Objective:

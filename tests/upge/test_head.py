@@ -92,13 +92,16 @@ def test_two_ranks_get_the_gradient_of_one_process(shard, tmp_path):
 
 def fsdp(model: Model, rows: torch.Tensor) -> dict[str, torch.Tensor]:
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     mesh = init_device_mesh("cpu", (2,))
     if model.head.weight is not model.embedding.weight:
         fully_shard(model.head, mesh=mesh)
     fully_shard(model, mesh=mesh)
     losses(model, rows).backward()
+    casting = fully_shard(Model(False), mesh=mesh, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
+    with pytest.raises(TypeError, match=r"advantages.*float32.*bfloat16.*cast_forward_inputs=False"):
+        losses(casting, rows)
     return {name: p.grad.full_tensor() for name, p in model.named_parameters()}
 
 
