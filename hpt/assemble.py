@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -10,7 +12,7 @@ from pathlib import Path
 import torch
 import upge
 from rich.console import Console
-from transformers.utils import logging
+from transformers.utils import logging as transformers_logging
 
 from hpt.config import Config
 from hpt.critic import Critic
@@ -37,7 +39,7 @@ from hpt.zero import ZeroEngine
 @contextmanager
 def assemble(config: Config, checkpoint: Path | None, console: Console, world: World = ALONE) -> Iterator[Trainer]:
     """This rank's trainer of a run, with the weights of `checkpoint` if there is one. Errors name what to mend."""
-    quiet_transformers()
+    quiet_libraries()
     device = pick_device(config.device)
     gate = make_gate(config.gate, config.sampled)
     _check_backend(config.loss.backend, device)
@@ -124,10 +126,14 @@ def make_engine(module: PolicyModule, config: Config, world: World) -> Engine | 
     return ZeroEngine(module, config, world)
 
 
-def quiet_transformers() -> None:
+def quiet_libraries() -> None:
     """A bar for every file saved and loaded, and notices, would break into the run's own lines."""
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    # bitsandbytes' warns of faster kernels that it does without.
+    logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, where it is installed, says what it has chosen
 
 
 def pick_device(name: str) -> torch.device:

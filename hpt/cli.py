@@ -271,10 +271,10 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _export(options: argparse.Namespace, console: Console) -> int:
-    from hpt.assemble import quiet_transformers
+    from hpt.assemble import quiet_libraries
     from hpt.export import run_export
 
-    quiet_transformers()
+    quiet_libraries()
     return run_export(options, console)
 
 
@@ -300,11 +300,11 @@ examples:
 
 
 def _plan(options: argparse.Namespace, console: Console) -> int:
-    from hpt.assemble import quiet_transformers
+    from hpt.assemble import quiet_libraries
     from hpt.memory import run_plan
     from hpt.recipe import load_config
 
-    quiet_transformers()
+    quiet_libraries()
     return run_plan(load_config(options.recipe, options.settings))
 
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from hpt.assemble import check_answers, pick_device, quiet_transformers
+from hpt.assemble import check_answers, pick_device, quiet_libraries
 from hpt.benchmarks import COLUMNS, MAX_TOKENS, find_benchmark, load_benchmark, unknown_benchmark
 from hpt.checkpoint import checkpoints
 from hpt.config import ColumnsConfig, ModelConfig, PromptConfig, Section, VerifyConfig
@@ -65,7 +65,7 @@ class Examination:
 
 def run_eval(options: argparse.Namespace, console: Console) -> int:
     """Evaluates as the command line asks; prints the table and, with --output, writes the results."""
-    quiet_transformers()
+    quiet_libraries()
     device = pick_device(options.device)
     model_path, prompt, verifier = _find_model(options.model)
     changes = {name: getattr(options, name) for name in ("style", "system", "template")}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 from rich.console import Console
 
 from hpt.config import Config
@@ -19,8 +17,6 @@ DOES_NOT_FIT = 1
 
 def run_plan(config: Config) -> int:
     """Prints the plan to stdout, with advice where it does not fit. The exit code: 0, or 1 where it does not."""
-    # What the plan asks of bitsandbytes needs none of the kernels that it fails to load, and says so, when imported.
-    logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)
     try:
         plan = make_plan(config)
     except NoArchitecture as error:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from hpt.assemble import make_engine, quiet_transformers
+from hpt.assemble import make_engine, quiet_libraries
 from hpt.batch import Group, token_rows
 from hpt.checkpoint import checkpoint_path, load_state, save_checkpoint
 from hpt.config import Config
@@ -179,7 +179,7 @@ RESUMED += [f"zero-{stage}, bfloat16" for stage in (2, 3)]
 
 
 def main(folder: Path) -> None:
-    quiet_transformers()
+    quiet_libraries()
     torch.set_num_threads(1)
     with connected(next(iter(CASES.values())).config) as world:
         results = {name: train(case, make_trainer(case, world, folder / "start")) for name, case in CASES.items()}
