@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from hpt.assemble import make_engine, quiet_libraries
 from hpt.batch import Group, token_rows
 from hpt.checkpoint import checkpoint_path, load_state, save_checkpoint
-from hpt.config import Config
+from hpt.config import Config, LoraConfig
 from hpt.data import Question
 from hpt.distributed import World, connected
+from hpt.model import load_policy
 from hpt.policy import Policy
 from hpt.recipe import build_config, merge
+from hpt.reference import Reference
 from hpt.rollout import Rollout
 from hpt.trainer import Trainer
 
@@ -95,6 +97,8 @@ BFLOAT16 = (("model", (("dtype", "bfloat16"),)),)
 SKIPPING = (("optimizer", (("skip_grad_norm", 0.05),)),)  # below every norm but that of "no row"
 REUSE = (("rl", (("objective", "GRPO"),)), ("batch", (("updates", 2),)))  # two updates: old log-probabilities
 ENTROPY_WEIGHTS = (("loss", (("entropy_weights", True),)),)
+KL = (("loss", (("kl_coef", 0.5),)),)
+LORA_KL = (*KL, ("model", (("lora", LoraConfig(rank=4)),)))
 
 # Micro-batches on each rank for "mixed": 1, 2 and 4.
 BUDGETS = {1: 1000, 2: 40, 4: 18}
@@ -112,6 +116,8 @@ def _cases() -> Iterator[Case]:
                 yield Case(f"zero-{stage}, {data}", data, stage, BUDGETS[2])
         for name, settings in (("skipping", SKIPPING), ("two updates", REUSE), ("bfloat16", BFLOAT16)):
             yield Case(f"zero-{stage}, {name}", stage=stage, tokens=BUDGETS[2], settings=settings)
+    for stage, (name, settings) in product((2, 3), (("KL", KL), ("LoRA and KL", LORA_KL))):
+        yield Case(f"zero-{stage}, {name}", stage=stage, tokens=BUDGETS[2], settings=settings)
     yield Case("zero-3, entropy weights", stage=3, tokens=BUDGETS[2], settings=ENTROPY_WEIGHTS)
 
 
@@ -133,30 +139,44 @@ def make_start(folder: Path) -> None:
     LlamaForCausalLM(shape).save_pretrained(folder / "start")
 
 
-def make_trainer(case: Case, world: World, folder: Path) -> Trainer:
-    """A trainer of the model in `folder`, without the parts that its `learn` does not need."""
+def make_trainer(case: Case, world: World, start: Path, checkpoint: Path | None = None) -> Trainer:
+    """A trainer of the model in `start`, or of a checkpoint, without the parts that its `learn` does not need."""
     config = case.config
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, config.model.dtype))
-    policy = Policy(model, config)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"path": str(start)})})
+    policy = Policy(load_policy(config, checkpoint, torch.device("cpu")), config)
+    reference = Reference(policy, config) if config.loss.kl_coef else None
     engine = make_engine(policy.module, config, world)
     policy.module = engine.module
     unused: Any = None
-    parts = [unused] * 5
-    return Trainer(config, [Question("q", "", "", "", None)] * 200, [], *parts, policy, engine, world=world)
+    return Trainer(
+        config,
+        [Question("q", "", "", "", None)] * 200,
+        [],
+        *[unused] * 5,
+        policy,
+        engine,
+        reference=reference,
+        world=world,
+    )
+
+
+def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:
+    weights = trainer.engine.full_weights()
+    return {n: w.clone() for n, w in (trainer.policy.model.state_dict() if weights is None else weights).items()}
 
 
 def train(case: Case, trainer: Trainer, steps: int = 3) -> dict[str, Any]:
-    """What each update did, how many rows each rank has in each of its micro-batches, and the weights after it all."""
+    """What each update did, how many rows each rank has in each micro-batch, the weights before and after it all."""
     rows = token_rows(DATA[case.data], trainer.config)
     own = [len(batch.rows) for batch in trainer._micro_batches(rows)]
     found: dict[str, Any] = {"rows": trainer.world.gather(own), "updates": [], "loss": [], "tokens": []}
+    found["start"] = weights_of(trainer)
     for _ in range(steps):
         trained = trainer.learn(DATA[case.data])
         found["updates"] += [(update.grad_norm, update.lr, update.skipped) for update in trained.updates]
         found["loss"].append(trained.loss)
         found["tokens"].append(trained.tokens)
-    weights = trainer.engine.full_weights()
-    found["weights"] = trainer.policy.model.state_dict() if weights is None else weights
+    found["weights"] = weights_of(trainer)
     return found
 
 
@@ -169,13 +189,13 @@ def resumed(case: Case, world: World, folder: Path) -> dict[str, Any]:
     weights = trainer.engine.full_weights()
     save_checkpoint(run, 2, trainer.policy.model, tokenizer, trainer.state_dict(), keep=1, weights=weights, world=world)
     checkpoint = checkpoint_path(run, 2)
-    trainer = make_trainer(case, world, checkpoint)
+    trainer = make_trainer(case, world, folder / "start", checkpoint)
     trainer.load_state_dict(load_state(checkpoint, world))
     return train(case, trainer, 1)
 
 
 RESUMED = [f"zero-{kind}, 2 micro-batches" for kind in ("1", "2 offload", "3", "3 offload")]
-RESUMED += [f"zero-{stage}, bfloat16" for stage in (2, 3)]
+RESUMED += [f"zero-{stage}, {kind}" for stage in (2, 3) for kind in ("bfloat16", "LoRA and KL")]
 
 
 def main(folder: Path) -> None:
