@@ -100,7 +100,7 @@ def fsdp(model: Model, rows: torch.Tensor) -> dict[str, torch.Tensor]:
     fully_shard(model, mesh=mesh)
     losses(model, rows).backward()
     casting = fully_shard(Model(False), mesh=mesh, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
-    with pytest.raises(TypeError, match=r"advantages.*float32.*bfloat16.*cast_forward_inputs=False"):
+    with pytest.raises(TypeError, match=r"weights.*float32.*bfloat16.*cast_forward_inputs=False"):
         losses(casting, rows)
     return {name: p.grad.full_tensor() for name, p in model.named_parameters()}
 
