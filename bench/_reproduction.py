@@ -126,7 +126,8 @@ def report(outcomes: Sequence[Outcome]) -> str:
     for demonstrations, title in ((CLEAN, "Clean demonstrations"), (WRONG, "40% of the demonstrations wrong")):
         methods = of_methods(outcomes, demonstrations)
         if len(methods) > 1:
-            parts += [f"## {title}", "", *_methods_table(methods), "", *_differences_table(methods), ""]
+            parts += [f"## {title}", "", _finding(methods), "", *_methods_table(methods), ""]
+            parts += [*_differences_table(methods), ""]
     gammas = of_gammas(outcomes)
     if len(gammas) > 1:
         parts += ["## The gate of HPT: SFT where at most this share of the rollouts is right", ""]
@@ -135,6 +136,15 @@ def report(outcomes: Sequence[Outcome]) -> str:
     if tuned:
         parts += ["## Learning rates tried, on a seed of their own", "", *_tuning_table(tuned), ""]
     return "\n".join(parts)
+
+
+def _finding(methods: dict[str, list[Outcome]]) -> str:
+    accuracies = {name: mean(outcome.accuracy() for outcome in outcomes) for name, outcomes in methods.items()}
+    ranking = sorted(accuracies, key=lambda name: -accuracies[name])
+    listed = ", ".join(
+        f"{f'`{name}`' if name != 'start' else 'the start model'} {accuracies[name]:.3f}" for name in ranking
+    )
+    return f"By mean accuracy: {listed}."
 
 
 def _methods_table(methods: dict[str, list[Outcome]]) -> list[str]:

@@ -77,6 +77,7 @@ def test_tables_hold_means_over_seeds_and_paired_differences(outcomes: list[Outc
     # seed 0: 8 of 8, seed 1: 4 of 8; pass@4 is 1 and 1/2; four seconds a run
     assert "| `hpt` | 0.0001 | 0.750 (0.500 to 1.000) | 0.50 | 1.00 | 0.75 | 4 |" in text
     assert "| start model |  | 0.250 (0.250 to 0.250) | 0.00 | 0.50 | 0.50 |  |" in text
+    assert "By mean accuracy: `hpt` 0.750, `sft` 0.500, the start model 0.250." in text
     # against sft: +0.5 at seed 0, 0 at seed 1; by question +3 +1 -2 +2 of 4: of 16 ways to swap, 8 are as far as 4
     assert "| `sft` | +0.250 | 1 of 2 | 0.5 |" in text
     assert "| 0.5 | 0.750 (0.750 to 0.750) | 25% | 4 |" in text
@@ -90,8 +91,10 @@ def test_the_figure_is_drawn_from_what_there_is(outcomes: list[Outcome], tmp_pat
 
 
 def test_a_run_that_outlives_its_benchmark_is_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    work = f"import pathlib, time; time.sleep(0.5); pathlib.Path({str(tmp_path / 'done')!r}).touch()"
     with _runs.hold(tmp_path):
-        run = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.5)"], close_fds=False)
+        run = subprocess.Popen([sys.executable, "-c", work], close_fds=False)
     with _runs.hold(tmp_path):
-        assert run.wait(timeout=0) == 0
+        assert (tmp_path / "done").exists()
+    assert run.wait(10) == 0
     assert f"waiting for what still runs in {tmp_path}" in capsys.readouterr().err
