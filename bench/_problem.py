@@ -64,7 +64,7 @@ class Problem:
 
 
 def make(shape: str, tokens: int, dtype: torch.dtype, device: str, case: str, no_signal: float = 0.0) -> Problem:
-    """no_signal: the share of sequences whose advantage is 0."""
+    """no_signal: the share of tokens, in whole sequences where there are many, whose advantage is 0."""
     d, v = SHAPES[shape]
     generator = torch.Generator(device).manual_seed(0)
     randn = lambda *size: torch.randn(*size, device=device, generator=generator)
@@ -78,7 +78,9 @@ def make(shape: str, tokens: int, dtype: torch.dtype, device: str, case: str, no
         now = upge.linear_logprobs(hidden, weight, targets).logprobs
     sequence = torch.arange(tokens, device=device) // SEQUENCE
     advantages = randn(tokens)[sequence]
-    silent = ((sequence + 1) * no_signal).floor() > (sequence * no_signal).floor()
+    # Of few tokens too the share is exact in quarters.
+    part = torch.arange(tokens, device=device) // max(1, min(SEQUENCE, tokens // 4))
+    silent = ((part + 1) * no_signal).floor() > (part * no_signal).floor()
     return Problem(
         hidden.requires_grad_(),
         weight.requires_grad_(),

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 ROOT = Path(__file__).parents[2]
@@ -83,3 +84,13 @@ def test_gpu_stages_that_break_or_come_too_late_are_recorded(tmp_path):
     assert [r["stage"] for r in found["errors"]] == ["breaks", "late"]
     assert found["checks"] == []
     assert "| memory | 1 | 2 | **missed** |" in (tmp_path / "gpu.md").read_text()
+
+
+@pytest.mark.parametrize("tokens", [64, 300, 2048])
+def test_the_shares_of_tokens_without_a_signal_are_what_they_say(tokens, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from bench import _problem, loss
+
+    for share in loss.NO_SIGNAL:
+        problem = _problem.make("rehearsal", tokens, torch.float32, "cpu", "grpo", share)
+        assert float((problem.advantages == 0).float().mean()) == share
