@@ -60,7 +60,9 @@ class ModelConfig(Section):
     dtype: Dtype = Field("float32", description="dtype of the weights; those of 16 bits are trained in float32")
     trust_remote_code: bool = Field(False, description="run code that the model's folder brings along")
     attention: Literal["auto", "sdpa", "flash_attention_2", "flex_attention", "eager"] = Field(
-        "auto", description="auto: flash attention where it is installed and can run, else sdpa"
+        "auto",
+        description="auto: flash attention where it is installed and can run, else sdpa, with a mask for packed rows; "
+        "flex_attention needs no such mask in memory, and a GPU",
     )
     gradient_checkpointing: bool | Literal["offload"] = Field(
         False, description="activations are computed again in the backward pass; offload: and wait in CPU memory"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
@@ -46,7 +46,12 @@ class TransformersEngine(RolloutEngine):
         self.model.eval()
         devices = [self.device] if self.device.type == "cuda" else []
         try:
-            with self.whole_weights(), torch.random.fork_rng(devices=devices), torch.inference_mode():
+            with (
+                self.whole_weights(),
+                _attention_of_generation(self.model),
+                torch.random.fork_rng(devices=devices),
+                torch.inference_mode(),
+            ):
                 torch.manual_seed(seed)
                 for start in range(0, len(requests), self.batch_size):
                     batch = requests[start : start + self.batch_size]
@@ -92,6 +97,20 @@ class TransformersEngine(RolloutEngine):
         if sampling.temperature == 0:
             return GenerationConfig(do_sample=False, **settings)
         return GenerationConfig(do_sample=True, temperature=sampling.temperature, top_p=sampling.top_p, **settings)
+
+
+@contextmanager
+def _attention_of_generation(model: PreTrainedModel) -> Iterator[None]:
+    """sdpa in place of flex attention, which is compiled for its shapes, and a cache grows with every token."""
+    own = model.config._attn_implementation
+    if own != "flex_attention":
+        yield
+        return
+    model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(own)
 
 
 class _LogprobRecorder(LogitsProcessor):

@@ -24,6 +24,7 @@ from hpt.errors import ConfigError, HptError
 from hpt.model import ADAPTER, apply_liger, check_model_settings, load_model, load_policy
 from hpt.policy import Policy
 from hpt.recipe import load_config
+from hpt.rollout import Sampling, TransformersEngine
 
 CPU = torch.device("cpu")
 LORA = "model.lora={rank: 4, alpha: 8}"
@@ -272,12 +273,26 @@ def test_offloaded_activations_leave_the_device(world: Path) -> None:
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("checkpointing", ["false", "true"])
 def test_packed_gradients_are_the_padded_ones(world: Path, checkpointing: str, lora: bool) -> None:
-    """sdpa; flash attention and flex attention need a GPU, and eager attention is refused."""
+    """sdpa; flash attention needs a GPU, flex attention one for its gradients, and eager attention is refused."""
     config = settings(world, f"model.gradient_checkpointing={checkpointing}", *([LORA] if lora else []))
     model = with_signal(load_policy(config, None, CPU))
     assert model.config._attn_implementation == "sdpa"
     assert len(batches(packed=True)) == len(batches(packed=False)) == 1
     close(gradients(model, config, packed=True), gradients(model, config), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_keeps_packed_rows_apart_and_leaves_generation_to_sdpa(world: Path) -> None:
+    config = settings(world)
+    model = load_policy(config, None, CPU).eval()
+    policy = Policy(model, config)
+    sampled = lambda: TransformersEngine(model, stop_ids=[1], batch_size=8).generate([[3, 4], [5]], Sampling(2, 9), 0)
+    padded, expected = policy.logprobs(batches(packed=False)[0]), sampled()
+    model.set_attn_implementation("flex_attention")
+    with torch.compiler.set_stance("force_eager"):  # the same attention, without a minute of compiling
+        assert torch.allclose(policy.logprobs(batches(packed=True)[0]), padded, atol=1e-5)
+    assert sampled() == expected
+    assert model.config._attn_implementation == "flex_attention"
 
 
 @pytest.mark.parametrize(
