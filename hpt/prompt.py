@@ -84,7 +84,7 @@ class PromptRenderer:
     given, takes the place of the data's system message (empty: there is none); `template` wraps the last user message.
     Prompt, style "plain": `template` with the last user message in place of {question} and nothing else (the data's
     system message, written for a chat, is left out). Either way it starts with a BOS token, once, where the tokenizer
-    adds one.
+    adds one. A prompt of which a small vocabulary has no token at all is an EOS token.
 
     Response: the demonstration, verbatim, and the token that ends an answer, which is one of `stop_ids`: what the chat
     template puts after an assistant's message, or else, and in style "plain", the tokenizer's EOS. Where the prompt
@@ -152,10 +152,7 @@ class PromptRenderer:
         prompts = self._encode([self.prompt_text(question) for question in questions])
         bos = self.tokenizer.bos_token_id
         prompts = [[bos, *ids] if self._adds_bos and ids[:1] != [bos] else ids for ids in prompts]
-        empty = next((question for question, ids in zip(questions, prompts, strict=True) if not ids), None)
-        if empty:
-            raise DataError(f"question {empty.id}: its prompt {empty.prompt!r} has no token in {self._model}")
-        return prompts
+        return [ids or [self.tokenizer.eos_token_id] for ids in prompts]
 
     def encode_demonstrations(self, questions: Sequence[Question]) -> list[list[int]]:
         """`demonstration_ids` of each question; tokenising many at once is faster."""

@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Tokenizer
 
 from hpt.config import Config, PromptConfig
 from hpt.data import Question, load_questions
-from hpt.errors import DataError
 from hpt.prompt import PromptRenderer, generation_ends, load_tokenizer
 from hpt.recipe import load_config
 from hpt.tasks import demo
@@ -160,7 +159,8 @@ def test_the_tokenizer_keeps_every_character_and_the_box_as_one_token(tmp_path: 
     assert tokenizer.decode([*ids, tokenizer.eos_token_id], skip_special_tokens=True) == text
 
 
-def test_a_prompt_of_which_the_tokenizer_knows_nothing_is_named() -> None:
-    renderer = PromptRenderer(demo.make_tokenizer(), PromptConfig(style="plain"))
-    with pytest.raises(DataError, match="question q2: its prompt 'Why' has no token"):
-        renderer.encode_prompts([Question("q1", "1+1=", "2"), Question("q2", "Why", "2")])
+def test_a_prompt_of_which_the_tokenizer_knows_nothing_is_an_end_token() -> None:
+    tokenizer = demo.make_tokenizer()
+    renderer = PromptRenderer(tokenizer, PromptConfig(style="plain"))
+    known, unknown = renderer.encode_prompts([Question("q1", "1+1=", "2"), Question("q2", "Why", "2")])
+    assert (len(known), unknown) == (4, [tokenizer.eos_token_id])
