@@ -149,8 +149,10 @@ def _add_eval(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     evaluate.add_argument(
         "--k",
         type=_positive_ints,
-        metavar="K,K,...",
-        help="the k of pass@k, at most n (default 1,2,4,... up to n)",
+        nargs="+",
+        action="extend",
+        metavar="K",
+        help="the k of pass@k, with commas or spaces between them, at most n (default 1,2,4,... up to n)",
     )
     evaluate.add_argument("--temperature", type=_non_negative, default=0.6, help="0 is greedy (default 0.6)")
     evaluate.add_argument("--top-p", type=_share, default=0.95, help="default 0.95")
@@ -348,7 +350,7 @@ _share = _number(float, "a number above 0 and at most 1", lambda value: 0 < valu
 
 def _positive_ints(text: str) -> list[int]:
     try:
-        return sorted({_positive_int(part) for part in text.split(",")})
+        return [_positive_int(part) for part in text.split(",")]
     except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(f"must be whole numbers >= 1 with commas between them, got {text!r}") from None
 

@@ -155,7 +155,7 @@ def _examinations(options: argparse.Namespace, file_verifier: str) -> list[Exami
             source, questions = data, load_questions(data, columns, need_demonstration=False, option=COLUMNS)
             verifier, n, max_tokens = file_verifier, FILE_N, FILE_MAX_TOKENS
         n = options.n or (1 if options.temperature == 0 else n)
-        ks = options.k or [2**power for power in range(n.bit_length())]
+        ks = sorted(set(itertools.chain(*options.k or []))) or [2**power for power in range(n.bit_length())]
         if max(ks) > n:
             raise ConfigError(f"--k {max(ks)}: pass@k needs k <= n, and n is {n} for {name}; see --n")
         sampling = Sampling(n, options.max_tokens or max_tokens, options.temperature, options.top_p)

@@ -108,11 +108,11 @@ def test_the_seed_decides_and_batches_differ(world, hpt_eval, tmp_path):
 def test_columns_k_and_limit(hpt_eval, tmp_path):
     lines = [{"ask": "1+1=", "gold": {"value": 2}}, {"ask": "1+2=", "gold": {"value": 3}}]
     (tmp_path / "odd.json").write_text(json.dumps(lines))
-    arguments = ["--data", tmp_path / "odd.json", *QUICK, "--n", 5, "--k", "3,1", "--limit", 1]
+    arguments = ["--data", tmp_path / "odd.json", *QUICK, "--n", 5, "--k", "3,1", "4", "--limit", 1]
     columns = ["--columns", "prompt=ask,answer=gold.value", "--output", tmp_path / "out"]
     assert hpt_eval(*arguments, *columns)[0] == 0
     assert [record["answer"] for record in results(tmp_path / "out")] == ["2"]
-    assert {key for key in summary(tmp_path / "out") if key.startswith("pass@")} == {"pass@1", "pass@3"}
+    assert {key for key in summary(tmp_path / "out") if key.startswith("pass@")} == {"pass@1", "pass@3", "pass@4"}
     code, _, err = hpt_eval(*arguments)
     assert code == 2
     assert "no record has a column for the prompt" in err
