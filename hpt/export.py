@@ -27,7 +27,11 @@ def run_export(options: argparse.Namespace, console: Console) -> int:
         settings = json.loads((source / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise HptError(f"{source}: is neither a checkpoint nor a run with one (config.json is missing)") from None
-    if options.folder.exists() and any(options.folder.iterdir()):
+    try:
+        options.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{options.folder}: cannot be written: {error.strerror}") from None
+    if any(options.folder.iterdir()):
         raise ConfigError(f"{options.folder}: is not empty; name a folder that is, or a new one")
     dtype = settings.get("dtype") or "float32"
     model = load_model(str(source), ModelConfig(path=str(source), dtype=dtype), torch.device("cpu"))

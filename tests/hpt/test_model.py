@@ -196,7 +196,11 @@ def test_export_is_a_plain_model(world: Path, tmp_path: Path, capsys: pytest.Cap
     merged = load_model(str(checkpoints(run)[-1]), settings(world, *asked).model, CPU).state_dict()
     assert plain.keys() == merged.keys()
     assert all(torch.equal(plain[name], merged[name]) for name in merged)
-    for source, target, word in ((run, folder, "not empty"), (tmp_path / "none", tmp_path / "new", "checkpoint")):
+    for source, target, word in (
+        (run, folder, "not empty"),
+        (run, folder / "config.json", "cannot be written"),
+        (tmp_path / "none", tmp_path / "new", "checkpoint"),
+    ):
         assert main(["export", str(source), str(target)]) == 2
         assert word in " ".join(capsys.readouterr().err.split())
 
