@@ -278,12 +278,12 @@ class DeepSpeedConfig(Section):
 
 
 class HardwareConfig(Section):
-    """What `hpt plan` checks against; null: what this machine has."""
+    """What `hpt plan` checks against; null: what this machine has. With no GPU here or in the recipe, a CPU."""
 
     gpus: int | None = Field(None, ge=1, description="how many")
     gpu_memory_gib: float | None = Field(None, gt=0, description="of each GPU")
     host_memory_gib: float | None = Field(
-        None, gt=0, description="for what is offloaded to CPU memory; null without a GPU here: not checked"
+        None, gt=0, description="CPU memory; null: not checked where the GPUs are of another machine"
     )
     check: bool = Field(True, description="hpt train refuses what does not fit; false: it tries")
 

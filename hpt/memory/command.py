@@ -36,8 +36,7 @@ def check_memory(config: Config, console: Console, *, prompt_tokens: int) -> Non
     HptError, with advice, where the run cannot fit, unless hardware.check is off.
     """
     plan = make_plan(config, prompt_tokens=prompt_tokens)
-    if plan.hardware.gpu_bytes is not None:
-        console.print(plan_table(plan))
+    console.print(plan_table(plan))
     console.print(summary(plan), soft_wrap=True)
     if not plan.fits and config.hardware.check:
         raise HptError(

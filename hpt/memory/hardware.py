@@ -26,7 +26,10 @@ def hardware_of(config: Config) -> Hardware:
     settings = config.hardware
     here = torch.cuda.is_available() and config.device != "cpu"
     # Without a GPU here the recipe's GPUs are of another machine, and so is the CPU memory beside them.
-    host = round(settings.host_memory_gib * GIB) if settings.host_memory_gib else (_host_bytes() if here else None)
+    elsewhere = settings.gpu_memory_gib is not None and not here
+    host = None if elsewhere else _host_bytes()
+    if settings.host_memory_gib:
+        host = round(settings.host_memory_gib * GIB)
     if settings.gpu_memory_gib:
         size, name = round(settings.gpu_memory_gib * GIB), f"GPU of {settings.gpu_memory_gib:g} GiB"
     elif here:

@@ -67,7 +67,8 @@ class Plan:
         """False only where the memory is known and is not enough."""
         hardware = self.hardware
         gpu = hardware.gpu_bytes is None or self.peak <= hardware.gpu_bytes
-        host = hardware.gpu_bytes is None or hardware.host_bytes is None or self.host <= hardware.host_bytes
+        in_host = self.host + (self.peak if hardware.gpu_bytes is None else 0)
+        host = hardware.host_bytes is None or in_host <= hardware.host_bytes
         return gpu and host and not self.problems
 
 
@@ -113,6 +114,8 @@ def _plan_stage(config: Config, prompt_tokens: int | None) -> Plan:
             notes.append("CPU memory is not checked; hardware.host_memory_gib says how much there is")
         if config.engine == "local" and (config.hardware.gpus or 1) > 1:
             notes.append(f'hardware.gpus = {config.hardware.gpus}, of which engine "local" uses one')
+    elif config.device != "cpu":
+        notes.append("there is no GPU here; hardware.gpu_memory_gib plans for one")
     kept = [part for part in parts if any(getattr(part, moment) for moment in (*MOMENTS, "host"))]
     return Plan(config, hardware, model.weights.total, model.weights.adapters, kept, tokens, notes, problems)
 

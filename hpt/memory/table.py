@@ -11,18 +11,21 @@ from hpt.terminal import plain_table
 
 
 def plan_table(plan: Plan) -> Table:
-    """The parts of a plan by the moment of a step, in GiB; each column adds up."""
+    """The parts of a plan by the moment of a step, in GiB, or MiB where none is needed; each column adds up."""
+    unit, written = (GIB, "GiB") if plan.peak >= GIB else (2**20, "MiB")
     columns = [*MOMENTS, *(["host"] if plan.host else [])]
     count = f"{plan.parameters / 1e9:.2f}B parameters" if plan.parameters >= 1e8 else f"{plan.parameters:,} parameters"
     adapters = f" + {plan.adapters / 1e6:.1f}M of adapters" if plan.adapters else ""
     where = plan.hardware.name if plan.hardware.gpus == 1 else f"each of {plan.hardware.gpus} x {plan.hardware.name}"
-    title = f"{plan.config.model.path}: {count}{adapters}, micro-batches of {plan.tokens:,} tokens\nGiB on {where}"
+    title = (
+        f"{plan.config.model.path}: {count}{adapters}, micro-batches of {plan.tokens:,} tokens\n{written} on {where}"
+    )
     names = {"loss": "forward, loss", "host": "CPU memory"}
     table = plain_table(title, "", *(names.get(column, column) for column in columns))
     for part in plan.parts:
-        table.add_row(part.name, *(_gib(getattr(part, column)) for column in columns))
+        table.add_row(part.name, *(_number(getattr(part, column), unit) for column in columns))
     table.add_section()
-    table.add_row("sum", *(_gib(plan.at(column)) for column in columns), style="bold")
+    table.add_row("sum", *(_number(plan.at(column), unit) for column in columns), style="bold")
     return table
 
 
@@ -31,24 +34,19 @@ def summary(plan: Plan) -> str:
     peaks = f"rollout {_size(plan.rollout_peak)}, training {_size(plan.training_peak)}"
     if plan.host:
         peaks += f", CPU memory for what is offloaded {_size(plan.host)}"
-    if plan.hardware.gpu_bytes is None:
-        return f"Predicted peak memory of tensors: {peaks}"
-    room = _size(plan.hardware.gpu_bytes)
-    if plan.fits:
-        return f"Predicted peak memory: {peaks}: fits into {room}"
-    return f"Predicted peak memory: {peaks}: does NOT fit into {room}{_host_room(plan)}"
-
-
-def _host_room(plan: Plan) -> str:
-    known = plan.hardware.host_bytes
-    return f" and {_size(known)} of CPU memory" if plan.host and known is not None else ""
+    gpu, host = plan.hardware.gpu_bytes, plan.hardware.host_bytes
+    rooms = [_size(gpu)] if gpu is not None else []
+    if host is not None and (gpu is None or (plan.host and not plan.fits)):
+        rooms.append(f"{_size(host)} of CPU memory")
+    verdict = f": {'fits' if plan.fits else 'does NOT fit'} into {' and '.join(rooms)}" if rooms else ""
+    return f"Predicted peak memory{' of tensors' if gpu is None else ''}: {peaks}{verdict}"
 
 
 def _size(count: int) -> str:
     return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / 2**20:.0f} MiB"
 
 
-def _gib(count: int) -> str:
+def _number(count: int, unit: int) -> str:
     if not count:
         return ""
-    return f"{count / GIB:.2f}" if count >= GIB / 100 else "<0.01"
+    return f"{count / unit:.2f}" if count >= unit / 100 else "<0.01"

@@ -262,11 +262,24 @@ def test_command_prints_a_table_and_tells_by_its_exit_code(capsys: pytest.Captur
     assert "does NOT fit" in capsys.readouterr().out
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for a machine without a GPU")
+def test_without_a_gpu_all_must_fit_into_the_cpu_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    assert not make_plan(seven_b("hardware.host_memory_gib=100")).fits
+    assert make_plan(seven_b("hardware.host_memory_gib=150")).fits
+    assert main(["plan", "demo", *SEVEN_B, "hardware.host_memory_gib=100"]) == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "does NOT fit into 100.0 GiB of CPU memory" in shown
+    assert "hardware.gpu_memory_gib plans for one" in shown
+
+
+@pytest.mark.parametrize("memory", ["gpu_memory_gib=0.5", "host_memory_gib=1e-6"])
 def test_train_refuses_what_cannot_fit_unless_told(
-    capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path, memory: str
 ) -> None:
-    settings = [f"output={tmp_path / 'run'}", "hardware.gpu_memory_gib=0.5", "steps=1", "eval.every=0"]
+    settings = [f"output={tmp_path / 'run'}", f"hardware.{memory}", "steps=1", "eval.every=0"]
     assert main(["train", str(world), *settings]) == 2
-    assert "hardware.check=false" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "hardware.check=false" in shown
+    assert "optimizer states" in shown  # the table comes first
     assert not (tmp_path / "run" / "config.yaml").exists()
     assert main(["train", str(world), *settings, "hardware.check=false"]) == 0
