@@ -6,10 +6,10 @@ import difflib
 import hashlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from hpt.config import ColumnsConfig
 from hpt.data import KNOWN_COLUMNS, Question, load_questions
@@ -27,6 +27,8 @@ COLUMNS = "--columns {field}=NAME"
 
 INSTRUCTION = "Put the letter of the right choice in \\boxed{}."
 
+Scoring: TypeAlias = Literal["math", "choice"]
+
 
 @dataclass(frozen=True)
 class Benchmark:
@@ -36,7 +38,7 @@ class Benchmark:
     hub: str
     n: int = 1
     other_names: tuple[str, ...] = ()
-    verifier: Literal["math", "choice"] = "math"
+    verifier: Scoring = "math"
 
     @property
     def keys(self) -> set[str]:
@@ -121,6 +123,19 @@ def load_benchmark(
         ) from error
 
 
+def load_file(source: str, columns: ColumnsConfig, *, seed: int) -> tuple[list[Question], Scoring | None]:
+    """The questions of a file (or hub dataset) in a benchmark's own layout, and how they are scored; or in any layout
+    that `load_questions` reads, and None. columns, seed and errors as in `load_benchmark`.
+    """
+    if columns.answer is None:
+        records, problems = _records(source)
+        present = _present(records)
+        layout = _layout(present)
+        if layout and "answer" not in present:
+            return _convert(layout, records, problems, seed), layout.scoring
+    return load_questions(source, columns, need_demonstration=False, option=COLUMNS), None
+
+
 def _key(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
@@ -129,12 +144,30 @@ def _key(name: str) -> str:
 
 
 def _read(benchmark: Benchmark, source: str, columns: ColumnsConfig, seed: int) -> list[Question]:
-    problems = Problems(source, "line" if source.endswith(".jsonl") else "record")
-    records = list(read_records(source, problems))
-    present = {key for _, record in records for key in record}
-    layout = next((layout for layout in _LAYOUTS if present & set(layout.marks)), None)
+    records, problems = _records(source)
+    present = _present(records)
+    layout = _layout(present)
     if layout is None:
         return _read_plain(benchmark, source, columns, present)
+    return _convert(layout, records, problems, seed)
+
+
+def _records(source: str) -> tuple[list[tuple[int, dict[str, Any]]], Problems]:
+    problems = Problems(source, "line" if source.endswith(".jsonl") else "record")
+    return list(read_records(source, problems)), problems
+
+
+def _present(records: Iterable[tuple[int, dict[str, Any]]]) -> set[str]:
+    return {key for _, record in records for key in record}
+
+
+def _layout(present: set[str]) -> _Layout | None:
+    return next((layout for layout in _LAYOUTS if present & set(layout.marks)), None)
+
+
+def _convert(
+    layout: _Layout, records: Iterable[tuple[int, dict[str, Any]]], problems: Problems, seed: int
+) -> list[Question]:
     questions = []
     numbers: dict[str, int] = {}
     for number, record in records:
@@ -215,6 +248,7 @@ class _Layout:
     marks: tuple[str, ...]
     """Any of these fields tells the layout."""
     convert: Callable[[dict[str, Any], int, int], Question]
+    scoring: Scoring
 
 
 _LAYOUTS = (
@@ -223,9 +257,10 @@ _LAYOUTS = (
         "Question, Correct Answer, Incorrect Answer 1, Incorrect Answer 2, Incorrect Answer 3",
         ("Correct Answer", *(f"Incorrect Answer {i}" for i in (1, 2, 3))),
         _read_gpqa,
+        "choice",
     ),
-    _Layout("ARC", "question, choices {text, label}, answerKey", ("choices", "answerKey"), _read_arc),
-    _Layout("OlympiadBench", "question, final_answer", ("final_answer",), _read_olympiad),
+    _Layout("ARC", "question, choices {text, label}, answerKey", ("choices", "answerKey"), _read_arc, "choice"),
+    _Layout("OlympiadBench", "question, final_answer", ("final_answer",), _read_olympiad, "math"),
 )
 
 

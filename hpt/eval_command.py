@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from hpt.assemble import check_answers, pick_device, quiet_libraries
-from hpt.benchmarks import COLUMNS, MAX_TOKENS, find_benchmark, load_benchmark, unknown_benchmark
+from hpt.benchmarks import MAX_TOKENS, find_benchmark, load_benchmark, load_file, unknown_benchmark
 from hpt.checkpoint import checkpoints
 from hpt.config import ColumnsConfig, ModelConfig, PromptConfig, Section, VerifyConfig
-from hpt.data import Question, load_questions
+from hpt.data import Question
 from hpt.datafiles import FILE_KINDS
 from hpt.errors import ConfigError, HptError
 from hpt.eval_tables import benchmark_table, result_tables
@@ -152,8 +152,9 @@ def _examinations(options: argparse.Namespace, file_verifier: str) -> list[Exami
             source, questions = load_benchmark(benchmark, options.data_dir, columns, seed=options.seed)
             verifier, n, max_tokens = benchmark.verifier, benchmark.n, MAX_TOKENS
         else:
-            source, questions = data, load_questions(data, columns, need_demonstration=False, option=COLUMNS)
-            verifier, n, max_tokens = file_verifier, FILE_N, FILE_MAX_TOKENS
+            source = data
+            questions, scoring = load_file(data, columns, seed=options.seed)
+            verifier, n, max_tokens = scoring or file_verifier, FILE_N, FILE_MAX_TOKENS
         n = options.n or (1 if options.temperature == 0 else n)
         ks = sorted(set(itertools.chain(*options.k or []))) or [2**power for power in range(n.bit_length())]
         if max(ks) > n:

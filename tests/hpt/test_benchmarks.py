@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from hpt.benchmarks import BENCHMARKS, DATA_DIR, INSTRUCTION, find_benchmark, load_benchmark, unknown_benchmark
+from hpt.benchmarks import (
+    BENCHMARKS,
+    DATA_DIR,
+    INSTRUCTION,
+    find_benchmark,
+    load_benchmark,
+    load_file,
+    unknown_benchmark,
+)
 from hpt.config import ColumnsConfig
 from hpt.data import load_questions
 from hpt.datafiles import FILE_KINDS
@@ -201,6 +209,20 @@ def test_arcs_own_files(tmp_path):
     (path.parent / "ARC-Challenge-Dev.jsonl").write_text("not this one")
     source, (question,) = load_benchmark(find_benchmark("ARC-c"), tmp_path, ColumnsConfig(), seed=0)
     assert (source, question.answer) == (str(path), "C")
+
+
+@pytest.mark.parametrize(
+    ("name", "record", "scoring"),
+    [("GPQA", GPQA, "choice"), ("ARC-c", ARC, "choice"), ("OlympiadBench", OLYMPIAD, "math")],
+)
+def test_a_benchmarks_layout_is_known_by_its_fields_in_any_file(tmp_path, name, record, scoring):
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps(record) + "\n")
+    assert load_file(str(path), ColumnsConfig(), seed=3) == (load(tmp_path, name, [record], seed=3), scoring)
+    # What says its answer is read as it says.
+    path.write_text(json.dumps(record | {"question": "Which?", "answer": "A"}) + "\n")
+    (question,), scoring = load_file(str(path), ColumnsConfig(), seed=3)
+    assert (question.prompt, question.answer, scoring) == ("Which?", "A", None)
 
 
 def test_gpqas_choices_are_shuffled_by_the_seed_alone(tmp_path):
