@@ -54,7 +54,7 @@ class MadeUpRollouts(RolloutEngine):
         return rollouts
 
 
-class _Renderer:
+class Renderer:
     """Prompts and demonstrations of `prompt` and `response` random tokens."""
 
     def __init__(self, vocabulary: int, prompt: int, response: int) -> None:
@@ -71,6 +71,11 @@ class _Renderer:
         return [draw.randrange(self.vocabulary) for _ in range(length)]
 
 
+def random_questions(config: Config) -> list[Question]:
+    """As many as a step has, told apart by number; `Renderer` makes up their tokens."""
+    return [Question(str(number), "", str(number)) for number in range(config.batch.questions)]
+
+
 class _Tokenizer:
     def decode(self, tokens: Sequence[int], **options: Any) -> str:
         return str(sum(tokens))
@@ -85,7 +90,6 @@ def synthetic_trainer(config: Config, *, prompt: int, made_up: bool) -> Iterator
     device = pick_device(config.device)
     model = load_policy(config, None, device)
     vocabulary = model.config.get_text_config().vocab_size
-    questions = [Question(str(number), "", str(number)) for number in range(config.batch.questions)]
     policy = Policy(model, config)
     optimizer = make_engine(policy.module, config, World())
     policy.module = optimizer.module
@@ -95,10 +99,10 @@ def synthetic_trainer(config: Config, *, prompt: int, made_up: bool) -> Iterator
     with make_verifier(config.verify) as verifier, closing(rollouts):
         yield Trainer(
             config=config,
-            questions=questions,
+            questions=random_questions(config),
             held_out=[],
             tokenizer=_Tokenizer(),  # type: ignore[arg-type]
-            renderer=_Renderer(vocabulary, prompt, config.rollout.max_tokens),  # type: ignore[arg-type]
+            renderer=Renderer(vocabulary, prompt, config.rollout.max_tokens),  # type: ignore[arg-type]
             rollout_engine=rollouts,
             verifier=verifier,
             gate=make_gate(config.gate, config.sampled),

@@ -4,8 +4,11 @@ hpt's own trainer on real dimensions: rollouts made up or drawn by transformers,
 Each case has a process of its own, so that running out of memory is a result; results are written after each.
 MFU = (6 P + 6 L H T) tokens / (seconds of training x peak FLOP/s) for P weights, L layers of width H and rows of T
 tokens (causal); LoRA counts 4 P in place of 6 P. Checkpointing computes more than it is credited for. "plain logits"
-is the same step with the model's own logits in place of `upge`. TRL's trainer is not compared. Unmeasured on a GPU: it
-has not been run on one yet.
+is the same step with the model's own logits in place of `upge`. "TRL's GRPO" is a step of TRL's GRPOTrainer (pip
+install trl) on the same weights, LoRA, questions and limits, with random rewards: each of its rollouts is trained on,
+where hpt trains on those with an advantage and on a demonstration of one question. TRL tells no more phases than
+rollout and train, which begins at its rewards, and the plan is not for it. Unmeasured on a GPU: it has not been run on
+one yet.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from transformers import PretrainedConfig, Qwen2Config
 from hpt.config import Config, ModelConfig
 from hpt.memory import make_plan
 from hpt.memory.skeleton import read_architecture
+from hpt.optional import require
 from hpt.recipe import build_config
 
 from ._plain import PlainLoss
@@ -36,11 +40,15 @@ MODELS = {
     "llama-3.1-8b": "meta-llama/Llama-3.1-8B",
     "tiny": None,
 }
+PROMPT = 64  # tokens
 # Dense 16-bit FLOP/s of the data sheets.
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12, "A10G": 70e12}
 LORA: dict[str, Any] = {"lora": {"rank": 32}}
 EIGHT_BIT: dict[str, Any] = {"optimizer": {"states": "8bit"}}
 PLAIN = ", plain logits"
+TRL = ", TRL's GRPO"
+# All rollouts of a step (4 questions) are drawn at once, as TRL does.
+DRAWN: dict[str, Any] = {"model": LORA, "rollout": {"max_tokens": 256, "batch_size": 32}}
 # Memory cap in GiB (None: all there is), settings, rollouts made up. What says most comes first.
 CASES: dict[str, tuple[float | None, dict[str, Any], bool]] = {
     "80 GB, all weights, 8-bit states": (None, EIGHT_BIT, True),
@@ -48,7 +56,8 @@ CASES: dict[str, tuple[float | None, dict[str, Any], bool]] = {
     "48 GB, LoRA": (44, {"model": LORA}, True),
     f"48 GB, LoRA{PLAIN}": (44, {"model": LORA}, True),
     "24 GB, QLoRA": (22, {"model": {**LORA, "quantization": "nf4"}}, True),
-    "48 GB, LoRA, drawn rollouts": (44, {"model": LORA, "rollout": {"max_tokens": 256}}, False),
+    "48 GB, LoRA, drawn rollouts": (44, DRAWN, False),
+    f"48 GB, LoRA, drawn rollouts{TRL}": (44, DRAWN, False),
 }
 
 
@@ -143,30 +152,23 @@ def _config(args: argparse.Namespace, folder: Path, changes: dict[str, Any], cap
 def run_case(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """A step to warm up, then a step that is measured."""
     cap, changes, made_up = CASES[args.case]
+    trl = args.case.endswith(TRL)
+    if trl:
+        require("trl", f'the case "{args.case}"', "trl")
     config = _config(args, folder, changes, cap)
-    plan = make_plan(config, prompt_tokens=64)
+    plan = make_plan(config, prompt_tokens=PROMPT)
     cuda = torch.cuda.is_available()
     if cuda and cap:
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, cap * 2**30 / total))
-    with synthetic_trainer(config, prompt=64, made_up=made_up) as trainer:
-        if args.case.endswith(PLAIN):
-            trainer.policy.loss = PlainLoss(trainer.policy)  # type: ignore[method-assign]
-        trainer.step(1)
-        if cuda:
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-        metrics, experiences = trainer.step(2)
-        groups = [experience.group for experience in experiences]
-        trained = sum(
-            len(group.prompt) + len(rollout.tokens)
-            for group in groups
-            if group.alpha > 0
-            for rollout, advantage in zip(group.rollouts, group.advantages, strict=True)
-            if advantage
-        ) + sum(len(group.prompt) + len(group.demonstration) for group in groups if group.beta > 0)
+    if trl:
+        from ._trl import grpo_step
+
+        step = grpo_step(config, prompt=PROMPT)
+    else:
+        step = _hpt_step(config, made_up, args.case.endswith(PLAIN))
     shape = _architecture(args.model)
-    times = {key.removeprefix("time/"): value for key, value in metrics.items() if key.startswith("time/")}
+    trained, seconds = step["trained_tokens"], step["seconds"]["train"]
     attention = 6 * shape.num_hidden_layers * shape.hidden_size * config.rollout.max_tokens
     flops = trained * ((4 if config.model.lora else 6) * plan.parameters + attention)
     name = torch.cuda.get_device_name() if cuda else "CPU"
@@ -174,13 +176,34 @@ def run_case(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {
         "device": name,
         "torch": torch.__version__,
-        "trained_tokens": trained,
-        "seconds": times,
-        "train_tokens_per_second": trained / times["train"],
-        "mfu": flops / times["train"] / peak if peak else None,
+        **step,
+        "train_tokens_per_second": trained / seconds,
+        "mfu": flops / seconds / peak if peak else None,
         "peak_bytes": torch.cuda.max_memory_allocated() if cuda else None,
-        "planned_bytes": plan.peak,
+        "planned_bytes": None if trl else plan.peak,
     }
+
+
+def _hpt_step(config: Config, made_up: bool, plain: bool) -> dict[str, Any]:
+    """The second step of hpt's trainer: what it trained on, and the seconds of its phases."""
+    with synthetic_trainer(config, prompt=PROMPT, made_up=made_up) as trainer:
+        if plain:
+            trainer.policy.loss = PlainLoss(trainer.policy)  # type: ignore[method-assign]
+        trainer.step(1)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+        metrics, experiences = trainer.step(2)
+    groups = [experience.group for experience in experiences]
+    trained = sum(
+        len(group.prompt) + len(rollout.tokens)
+        for group in groups
+        if group.alpha > 0
+        for rollout, advantage in zip(group.rollouts, group.advantages, strict=True)
+        if advantage
+    ) + sum(len(group.prompt) + len(group.demonstration) for group in groups if group.beta > 0)
+    times = {key.removeprefix("time/"): value for key, value in metrics.items() if key.startswith("time/")}
+    return {"trained_tokens": trained, "seconds": times}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -197,7 +220,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         shares = ", ".join(f"{k} {v / whole:.0%}" for k, v in row["seconds"].items() if k != "step")
         mfu = f"{row['mfu']:.1%}" if row["mfu"] else ""
         peak = f"{row['peak_bytes'] / 2**30:.1f}" if row["peak_bytes"] else ""
-        planned = f"{row['planned_bytes'] / 2**30:.1f}"
+        planned = f"{row['planned_bytes'] / 2**30:.1f}" if row["planned_bytes"] else ""
         speed = f"{row['train_tokens_per_second']:.0f}"
         lines.append(f"| {row['model']} | {row['case']} | {speed} | {mfu} | {peak} | {planned} | {shares} |")
     return "\n".join(lines)

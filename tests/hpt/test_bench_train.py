@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from bench import _synthetic as synthetic
 from bench import train as bench
 from bench._plain import PlainLoss
+from hpt.optional import installed
 from hpt.recipe import build_config
 
 
@@ -27,6 +29,35 @@ def test_a_case_is_run_and_what_has_no_time_left_is_said(tmp_path: Path) -> None
     assert [row["case"] for row in rows] == list(bench.CASES)
     assert all("not begun" in row["failed"] for row in rows)
     assert out.with_suffix(".md").read_text().count("not begun") == len(rows)
+
+
+@pytest.mark.skipif(installed("trl"), reason="says what a missing trl means")
+def test_where_trl_is_missing_its_row_says_so(tmp_path: Path) -> None:
+    out = tmp_path / "train"
+    options = ["--model", "tiny", "--random-weights", "--tokens", "16", "--out", str(out)]
+    case = "48 GB, LoRA, drawn rollouts, TRL's GRPO"
+    assert bench.main([*options, "--cases", case]) == 0
+    (row,) = json.loads(out.with_suffix(".json").read_text())
+    assert row["case"] == case
+    assert "pip install trl" in row["failed"]
+    assert "pip install trl" in out.with_suffix(".md").read_text()
+
+
+def test_a_step_of_trl_trains_on_the_same_prompts(tmp_path: Path) -> None:
+    pytest.importorskip("trl")
+    from bench._trl import _word_tokenizer, grpo_step
+
+    synthetic.write_random_model(bench._architecture("tiny"), torch.bfloat16, "cpu", tmp_path)
+    args = Namespace(tokens=8, questions=2)
+    config = bench._config(args, tmp_path, bench.DRAWN, None)
+    tokenizer = _word_tokenizer(512)
+    ids = [0, 7, 510, 511, 3]
+    assert tokenizer(tokenizer.decode(ids))["input_ids"] == ids
+    step = grpo_step(config, prompt=5)
+    assert 2 * 8 * (5 + 1) <= step["trained_tokens"] <= 2 * 8 * (5 + 8)
+    seconds = step["seconds"]
+    assert min(seconds.values()) > 0
+    assert seconds["rollout"] + seconds["train"] == pytest.approx(seconds["step"])
 
 
 def test_a_process_that_fails_or_lasts_is_a_result() -> None:
