@@ -46,6 +46,8 @@ class Chunked(Workspace):
         # Tensor cores multiply bf16 into fp32 sums; fp16 lacks the range for gradients, and the CPU has no such GEMM.
         self.mixed = not self.on_cpu and head.weight.dtype == torch.bfloat16
         self.logits = torch.empty(0, head.vocabulary, dtype=torch.float32, device=device)
+        # One for all blocks: a new one each time leaves holes in the heap, of a chunk's size in all.
+        self.exponentials = torch.empty(self.block_rows, head.vocabulary, dtype=torch.float32, device=device)
 
     def forward(self, rows: Tensor, keep: bool) -> Forward:
         """Fill `self.logits[:n]` with z - anchor of the positions `rows`, kept or not."""
@@ -76,7 +78,7 @@ class Chunked(Workspace):
         distance = z.gather(1, y).squeeze(1)
         if head.bias is not None:  # entries that a bias of -inf switches off have 0 * -inf in the entropy
             z.clamp_(min=SWITCHED_OFF)
-        exponentials = z.exp()
+        exponentials = torch.exp(z, out=self.exponentials[: len(z)])
         target_share = exponentials.gather(1, y).squeeze(1)
         exponentials.scatter_(1, y, 0.0)
         others = exponentials.sum(1)
