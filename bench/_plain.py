@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from upge import PolicyLossOutput
 
-from hpt.batch import RL, MicroBatch
-from hpt.policy import Policy
+from hpt.method.rows import RL, MicroBatch
+from hpt.model.policy import Policy
 
 
 class PlainLoss:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from bench._reproduction import CLEAN, WRONG, Outcome, of_gammas, of_methods
-from hpt.records import write_atomically
+from hpt.records.files import write_atomically
 from hpt.report.style import MUTED, method_colours, styled, to_png
 
 _TITLES = {CLEAN: "clean demonstrations", WRONG: "40% wrong demonstrations"}

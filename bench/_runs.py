@@ -12,8 +12,8 @@ from pathlib import Path
 
 import yaml
 
-from hpt.checkpoint import checkpoint_path
-from hpt.run import CONFIG
+from hpt.training.checkpoint import checkpoint_path
+from hpt.training.run import CONFIG
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def evaluate(model: Path, output: Path, arguments: Sequence[str]) -> None:
 
 def _hpt(*arguments: str) -> None:
     subprocess.run(
-        [sys.executable, "-m", "hpt.cli", *arguments],
+        [sys.executable, "-m", "hpt", *arguments],
         check=True,
         stdout=subprocess.DEVNULL,
         close_fds=False,  # the lock of `hold`

@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from hpt.assemble import make_engine, pick_device
-from hpt.batch import Group
-from hpt.config import Config
-from hpt.data import Question
-from hpt.distributed import World
-from hpt.gate import make_gate
-from hpt.model import load_policy
-from hpt.policy import Policy
+from hpt.config.schema import Config
+from hpt.data.questions import Question
+from hpt.method.gate import make_gate
+from hpt.method.rows import Group
+from hpt.model.loading import load_policy
+from hpt.model.policy import Policy
 from hpt.rollout import Rollout, RolloutEngine, Sampling, make_rollout_engine
 from hpt.rollout.engine import OnRollout
-from hpt.trainer import Trainer
+from hpt.support.distributed import World
+from hpt.training.assemble import make_engine, pick_device
+from hpt.training.trainer import Trainer
 from hpt.verify import make_verifier
 
 

@@ -16,9 +16,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoConfig, PreTrainedTokenizerFast, TrainerCallback
 
-from hpt.assemble import pick_device
-from hpt.config import Config
-from hpt.model import attention_kind
+from hpt.config.schema import Config
+from hpt.model.loading import attention_kind
+from hpt.training.assemble import pick_device
 
 from ._synthetic import Renderer, random_questions
 

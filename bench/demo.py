@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from bench import _runs
-from hpt.records import read_metrics
+from hpt.records.files import read_metrics
 from hpt.report import report, summary_figure
 
 RESULTS = Path(__file__).parent / "results" / "demo"

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, PretrainedConfig, Qwen2Config
 
-from hpt.config import Config
+from hpt.config.recipe import build_config
+from hpt.config.schema import Config
 from hpt.memory import make_plan
 from hpt.memory.live import LiveBytes
-from hpt.recipe import build_config
 from hpt.rollout import Sampling
 
 from ._synthetic import REWARD, full_groups, synthetic_trainer, write_random_model

@@ -32,10 +32,10 @@ from bench._reproduction import (
     report,
     write_records,
 )
-from hpt.evaluate import RESULTS as ANSWERS
-from hpt.functions import resolve
-from hpt.recipe import load_config
-from hpt.records import read_metrics
+from hpt.config.recipe import load_config
+from hpt.evaluation.evaluate import RESULTS as ANSWERS
+from hpt.records.files import read_metrics
+from hpt.support.named_functions import resolve
 
 RESULTS = Path(__file__).parent / "results" / "reproduce"
 STAGED = "sft-then-grpo"
@@ -43,7 +43,7 @@ METHODS = ("sft", "grpo", "sft-then-grpo", "luffy", "srft", "hpt")
 LEARNING_RATES = (1.5e-5, 5e-5, 1.5e-4, 4.5e-4, 1.35e-3)
 GAMMAS = (0.125, 0.25, 0.5)
 """Beside 0, as shares of the rollouts."""
-PREPARE = {CLEAN: "hpt.tasks.graded:prepare", WRONG: "hpt.tasks.graded:prepare_wrong"}
+PREPARE = {CLEAN: "hpt.demos.graded_sums:prepare", WRONG: "hpt.demos.graded_sums:prepare_wrong"}
 
 
 @dataclass

@@ -25,11 +25,11 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, Qwen2Config
 
-from hpt.config import Config, ModelConfig
+from hpt.config.recipe import build_config
+from hpt.config.schema import Config, ModelConfig
 from hpt.memory import make_plan
 from hpt.memory.skeleton import read_architecture
-from hpt.optional import require
-from hpt.recipe import build_config
+from hpt.support.optional_packages import require
 
 from ._plain import PlainLoss
 from ._synthetic import REWARD, synthetic_trainer, write_random_model

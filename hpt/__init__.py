@@ -4,8 +4,8 @@ The command line is `hpt` (see `hpt --help`). In Python:
 
     from rich.console import Console
 
-    from hpt.recipe import load_config
-    from hpt.run import start
+    from hpt.config.recipe import load_config
+    from hpt.training.run import start
 
     start(load_config("demo", ["output=runs/mine", "steps=40"]), Console())
 """

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import chain
 
-from hpt.config import Config
-from hpt.errors import HptError
+from hpt.config.recipe import build_config, merge
+from hpt.config.schema import Config
 from hpt.memory.changes import Change, changes_of, written
 from hpt.memory.plan import Plan, make_plan
-from hpt.recipe import build_config, merge
+from hpt.support.errors import HptError
 
 
 def single_changes(plan: Plan, *, prompt_tokens: int | None = None) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from hpt.config import Config
+from hpt.config.schema import Config
 
 Change = dict[str, Any]  # dotted keys and their values
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hpt.config import Config
+from hpt.config.schema import Config
 
 GIB = 2**30
 

@@ -2,8 +2,8 @@
 
 Memory is counted at four moments of a step: the rollouts, the forward pass with the loss, the backward pass, and the
 optimizer's update. Each column of the plan adds up; the run's peak is the largest. What the model's own code allocates
-is traced on tensors without data (`hpt.memory.trace`), optimizer states are those of `hpt.adamw` on such tensors, and
-the loss is `hpt.memory.loss`.
+is traced on tensors without data (`hpt.memory.trace`), optimizer states are those of `hpt.optim.adamw` on such tensors,
+and the loss is `hpt.memory.loss`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 import torch
 from transformers.utils import is_flash_attn_2_available
 
-from hpt.config import Config
-from hpt.gate import needs_rollouts
+from hpt.config.schema import Config
+from hpt.config.stages import stages_of
 from hpt.memory.hardware import GIB, Hardware, hardware_of
 from hpt.memory.parts import MOMENTS, Part
 from hpt.memory.rollout import rollout_parts
 from hpt.memory.trace import EAGER, FLASH, MASKED
 from hpt.memory.training import TrainedModel, training_parts
-from hpt.stages import stages_of
+from hpt.method.gate import needs_rollouts
 
 # Assumed where a recipe and its data do not say.
 PROMPT_TOKENS = 1024

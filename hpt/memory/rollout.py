@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hpt.config import Config
+from hpt.config.schema import Config
 from hpt.memory.hardware import GIB, Hardware
 from hpt.memory.parts import Part
 from hpt.memory.skeleton import build_skeleton

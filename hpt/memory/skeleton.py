@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from hpt.config import ModelConfig
-from hpt.errors import HptError
-from hpt.model import prepare_for_training, with_adapters
-from hpt.optional import require
-from hpt.recipe import RECIPES
+from hpt.config.recipe import RECIPES
+from hpt.config.schema import ModelConfig
+from hpt.model.loading import prepare_for_training, with_adapters
+from hpt.support.errors import HptError
+from hpt.support.optional_packages import require
 
 SHIPPED = RECIPES / "models"
 

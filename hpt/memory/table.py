@@ -7,7 +7,7 @@ from rich.table import Table
 from hpt.memory.hardware import GIB
 from hpt.memory.parts import MOMENTS
 from hpt.memory.plan import Plan
-from hpt.terminal import plain_table
+from hpt.support.terminal import plain_table
 
 
 def plan_table(plan: Plan) -> Table:

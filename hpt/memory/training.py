@@ -8,15 +8,15 @@ from functools import lru_cache
 import torch
 from transformers import PreTrainedModel
 
-from hpt.adamw import SLICE, AdamW
-from hpt.config import Config, ModelConfig, OptimizerConfig
+from hpt.config.schema import Config, ModelConfig, OptimizerConfig
 from hpt.memory.hardware import Hardware
 from hpt.memory.live import LiveBytes
 from hpt.memory.loss import loss_bytes
 from hpt.memory.parts import MOMENTS, Part
 from hpt.memory.skeleton import Architecture, Weights, build_skeleton, read_architecture, weigh
 from hpt.memory.trace import TrainingTrace, trace_training
-from hpt.optional import require
+from hpt.optim.adamw import SLICE, AdamW
+from hpt.support.optional_packages import require
 
 # DeepSpeed's defaults: elements of a bucket of gradients, and parameters that stage 3 holds whole at once.
 BUCKET, LIVE_PARAMETERS = 500_000_000, 1_000_000_000
@@ -86,7 +86,7 @@ def training_parts(config: Config, hardware: Hardware, traced: TrainedModel) -> 
 
 
 def local_parts(config: Config, traced: TrainedModel) -> list[Part]:
-    """One process (`hpt.engine`): weights, gradients in their dtype, and what `hpt.adamw` keeps."""
+    """One process (`hpt.optim.local`): weights, gradients in their dtype, and what `hpt.optim.adamw` keeps."""
     weights, settings = traced.weights, config.optimizer
     if settings.states == "8bit":
         require("bitsandbytes", 'optimizer.states "8bit"', "'hpt[peft]'")

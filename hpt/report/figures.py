@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
-from hpt.records import make_folder, write_atomically
+from hpt.records.files import make_folder, write_atomically
 from hpt.report import panels
 from hpt.report.ablation import draw_final_accuracy, draw_sft_share, gamma_families
 from hpt.report.panels import Quantity

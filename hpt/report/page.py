@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 import hpt
-from hpt.records import ROLLOUTS, make_folder, read_jsonl, step_files, write_atomically
+from hpt.records.files import ROLLOUTS, make_folder, read_jsonl, step_files, write_atomically
 from hpt.report.figures import FIGURES, draw_figures, draw_summary
 from hpt.report.runs import Run, group_runs, load_runs
 from hpt.report.style import styled, to_png, to_svg

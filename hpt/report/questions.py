@@ -14,9 +14,9 @@ from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from hpt.evaluate import RESULTS
-from hpt.passk import Estimate, bootstrap, pass_at_k
-from hpt.records import EVALUATIONS
+from hpt.evaluation.estimates import Estimate, bootstrap, pass_at_k
+from hpt.evaluation.evaluate import RESULTS
+from hpt.records.files import EVALUATIONS
 from hpt.report.panels import PERCENT, group_styles, legend_above
 from hpt.report.runs import Answered, Group, Run, natural_key, read_answered
 from hpt.report.style import INK, MUTED, PAPER, SHARE_COLOURS

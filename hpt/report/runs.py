@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from hpt.errors import HptError
-from hpt.evaluate import read_results
-from hpt.records import EVALUATIONS, METRICS, read_metrics, step_files
+from hpt.evaluation.evaluate import read_results
+from hpt.records.files import EVALUATIONS, METRICS, read_metrics, step_files
+from hpt.support.errors import HptError
 
 CONFIG = "config.yaml"
 # Settings that may differ inside a group: they say which repetition a run is and where its files lie, not what it does.

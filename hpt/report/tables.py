@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from hpt.records import read_metrics
+from hpt.records.files import read_metrics
 from hpt.report.questions import final_evaluations, mean_pass_at_k
 from hpt.report.runs import Evaluation, Group, Run, read_evaluations
 

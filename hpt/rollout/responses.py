@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from hpt.data import Question
-from hpt.evaluate import Response
-from hpt.prompt import PromptRenderer
+from hpt.data.prompt import PromptRenderer
+from hpt.data.questions import Question
+from hpt.evaluation.evaluate import Response
 from hpt.rollout.engine import Rollout, RolloutEngine, Sampling
 
 
@@ -20,7 +20,7 @@ def response_text(tokenizer: PreTrainedTokenizerBase, rollout: Rollout) -> str:
 def response_generator(
     engine: RolloutEngine, renderer: PromptRenderer, sampling: Sampling, seed: int
 ) -> Callable[[Sequence[Question]], list[list[Response]]]:
-    """questions -> `sampling.n` responses of each, for `hpt.evaluate.evaluate`."""
+    """questions -> `sampling.n` responses of each, for `hpt.evaluation.evaluate.evaluate`."""
 
     def generate(questions: Sequence[Question]) -> list[list[Response]]:
         rollouts = engine.generate(renderer.encode_prompts(questions), sampling, seed)

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from hpt.config import Config
-from hpt.errors import ConfigError, HptError, RolloutError
+from hpt.config.schema import Config
 from hpt.rollout.engine import OnRollout, Rollout, RolloutEngine, Sampling
-from hpt.seeds import request_seeds
+from hpt.support.errors import ConfigError, HptError, RolloutError
+from hpt.support.seeds import request_seeds
 
 Weights = Callable[[], Iterable[tuple[str, torch.Tensor]]]
 

@@ -17,9 +17,9 @@ import torch.distributed as dist
 from safetensors.torch import save
 from transformers import PreTrainedConfig
 
-from hpt.config import Config
-from hpt.errors import HptError, RolloutError
+from hpt.config.schema import Config
 from hpt.rollout.engine import OnRollout, Rollout, RolloutEngine, Sampling
+from hpt.support.errors import HptError, RolloutError
 
 PART_BYTES = 256 << 20
 """Size of a part of the weights on its way; a larger tensor is a part of its own."""

@@ -26,14 +26,14 @@ import torch
 from safetensors.torch import load
 from transformers import AutoConfig
 
-from hpt.assemble import pick_device
-from hpt.config import Config
-from hpt.errors import HptError
-from hpt.prompt import PromptRenderer, generation_ends, load_tokenizer
-from hpt.recipe import load_config
+from hpt.config.recipe import load_config
+from hpt.config.schema import Config
+from hpt.data.prompt import PromptRenderer, generation_ends, load_tokenizer
 from hpt.rollout.engine import Rollout, Sampling
 from hpt.rollout.vllm import VllmEngine
 from hpt.rollout.vllm_client import identity
+from hpt.support.errors import HptError
+from hpt.training.assemble import pick_device
 
 ALIVE_EVERY = 5.0
 """Seconds between signs of life while nothing is finished."""

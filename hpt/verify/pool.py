@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from hpt.errors import ConfigError, HptError
+from hpt.support.errors import ConfigError, HptError
 
 COMMAND = struct.Struct("q")
 """A message to the nursery: 0, with a socket attached, forks a worker on it; a pid kills that worker."""

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
-from hpt.errors import DataError, HptError
-from hpt.functions import resolve
+from hpt.support.errors import DataError, HptError
+from hpt.support.named_functions import resolve
 from hpt.verify.extract import final_answer
 from hpt.verify.pool import Calls, Outcome, WorkerPool
 
 if TYPE_CHECKING:
-    from hpt.config import VerifyConfig  # which imports torch
+    from hpt.config.schema import VerifyConfig  # which imports torch
 
 Status = Literal["correct", "incorrect", "unparsable", "timeout"]
 

@@ -21,8 +21,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from hpt.errors import HptError
-from hpt.functions import resolve
+from hpt.support.errors import HptError
+from hpt.support.named_functions import resolve
 from hpt.verify.pool import COMMAND
 
 _MIB = 1024 * 1024

@@ -12,18 +12,18 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from hpt.assemble import make_engine, quiet_libraries
-from hpt.batch import Group, token_rows
-from hpt.checkpoint import checkpoint_path, load_state, save_checkpoint
-from hpt.config import Config, LoraConfig
-from hpt.data import Question
-from hpt.distributed import World, connected
-from hpt.model import load_policy
-from hpt.policy import Policy
-from hpt.recipe import build_config, merge
-from hpt.reference import Reference
+from hpt.config.recipe import build_config, merge
+from hpt.config.schema import Config, LoraConfig
+from hpt.data.questions import Question
+from hpt.method.rows import Group, token_rows
+from hpt.model.loading import load_policy
+from hpt.model.policy import Policy
+from hpt.model.reference import Reference
 from hpt.rollout import Rollout
-from hpt.trainer import Trainer
+from hpt.support.distributed import World, connected
+from hpt.training.assemble import make_engine, quiet_libraries
+from hpt.training.checkpoint import checkpoint_path, load_state, save_checkpoint
+from hpt.training.trainer import Trainer
 
 VOCABULARY = 23
 

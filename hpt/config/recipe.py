@@ -1,0 +1,198 @@
+"""Recipes: YAML files and `key=value` changes, read into one `Config` that is valid or says why not.
+
+Layers, later ones winning: the defaults of `hpt.config.schema`, the method (`recipes/methods/NAME.yaml`), the recipe
+that this one `extends` (a shipped one's name, or a file), the recipe, every `key=value` of the command line. A
+`method=NAME` on the command line replaces the recipe's, and wins over the recipe's other settings.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from hpt.config.schema import Config, Section
+from hpt.support.errors import ConfigError
+
+RECIPES = Path(str(resources.files("hpt"))) / "recipes"
+METHODS = RECIPES / "methods"
+_PLACEHOLDERS = ("{output}", "{seed}", "{question}")
+
+
+def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads a recipe (a YAML file or the name of a shipped one) and applies `key=value` overrides.
+
+    Raises ConfigError, naming every field that is wrong, what it was given and what is allowed.
+    """
+    settings = _read_recipe(recipe)
+    changes = [_parse_override(override) for override in overrides]
+    chosen = [read_method(value) for key, value in changes if key == "method"][-1:]
+    layers = [*(chosen or [read_method(settings.get("method", "hpt"))]), settings, *chosen]
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merge(merged, layer)
+    for key, value in changes:
+        merge(merged, _nest(key, value))
+    return build_config(merged, source=str(recipe))
+
+
+def build_config(settings: dict[str, Any], *, source: str) -> Config:
+    """Validates nested settings; {output} and {seed} inside strings are filled in."""
+    filled = _fill(settings, {"{output}": str(settings.get("output", "")), "{seed}": str(settings.get("seed", 0))})
+    try:
+        return Config.model_validate(filled)
+    except ValidationError as error:
+        raise ConfigError(f"{source}:\n  " + "\n  ".join(_explain(item) for item in error.errors())) from None
+
+
+def shipped_recipes() -> list[str]:
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def shipped_methods() -> list[str]:
+    return sorted(path.stem for path in METHODS.glob("*.yaml"))
+
+
+def _read_recipe(recipe: str | Path, below: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The settings of a recipe over those of the one it `extends`. below: the recipes that led here."""
+    shipped = RECIPES / f"{recipe}.yaml"
+    if Path(recipe).is_file() or shipped.is_file():
+        settings = _read_yaml(Path(recipe) if Path(recipe).is_file() else shipped)
+        if "extends" not in settings:
+            return settings
+        above = str(settings.pop("extends"))
+        if above in (*below, str(recipe)):
+            raise ConfigError(f"{recipe}: extends = {above!r}: recipes that extend each other in a circle")
+        merged = _read_recipe(above, (*below, str(recipe)))
+        merge(merged, settings)
+        return merged
+    names = shipped_recipes()
+    raise ConfigError(
+        f"there is no recipe {str(recipe)!r}{_nearest(str(recipe), names)} "
+        f"give a YAML file or one of the shipped recipes: {', '.join(names)}"
+    )
+
+
+def read_method(name: Any) -> dict[str, Any]:
+    if Path(str(name)).suffix in (".yaml", ".yml"):
+        return _read_yaml(Path(name)) | {"method": str(name)}
+    if str(name) not in shipped_methods():
+        raise ConfigError(
+            f"method = {name!r}{_nearest(str(name), shipped_methods())} "
+            f"allowed: {', '.join(shipped_methods())}, or a YAML file"
+        )
+    return _read_yaml(METHODS / f"{name}.yaml") | {"method": name}
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is not valid YAML: {error}") from None
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path}: a recipe is a mapping of settings, got {type(settings).__name__}")
+    return settings
+
+
+def _parse_override(override: str) -> tuple[str, Any]:
+    """The value is YAML in one line: a scalar, or a list or mapping in brackets; "Q: {question}" is plain text."""
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"{override!r}: settings are changed by key=value, e.g. optimizer.lr=1e-5")
+    bracketed = text.startswith(("[", "{")) and not text.startswith(_PLACEHOLDERS)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        if bracketed:
+            raise ConfigError(f"{override!r}: the value is not valid YAML: {error}") from None
+        value = text
+    return key.strip(), text if isinstance(value, dict | list) and not bracketed else value
+
+
+def _nest(key: str, value: Any) -> dict[str, Any]:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def merge(into: dict[str, Any], layer: dict[str, Any]) -> None:
+    for key, value in layer.items():
+        # `options` belong to the objective named beside them, so another layer's objective brings its own.
+        if key == "objective" and into.get(key) != value:
+            into.pop("options", None)
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            merge(into[key], value)
+        else:
+            into[key] = copy.deepcopy(value)  # a later layer must not change this one
+
+
+def _fill(value: Any, fields: dict[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _fill(item, fields) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_fill(item, fields) for item in value]
+    if isinstance(value, str):
+        for name, text in fields.items():
+            value = value.replace(name, text)
+    return value
+
+
+def _explain(error: Any) -> str:
+    """One line of a pydantic error: the field, the value it got, what is allowed."""
+    location = [str(part) for part in error["loc"]]
+    key = ".".join(location)
+    if error["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        return f"{key}: there is no such setting{_nearest(location[-1], known)} known here: {', '.join(known)}"
+    if error["type"] == "missing":
+        return f"{key}: is required and missing"
+    message = error["msg"].removeprefix("Value error, ")
+    if not key:
+        return message
+    return f"{key} = {error['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _known_keys(location: list[str]) -> list[str]:
+    section: Any = Config
+    for part in location:
+        # The parts of a list[Section] are numbers; an optional one has its section first.
+        section = get_args(section)[0] if get_args(section) else section.model_fields[part].annotation
+    return list((get_args(section) or [section])[0].model_fields)
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {match[0]!r}?" if match else ";"
+
+
+def describe_settings() -> str:
+    """Every setting with its default, one a line, for `hpt train --help`."""
+    return "\n".join(_describe(Config, prefix=""))
+
+
+def _describe(section: type[BaseModel], prefix: str) -> list[str]:
+    lines = []
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            lines += _describe(field.annotation, prefix=f"{prefix}{name}.")
+            continue
+        default = "(required)" if field.is_required() else yaml.safe_dump(field.default, default_flow_style=True)
+        notes = "; ".join(note for note in (" | ".join(_choices(field.annotation)), field.description) if note)
+        lines.append(f"  {prefix + name:30} {default.splitlines()[0]:14} {notes}".rstrip())
+    return lines
+
+
+def _choices(annotation: Any) -> list[str]:
+    """The values that a type names, also within a list or a union."""
+    if get_origin(annotation) is Literal:
+        return [str(value) for value in get_args(annotation)]
+    found = [choice for part in get_args(annotation) for choice in _choices(part)]
+    return [*found, "true", "false"] if found and bool in get_args(annotation) else found

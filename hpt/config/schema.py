@@ -1,0 +1,402 @@
+"""What a run is: one typed object, every setting with its default and limits. `recipe` reads it from YAML."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import upge
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from hpt.config.rules import impossible_combinations
+
+
+def _is_function_reference(value: str) -> str:
+    module, _, function = value.partition(":")
+    if not all(part.isidentifier() for part in module.split(".")) or not function.isidentifier():
+        raise ValueError('should be "module:function", e.g. "my_package.rewards:score"')
+    return value
+
+
+FunctionReference = Annotated[str, AfterValidator(_is_function_reference)]
+Coefficient = Annotated[float, Field(ge=0)]
+Dtype = Literal["float32", "bfloat16", "float16"]
+RLObjective = Literal["REINFORCE", "PPO", "GRPO", "DrGRPO", "DAPO", "CISPO", "GSPO", "SAPO"]
+SFTObjective = Literal["SFT", "DFT"]
+OffPolicyObjective = Literal["LUFFY", "SRFT"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        kinds = _parts(cls.model_fields[str(info.field_name)].annotation)
+        if isinstance(value, bool) and not kinds & {bool, Any} and kinds & {int, float}:
+            raise ValueError("should be a number, neither true nor false")
+        return value
+
+
+def _parts(annotation: Any) -> set[Any]:
+    """A type and, of a union and the like, its members."""
+    return {annotation}.union(*(_parts(part) for part in get_args(annotation) if get_origin(annotation) is not Literal))
+
+
+class LoraConfig(Section):
+    """Low-rank adapters by peft; the model's own weights stay frozen."""
+
+    rank: int = Field(32, ge=1)
+    alpha: float = Field(64.0, gt=0, description="the adapters' update is scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: Literal["all-linear"] | list[str] = Field(
+        "all-linear", description="all linear layers but the head, or names of modules"
+    )
+
+
+class ModelConfig(Section):
+    path: str = Field(description="a Hugging Face folder or hub name")
+    dtype: Dtype = Field("float32", description="dtype of the weights; those of 16 bits are trained in float32")
+    trust_remote_code: bool = Field(False, description="run code that the model's folder brings along")
+    attention: Literal["auto", "sdpa", "flash_attention_2", "flex_attention", "eager"] = Field(
+        "auto",
+        description="auto: flash attention where it is installed and can run, else sdpa, with a mask for packed rows; "
+        "flex_attention needs no such mask in memory, and a GPU",
+    )
+    gradient_checkpointing: bool | Literal["offload"] = Field(
+        False, description="activations are computed again in the backward pass; offload: and wait in CPU memory"
+    )
+    liger: Literal["auto"] | bool = Field(
+        "auto", description="Liger's norms, rotary embeddings and MLPs; auto: on a GPU where liger-kernel is installed"
+    )
+    lora: LoraConfig | None = Field(None, description="train low-rank adapters, e.g. {rank: 32}; null: all weights")
+    quantization: Literal["nf4"] | None = Field(None, description="frozen weights in 4 bits (QLoRA); needs model.lora")
+
+
+class ColumnsConfig(Section):
+    """Names of the data's columns; dots reach into nested objects. Unset ones are found by known layouts."""
+
+    id: str | None = None
+    prompt: str | None = None
+    answer: str | None = None
+    demonstration: str | None = None
+    grade: str | None = None
+
+
+class DataConfig(Section):
+    train: str = Field(
+        description=".jsonl, .json, .csv or .parquet file, or a Hugging Face dataset NAME[:CONFIG]@SPLIT"
+    )
+    eval: str | None = Field(None, description="held-out questions, in the same forms")
+    columns: ColumnsConfig = ColumnsConfig()
+    max_prompt_tokens: int | None = Field(None, ge=1, description="longer prompts are handled as `too_long` says")
+    max_demonstration_tokens: int | None = Field(None, ge=1, description="default: rollout.max_tokens")
+    too_long: Literal["drop", "error"] = Field("drop", description="never truncated: dropped and counted, or an error")
+
+
+class PromptConfig(Section):
+    style: Literal["chat", "plain"] = Field("chat", description="chat: by the tokenizer's template; plain: as it is")
+    system: str | None = Field(None, description="system message of a chat; null: the data's own")
+    template: str = Field("{question}", description="wraps the question's text; only {question} is replaced")
+
+    @model_validator(mode="after")
+    def _has_question(self) -> PromptConfig:
+        if "{question}" not in self.template:
+            raise ValueError(f"template must contain {{question}}, got {self.template!r}")
+        return self
+
+
+class VllmConfig(Section):
+    """Read by `rollout.engine: vllm` alone."""
+
+    url: str | None = Field(
+        None, description="of a server (python -m hpt.rollout.vllm_server); null: in the trainer's process"
+    )
+    timeout: float = Field(300.0, gt=0, description="seconds without a sign of life after which a server is given up")
+    tensor_parallel: int = Field(
+        1,
+        ge=1,
+        description="GPUs that share one copy of the model; in the trainer's processes, one each: so many ranks",
+    )
+    memory_share: float = Field(0.4, gt=0, lt=1, description="of a GPU's memory, weights and KV cache")
+    sleep_level: Literal[0, 1, 2] = Field(
+        2, description="while the trainer trains: 0 stays, 1 moves the weights to CPU memory, 2 drops them"
+    )
+    adapters: Literal["merged", "lora"] = Field("merged", description="how model.lora reaches the engine")
+    options: dict[str, Any] = Field({}, description="further arguments of vllm.LLM")
+
+
+class RolloutConfig(Section):
+    engine: Literal["transformers", "vllm"] = "transformers"
+    vllm: VllmConfig = VllmConfig()
+    n: int = Field(8, ge=1, description="rollouts a question")
+    temperature: float = Field(1.0, gt=0, description="of the sampling, and of the policy that is trained")
+    top_p: float = Field(1.0, gt=0, le=1, description="samples from the likeliest tokens of this share; 1: from all")
+    max_tokens: int = Field(1024, ge=1, description="tokens of a rollout, its end included")
+    batch_size: int = Field(64, ge=1, description="sequences generated at once; vLLM sees to that itself")
+    dynamic_rounds: int = Field(
+        1,
+        ge=1,
+        description="dynamic sampling (DAPO): up to this many batches of questions a step, until batch.questions of "
+        "them have rollouts of different scores; only those are trained on. 1: off",
+    )
+
+
+class VerifyConfig(Section):
+    function: FunctionReference | None = Field(None, description="(response, answer) -> score; default: math-verify")
+    workers: int = Field(2, ge=1, description="processes that verify at once")
+    timeout: float = Field(5.0, gt=0, description="seconds an answer")
+    memory_mb: int = Field(1024, ge=256, description="MiB a worker")
+    boxed: bool = Field(False, description="math-verify: a response without a \\boxed answer is unparsable")
+
+
+class GateConfig(Section):
+    kind: Literal["switch", "rl", "sft", "both", "table", "function"] = Field(
+        "switch", description="how the share of right rollouts decides; rl, sft, both: always the same"
+    )
+    gamma: int | float = Field(
+        0, ge=0, description="switch: RL where P > gamma. An integer counts rollouts, a float is a share"
+    )
+    table: Literal["soft-1", "soft-2", "soft-3"] | list[list[Coefficient]] | None = Field(
+        None,
+        description="[alpha, beta] or [alpha, beta, off] by P: the first row at P = 0, the last at P = 1, linear "
+        "between rows; or a table of the published code",
+    )
+    function: FunctionReference | None = Field(None, description="P -> (alpha, beta) or (alpha, beta, off)")
+
+
+class OverlongConfig(Section):
+    """Soft overlong punishment (DAPO, arXiv 2503.14476, eq. 13): added to the scores behind the advantages alone."""
+
+    max_tokens: int | None = Field(None, ge=1, description="length of the full penalty; default: rollout.max_tokens")
+    cache: int | float = Field(
+        0.2, gt=0, description="tokens before that length over which the penalty grows; a float is a share of it"
+    )
+    penalty: float = Field(1.0, gt=0, description="the full penalty")
+
+
+class RLConfig(Section):
+    objective: RLObjective = "REINFORCE"
+    options: dict[str, float | bool | None] = Field(
+        {}, description="the preset's own arguments, e.g. {clip_high: 0.28}"
+    )
+    advantage: Literal["mean", "mean_std", "leave_one_out", "batch", "none", "sign", "gae"] = Field(
+        "mean", description="mean, mean_std, leave_one_out: within a question's rollouts; gae: by the critic"
+    )
+    overlong: OverlongConfig | None = Field(
+        None, description="penalty on long rollouts (DAPO), e.g. {cache: 0.2, penalty: 0.5}; null: none"
+    )
+    coef: float = Field(1.0, ge=0, description="weight of the RL half of the loss")
+
+
+class CriticConfig(Section):
+    """The value model of `rl.advantage: gae`; the rest of its optimizer is as in `optimizer`."""
+
+    lr: float = Field(1e-5, gt=0, description="learning rate of the critic")
+    gamma: float = Field(1.0, gt=0, le=1, description="discount a token")
+    lam: float = Field(0.95, ge=0, le=1, description="lambda of generalised advantage estimation")
+    clip: float | None = Field(0.2, gt=0, description="how far a value may move from the rollout's; null: no limit")
+
+
+class SFTConfig(Section):
+    objective: SFTObjective = "SFT"
+    options: dict[str, float | bool | None] = {}
+    coef: float = Field(1.0, ge=0, description="weight of SFT in the loss of a demonstration")
+
+
+class OffPolicyConfig(Section):
+    objective: OffPolicyObjective = "LUFFY"
+    options: dict[str, float | bool | None] = {}
+    advantage: Literal["one", "mean", "mean_std"] = Field(
+        "one",
+        description="of the demonstration. one: 1. mean, mean_std: it takes the place of one of the rollout.n "
+        "rollouts, with score 1, in the group that every advantage is computed over",
+    )
+    coef: float = Field(0.0, ge=0, description="weight of off-policy RL in the loss of a demonstration")
+
+
+class LossConfig(Section):
+    aggregation: Literal["sequence", "token", "constant", "official"] = Field(
+        "sequence",
+        description="sequence: mean over questions, rollouts, tokens. token: mean over the tokens of each signal. "
+        "constant: as sequence, with rollout.max_tokens in place of a rollout's length (Dr. GRPO). "
+        "official: the published code's, which depends on the micro-batches",
+    )
+    entropy_coef: float = Field(0.0, ge=0, description="weight of the entropy bonus")
+    kl_coef: float = Field(
+        0.0,
+        ge=0,
+        description="k3 estimate of the KL divergence from model.path on rollouts, added to the loss; above 0 every "
+        "rollout reaches the model, those of advantage 0 too",
+    )
+    tis: Literal["none", "token", "sequence"] = Field(
+        "none", description="importance ratio pi_old / pi_engine of rollouts, truncated, a token or a whole sequence"
+    )
+    tis_mode: Literal["clip", "mask"] = Field(
+        "clip", description="a ratio above tis_clip counts as tis_clip, or leaves the token or sequence out"
+    )
+    tis_clip: float = Field(2.0, gt=1, description="largest ratio that counts as it is")
+    entropy_weights: bool = Field(
+        False,
+        description="SRFT: SFT rows weigh exp(-H) / 2, rollouts with a positive advantage exp(H) / 10, "
+        "H the mean entropy of the row's tokens",
+    )
+    backend: Literal["auto", "torch", "triton", "reference"] = Field(
+        "auto", description="of the fused loss; auto: triton on a GPU, else torch"
+    )
+
+
+class OptimizerConfig(Section):
+    lr: float = Field(5e-6, gt=0, description="learning rate of AdamW")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    weight_decay: float = Field(0.01, ge=0)
+    clip_grad_norm: float = Field(1.0, gt=0, description="largest norm of the gradient, others are scaled down to it")
+    skip_grad_norm: float | None = Field(
+        None, gt=0, description="skip the update where the norm before clipping is larger"
+    )
+    warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises from 0")
+    schedule: Literal["constant", "cosine", "linear"] = Field(
+        "constant", description="after that, down to 0 or constant"
+    )
+    states: Literal["float32", "8bit"] = Field("float32", description="of AdamW; 8bit by bitsandbytes, in blocks")
+    offload: bool = Field(
+        False, description="what AdamW keeps (states, master weights) waits in CPU memory; of engine local"
+    )
+
+
+class DeepSpeedConfig(Section):
+    """Read by `engine: deepspeed` alone."""
+
+    stage: Literal[1, 2, 3] = Field(2, description="ZeRO: 1 shards optimizer states, 2 gradients too, 3 weights too")
+    offload_optimizer: bool = Field(False, description="optimizer states and master weights in CPU memory")
+    offload_parameters: bool = Field(False, description="weights in CPU memory; needs stage 3")
+    timeout: float = Field(
+        10.0, gt=0, description="minutes that a process waits for the slowest one before all give up"
+    )
+    options: dict[str, Any] = Field({}, description="further entries of DeepSpeed's own configuration")
+
+
+class HardwareConfig(Section):
+    """What `hpt plan` checks against; null: what this machine has. With no GPU here or in the recipe, a CPU."""
+
+    gpus: int | None = Field(None, ge=1, description="how many")
+    gpu_memory_gib: float | None = Field(None, gt=0, description="of each GPU")
+    host_memory_gib: float | None = Field(
+        None, gt=0, description="CPU memory; null: not checked where the GPUs are of another machine"
+    )
+    check: bool = Field(True, description="hpt train refuses what does not fit; false: it tries")
+
+
+class BatchConfig(Section):
+    questions: int = Field(128, ge=1, description="questions a step")
+    tokens: int = Field(16384, ge=1, description="tokens of a micro-batch; one longer row is a micro-batch of its own")
+    packing: Literal["auto", "padded", "packed"] = Field("auto", description="auto: packed on a GPU, padded on a CPU")
+    updates: int = Field(1, ge=1, description="optimizer updates a step, each on an equal part of the questions")
+
+
+class EvalConfig(Section):
+    every: int = Field(
+        0, ge=0, description="steps between evaluations, also before the first and after the last; 0: never"
+    )
+    n: int = Field(1, ge=1, description="responses a question; pass@k up to k = n")
+    temperature: float = Field(1.0, ge=0, description="0 is greedy")
+    top_p: float = Field(1.0, gt=0, le=1, description="as rollout.top_p")
+    max_tokens: int | None = Field(None, ge=1, description="default: rollout.max_tokens")
+
+
+class CheckpointConfig(Section):
+    every: int = Field(50, ge=0, description="steps between checkpoints; 0: only the last")
+    keep: int = Field(2, ge=1, description="how many of the newest to keep")
+
+
+class StageConfig(Section):
+    """A part of a run, with a method of its own."""
+
+    method: str
+    steps: int | float | None = Field(
+        None,
+        gt=0,
+        description="an integer counts steps, a float is a share of the run's; the last stage takes the rest",
+    )
+    settings: dict[str, Any] = Field({}, description="nested settings that win over the method's and the run's")
+
+
+class Config(Section):
+    output: str = Field(description="the run's folder")
+    steps: int = Field(ge=1, description="training steps, each on batch.questions questions")
+    seed: int = Field(0, ge=0, lt=2**31, description="decides every draw of the run")
+    method: str = Field("hpt", description="a shipped method, or a YAML file of settings")
+    stages: list[StageConfig] = Field(
+        [], description="parts of the run one after the other, each from the weights of the one before"
+    )
+    prepare: FunctionReference | None = Field(
+        None,
+        description="called with this config once, to make the model and the data files that are missing",
+    )
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    threads: int | None = Field(None, ge=1, description="CPU threads of torch; default: torch's own choice")
+    engine: Literal["local", "deepspeed"] = Field("local", description="local: one process; deepspeed: ZeRO, several")
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+    hardware: HardwareConfig = HardwareConfig()
+    model: ModelConfig
+    data: DataConfig
+    prompt: PromptConfig = PromptConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    verify: VerifyConfig = VerifyConfig()
+    gate: GateConfig = GateConfig()
+    rl: RLConfig = RLConfig()
+    critic: CriticConfig = CriticConfig()
+    sft: SFTConfig = SFTConfig()
+    off_policy: OffPolicyConfig = OffPolicyConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    batch: BatchConfig = BatchConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    track: list[Literal["tensorboard", "trackio", "wandb"]] = Field([], description="where metrics go, too")
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Config:
+        if problems := impossible_combinations(self):
+            raise ValueError("\n  ".join(problems))
+        for name in ("rl", "sft", "off_policy"):
+            section = getattr(self, name)
+            make_objective(section.objective, section.options, field=name)
+        return self
+
+    @property
+    def overlong_limits(self) -> tuple[int, int]:
+        """(max_tokens, cache) of `rl.overlong`, in tokens."""
+        assert self.rl.overlong is not None
+        limit, cache = self.rl.overlong.max_tokens or self.rollout.max_tokens, self.rl.overlong.cache
+        return limit, cache if isinstance(cache, int) else max(1, round(cache * limit))
+
+    @property
+    def demonstration_in_group(self) -> bool:
+        """Whether the demonstration is one of the group that advantages are computed over (LUFFY, SRFT)."""
+        return self.off_policy.coef > 0 and self.off_policy.advantage != "one"
+
+    @property
+    def sampled(self) -> int:
+        """Rollouts sampled for a question: rollout.n, less the place that its demonstration takes."""
+        return self.rollout.n - self.demonstration_in_group
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+
+
+def make_objective(
+    name: RLObjective | SFTObjective | OffPolicyObjective, options: dict[str, Any], *, field: str
+) -> upge.Objective:
+    """The preset `upge.NAME(**options)`; a ValueError names `field` where the options do not fit it."""
+    preset = getattr(upge, name)
+    known = list(inspect.signature(preset).parameters)
+    if unknown := [key for key in options if key not in known]:
+        raise ValueError(
+            f"{field}.options: {field}.objective {name} has no {unknown[0]!r}; allowed: {', '.join(known) or 'none'}"
+        )
+    try:
+        return preset(**options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{field}.options = {options} do not fit {field}.objective {name}: {error}") from error

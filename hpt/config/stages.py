@@ -1,0 +1,43 @@
+"""Runs in stages: each with a method of its own, an optimizer of its own, and the weights of the stage before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hpt.config.recipe import build_config, merge, read_method
+from hpt.config.schema import Config
+from hpt.support.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Steps `first` to `last` of a run, both included; `config.steps` is their number."""
+
+    first: int
+    last: int
+    config: Config
+
+
+def stages_of(config: Config) -> list[Stage]:
+    """The stages of a run, one where the recipe names none. ConfigError where they do not fit its steps."""
+    if not config.stages:
+        return [Stage(1, config.steps, config)]
+    found: list[Stage] = []
+    for number, stage in enumerate(config.stages):
+        first = found[-1].last + 1 if found else 1
+        if stage.steps is None:
+            last = config.steps
+        else:
+            last = first - 1 + (stage.steps if isinstance(stage.steps, int) else round(stage.steps * config.steps))
+        rest = len(config.stages) - 1 - number
+        if (stage.steps is None) != (rest == 0) or not first <= last <= config.steps - rest:
+            raise ConfigError(
+                f"stages.{number}.steps = {stage.steps}: every stage but the last needs `steps`, a count or a share, "
+                f"that leave at least one step of {config.steps} to each stage after it; the last takes what is left"
+            )
+        settings = config.model_dump(mode="json")
+        merge(settings, read_method(stage.method))
+        merge(settings, stage.settings)
+        settings |= {"stages": [], "steps": last - first + 1}
+        found.append(Stage(first, last, build_config(settings, source=f"stages.{number} ({stage.method})")))
+    return found

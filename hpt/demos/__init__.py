@@ -1,0 +1,1 @@
+"""Small tasks that the shipped recipes prepare by themselves: a model and questions."""

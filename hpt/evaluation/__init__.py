@@ -1,0 +1,1 @@
+"""How often a model is right: avg@n, pass@k, and two evaluations compared."""

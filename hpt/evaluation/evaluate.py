@@ -1,0 +1,251 @@
+"""Accuracy, avg@k and pass@k of a policy on questions with known answers: for `hpt eval` and during training."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from hpt.data.questions import Question
+from hpt.data.readers import Problems, describe, read_records
+from hpt.evaluation.estimates import Estimate, bootstrap, pass_at_k
+from hpt.records.files import make_folder, write_atomically
+from hpt.support.errors import HptError
+from hpt.verify import Status, Verdict, Verifier
+
+RESULTS = "results.jsonl"
+SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True)
+class Response:
+    """A response as text; `length` counts its tokens, the one that ends it included."""
+
+    text: str
+    length: int
+    finish_reason: Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class QuestionResult:
+    """One question, its responses and a verdict on each."""
+
+    question: Question
+    responses: list[Response]
+    verdicts: list[Verdict]
+
+    @cached_property
+    def correct(self) -> int:
+        """How many responses are right. Partial credit is none."""
+        return sum(verdict.status == "correct" for verdict in self.verdicts)
+
+    def counts(self) -> dict[str, Any]:
+        """The question's object in a run's eval/step-*.jsonl: what `hpt compare` reads, without the responses."""
+        return {
+            "id": self.question.id,
+            "grade": self.question.grade,
+            "prompt": self.question.prompt,
+            "answer": self.question.answer,
+            "n": len(self.responses),
+            "correct": self.correct,
+            "lengths": [response.length for response in self.responses],
+        }
+
+    def record(self) -> dict[str, Any]:
+        """The question's object in results.jsonl."""
+        return self.counts() | {
+            "responses": [response.text for response in self.responses],
+            "scores": [verdict.score for verdict in self.verdicts],
+            "statuses": [verdict.status for verdict in self.verdicts],
+            "details": [verdict.detail for verdict in self.verdicts],
+            "finish_reasons": [response.finish_reason for response in self.responses],
+        }
+
+    def line(self) -> str:
+        return json.dumps(self.record()) + "\n"
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """What came of `n` responses to each of the questions, of which there is at least one."""
+
+    n: int
+    questions: list[QuestionResult]
+
+    @cached_property
+    def grades(self) -> dict[str, EvalResult]:
+        """The results of each grade, in order of appearance; questions without a grade are in none."""
+        names = dict.fromkeys(result.question.grade for result in self.questions)
+        return {
+            name: EvalResult(self.n, [result for result in self.questions if result.question.grade == name])
+            for name in names
+            if name is not None
+        }
+
+    @property
+    def correct(self) -> int:
+        return sum(result.correct for result in self.questions)
+
+    @property
+    def count(self) -> int:
+        """Responses; `correct / count` is the accuracy."""
+        return self.n * len(self.questions)
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.count
+
+    @property
+    def shares(self) -> list[float]:
+        """Each question's share of right responses."""
+        return [result.correct / self.n for result in self.questions]
+
+    @property
+    def length_sum(self) -> int:
+        """Tokens of all responses."""
+        return sum(response.length for result in self.questions for response in result.responses)
+
+    @property
+    def truncated(self) -> int:
+        """Responses that ended at the token limit."""
+        return sum(response.finish_reason == "length" for result in self.questions for response in result.responses)
+
+    @property
+    def statuses(self) -> dict[Status, int]:
+        counts = Counter(verdict.status for result in self.questions for verdict in result.verdicts)
+        return {status: counts[status] for status in get_args(Status)}
+
+    def average(self) -> Estimate:
+        """avg@n, the accuracy, with its confidence interval over questions."""
+        return bootstrap(self.shares)
+
+    def pass_at(self, k: int) -> Estimate:
+        """Unbiased pass@k with its confidence interval over questions. HptError unless 1 <= k <= n."""
+        if not 1 <= k <= self.n:
+            raise HptError(f"pass@{k}: k must be from 1 to the number of responses a question, n = {self.n}")
+        return bootstrap([pass_at_k(self.n, result.correct, k) for result in self.questions])
+
+    def metrics(self) -> dict[str, float]:
+        """The keys `eval/...` of a line of metrics.jsonl."""
+        metrics = {
+            "eval/accuracy": self.accuracy,
+            "eval/correct": self.correct,
+            "eval/count": self.count,
+            "eval/length": self.length_sum / self.count,
+            "eval/length_sum": self.length_sum,
+            "eval/truncated": self.truncated,
+            "eval/unparsable": self.statuses["unparsable"],
+            "eval/timeout": self.statuses["timeout"],
+        }
+        for grade, result in self.grades.items():
+            metrics[f"eval/accuracy/{grade}"] = result.accuracy
+            metrics[f"eval/correct/{grade}"] = result.correct
+            metrics[f"eval/count/{grade}"] = result.count
+        return metrics
+
+    def summary(self, ks: Sequence[int]) -> dict[str, Any]:
+        """The numbers of summary.json: totals, avg@n and pass@k with 95% intervals, and the same for each grade."""
+        return self._numbers(ks) | {"grades": {grade: result._numbers(ks) for grade, result in self.grades.items()}}
+
+    def _numbers(self, ks: Sequence[int]) -> dict[str, Any]:
+        estimates = {f"avg@{self.n}": self.average()} | {f"pass@{k}": self.pass_at(k) for k in ks}
+        return {
+            "questions": len(self.questions),
+            "n": self.n,
+            "correct": self.correct,
+            "count": self.count,
+            **{name: estimate._asdict() for name, estimate in estimates.items()},
+            "length": self.length_sum / self.count,
+            "length_sum": self.length_sum,
+            "truncated": self.truncated,
+            "statuses": self.statuses,
+        }
+
+    def write(self, folder: Path, ks: Sequence[int], settings: Mapping[str, Any]) -> None:
+        """results.jsonl, one object a question, and summary.json with the settings that led to them.
+
+        HptError where they cannot be written whole.
+        """
+        make_folder(folder)
+        write_atomically(folder / RESULTS, "".join(map(QuestionResult.line, self.questions)).encode())
+        write_json(folder / SUMMARY, {"settings": dict(settings), **self.summary(ks)})
+
+
+def read_results(path: Path) -> dict[str, dict[str, Any]]:
+    """The objects of a file of results, by question id. DataError naming file, line and field where one is broken."""
+    problems = Problems(str(path), "line")
+    results: dict[str, dict[str, Any]] = {}
+    for number, record in read_records(str(path), problems):
+        missing = [key for key in ("id", "grade", "prompt", "answer", "n", "correct") if key not in record]
+        if missing:
+            problems.add(number, f"field {missing[0]!r} is missing; hpt eval writes it")
+            continue
+        n, correct = record["n"], record["correct"]
+        if not (type(n) is type(correct) is int and n >= 1 and 0 <= correct <= n):
+            problems.add(
+                number,
+                f"fields 'correct' and 'n' are {describe(correct)} and {describe(n)}; "
+                "allowed: whole numbers, 0 <= correct <= n, n >= 1",
+            )
+        results[str(record["id"])] = record
+    problems.raise_if_any()
+    if not results:
+        raise HptError(f"{path} holds no questions")
+    return results
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Indented, for reading; HptError where it cannot be written whole."""
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def evaluate(
+    questions: Sequence[Question],
+    generate: Callable[[Sequence[Question]], list[list[Response]]],
+    verifier: Verifier,
+    *,
+    n: int,
+    batch_size: int | None = None,
+    on_batch: Callable[[list[QuestionResult]], None] | None = None,
+) -> EvalResult:
+    """Has each question answered n times and every answer verified.
+
+    generate: gives n responses to each of the questions it is called with, in their order.
+    batch_size: questions that are generated and verified before the next are begun; None takes all at once.
+    on_batch: is given the results of each batch as soon as they are there.
+    HptError where there are no questions.
+    """
+    if not questions:
+        raise HptError("there are no questions to evaluate on")
+    size = batch_size or len(questions)
+    results: list[QuestionResult] = []
+    for start in range(0, len(questions), size):
+        batch = answer(questions[start : start + size], generate, verifier, n)
+        results += batch
+        if on_batch:
+            on_batch(batch)
+    return EvalResult(n, results)
+
+
+def answer(
+    questions: Sequence[Question],
+    generate: Callable[[Sequence[Question]], list[list[Response]]],
+    verifier: Verifier,
+    n: int,
+) -> list[QuestionResult]:
+    """The results of `questions`, of which there may be none."""
+    responses = generate(questions)
+    if [len(group) for group in responses] != [n] * len(questions):
+        raise ValueError(f"generate must give n = {n} responses to each of {len(questions)} questions")
+    verdicts = verifier.score(
+        [response.text for group in responses for response in group],
+        [question.answer for question in questions for _ in range(n)],
+    )
+    return [
+        QuestionResult(question, group, verdicts[index * n : (index + 1) * n])
+        for index, (question, group) in enumerate(zip(questions, responses, strict=True))
+    ]

@@ -1,0 +1,1 @@
+"""The paper: the gate, advantages, and token rows with their global normalisers."""

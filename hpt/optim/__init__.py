@@ -1,0 +1,1 @@
+"""Optimizer engines: what turns gradients into updates, in one process or in several."""

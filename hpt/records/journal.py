@@ -1,0 +1,95 @@
+"""Where a run's numbers go: the records in its folder, trackers, and the progress on the terminal."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+
+from hpt.config.schema import Config
+from hpt.records.files import RunRecords, write_atomically
+from hpt.records.progress import Progress
+from hpt.records.trackers import Tracker, open_trackers
+from hpt.support.distributed import World
+from hpt.support.errors import ConfigError, HptError
+
+CONFIG = "config.yaml"
+
+
+class Journal:
+    """Rank 0 writes, and holds the run's folder against other runs while the journal is open; other ranks do nothing.
+
+    resume_step: the step of the checkpoint that the run goes on from; None for a new run.
+    """
+
+    def __init__(self, config: Config, resume_step: int | None, world: World, console: Console) -> None:
+        self.config = config
+        self.folder = Path(config.output)
+        self.resume_step = resume_step
+        self.world = world
+        self.console = console
+        self.stack = ExitStack()
+        self.trackers: list[Tracker] = []
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self.world.once(lambda: self._open(stack))
+            self.stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stack.close()
+
+    def _open(self, stack: ExitStack) -> None:
+        stack.enter_context(_claimed(self.folder))
+        self.records = RunRecords(self.folder)
+        settings = self.config.model_dump(mode="json")
+        self.trackers = open_trackers(self.config.track, self.folder, settings, resume_step=self.resume_step)
+        for tracker in self.trackers:
+            stack.callback(tracker.close)
+        self.progress = stack.enter_context(Progress(self.config.steps, self.resume_step or 0, self.console))
+
+    def begin(self) -> None:
+        """Only with every check passed, since a run that cannot start must leave its folder as it was."""
+        if self.world.main:
+            write_atomically(self.folder / CONFIG, self.config.to_yaml().encode())
+            self.records.truncate_after(-1 if self.resume_step is None else self.resume_step)
+
+    def log(self, line: dict[str, float]) -> None:
+        """The metrics of a step."""
+        if self.world.main:
+            self.records.log(line)
+            self.progress.show(line)
+            for tracker in self.trackers:
+                tracker.log(int(line["step"]), line)
+
+    def log_rollouts(self, step: int, rollouts: Sequence[dict[str, Any]]) -> None:
+        if self.world.main:
+            self.records.log_rollouts(step, rollouts)
+
+    def log_evaluation(self, step: int, questions: Sequence[dict[str, Any]]) -> None:
+        if self.world.main:
+            self.records.log_evaluation(step, questions)
+
+
+@contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """Holds the run's folder for this process; the lock ends with the process, however that ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise ConfigError(f"output = {str(folder)!r}: cannot be written: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise HptError(f"output = {str(folder)!r}: another process is training in this folder") from None
+        yield

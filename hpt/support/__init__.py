@@ -1,0 +1,1 @@
+"""Errors, seeds, processes and other things that every room may use."""

@@ -1,0 +1,152 @@
+"""Recipes: layers, overrides, and messages that name the field, the value and what is allowed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hpt.config.recipe import describe_settings, load_config, shipped_methods, shipped_recipes
+from hpt.config.schema import Config
+from hpt.config.stages import stages_of
+from hpt.support.errors import ConfigError
+
+MINIMAL = {"output": "runs/test", "steps": 3, "model": {"path": "a"}, "data": {"train": "t.jsonl", "eval": "e.jsonl"}}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL))
+    return path
+
+
+def message(recipe: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as error:
+        load_config(recipe, overrides)
+    return str(error.value)
+
+
+def test_every_shipped_recipe_is_valid_with_every_shipped_method() -> None:
+    assert {"demo", "smollm2"} <= set(shipped_recipes())
+    assert {"hpt", "grpo", "sft"} <= set(shipped_methods())
+    for name in shipped_recipes():
+        for method in shipped_methods():
+            if method == "ppo" and name.endswith(("24gb", "48gb", "8x80gb")):
+                assert 'rl.advantage "gae"' in message(Path(name), "method=ppo")  # no critic beside adapters or ZeRO
+                continue
+            config = load_config(name, [f"method={method}"])
+            assert config.method == method
+            assert config.gate.kind == {"hpt": "switch", "grpo": "rl", "sft": "sft"}.get(method, config.gate.kind)
+            assert stages_of(load_config(name, [f"method={method}", "steps=4"]))[-1].last == 4  # below its warm-up, too
+
+
+def test_the_written_config_is_complete_and_reads_back_as_itself(recipe: Path, tmp_path: Path) -> None:
+    config = load_config(recipe, ["method=grpo", "optimizer.lr=3e-5", "rl.options={clip_low: 0.1, clip_high: 0.3}"])
+    written = tmp_path / "config.yaml"
+    written.write_text(config.to_yaml())
+    assert load_config(written) == config
+    assert set(yaml.safe_load(written.read_text())) == set(Config.model_fields)
+
+
+def test_layers_in_order(recipe: Path) -> None:
+    recipe.write_text(yaml.safe_dump(MINIMAL | {"method": "grpo", "rl": {"coef": 0.5}, "seed": 3}))
+    config = load_config(recipe, ["seed=4"])
+    assert (config.gate.kind, config.rl.objective, config.rl.coef, config.seed) == ("rl", "GRPO", 0.5, 4)
+    # A method chosen on the command line wins over the recipe's; settings given beside it win over both.
+    chosen = load_config(recipe, ["gate.gamma=2", "method=hpt"])
+    assert (chosen.gate.kind, chosen.gate.gamma, chosen.rl.objective, chosen.rl.options) == (
+        "switch",
+        2,
+        "REINFORCE",
+        {},
+    )
+
+
+def test_output_and_seed_are_filled_in(recipe: Path) -> None:
+    config = load_config(recipe, ["data.train={output}/data-{seed}.jsonl", "seed=7", "output=here"])
+    assert config.data.train == "here/data-7.jsonl"
+
+
+def test_text_with_colons_and_braces_stays_text(recipe: Path) -> None:
+    template = r"Question: {question} Answer: \boxed{}"
+    assert load_config(recipe, [f"prompt.template={template}"]).prompt.template == template
+    assert load_config(recipe, ["prompt.template={question} ?"]).prompt.template == "{question} ?"
+
+
+def test_numbers_as_people_write_them(recipe: Path) -> None:
+    assert load_config(recipe, ["optimizer.lr=5e-6"]).optimizer.lr == 5e-6  # YAML reads 5e-6 as a string
+    assert isinstance(load_config(recipe, ["gate.gamma=2"]).gate.gamma, int)
+    assert isinstance(load_config(recipe, ["gate.gamma=0.25"]).gate.gamma, float)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("rolout.n=4", ["rolout", "did you mean 'rollout'", "optimizer"]),
+        ("optimizer.learning_rate=1", ["optimizer.learning_rate", "known here: lr, betas"]),
+        ("optimizer.lr=fast", ["optimizer.lr = 'fast'", "valid number"]),
+        ("optimizer.lr=-1", ["optimizer.lr = -1", "greater than 0"]),
+        ("optimizer.lr=.inf", ["optimizer.lr", "finite"]),
+        ("steps=0", ["steps = 0", "greater than or equal to 1"]),
+        ("steps=2.5", ["steps = 2.5", "integer"]),
+        ("steps", ["'steps'", "key=value"]),
+        ("steps=[", ["steps=[", "not valid YAML"]),
+        ("rollout.engine=sglang", ["rollout.engine = 'sglang'", "transformers"]),
+        ("method=grppo", ["'grppo'", "did you mean 'grpo'", "hpt"]),
+        ("rl.objective=PPPO", ["rl.objective = 'PPPO'", "'PPO'", "'GRPO'"]),
+        ("rl.options={clip_hi: 1}", ["rl.options: rl.objective REINFORCE has no 'clip_hi'; allowed: none"]),
+        ("rl={objective: PPO, options: {clip_hi: 1}}", ["has no 'clip_hi'; allowed: clip_low, clip_high, dual_clip"]),
+        ("rl={objective: PPO, options: {clip_low: -1}}", ["rl.options = {'clip_low': -1.0} do not fit"]),
+        ("seed=true", ["seed = True", "should be a number"]),
+        ("rollout.n=yes", ["rollout.n = True", "should be a number"]),
+        ("optimizer.lr=false", ["optimizer.lr = False", "should be a number"]),
+        ("threads=true", ["threads = True", "should be a number"]),
+        ("gate.gamma=true", ["gate.gamma = True", "should be a number"]),
+        ("rollout.n=1", ["rollout.n = 1", "rl.advantage", "n >= 2"]),
+        ("gate.gamma=8", ["gate.gamma = 8", "rollout.n = 8"]),
+        ("gate.gamma=1.0", ["gate.gamma = 1.0", "below 1.0"]),
+        ("gate.kind=function", ["gate.function"]),
+        ("gate.function=a:b", ["gate.function", '"switch"']),
+        ("verify.function=reward", ["verify.function = 'reward'", "module:function"]),
+        ("batch.updates=1000", ["batch.updates = 1000", "batch.questions = 128"]),
+        ("prompt.template=Q", ["template", "{question}"]),
+        ("model=7", ["model = 7"]),
+    ],
+)
+def test_mistakes_are_named(recipe: Path, override: str, expected: list[str]) -> None:
+    text = message(recipe, override)
+    assert all(part in text for part in expected), text
+
+
+def test_several_mistakes_in_one_message(recipe: Path) -> None:
+    text = message(recipe, "steps=0", "seed=-1", "batch.tokens=x")
+    assert all(part in text for part in ("steps = 0", "seed = -1", "batch.tokens = 'x'")), text
+
+
+def test_missing_settings_and_files(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("steps: 3\n")
+    text = message(path)
+    assert all(f"{key}: is required and missing" in text for key in ("output", "model", "data")), text
+    path.write_text("- a list")
+    assert "mapping" in message(path)
+    path.write_text("steps: [1")
+    assert "not valid YAML" in message(path)
+    assert "did you mean 'demo'" in message(Path("dmo"))
+
+
+def test_eval_needs_its_file(recipe: Path) -> None:
+    assert "data.eval" in message(recipe, "eval.every=5", "data.eval=null")
+
+
+def test_help_lists_every_setting() -> None:
+    text = describe_settings()
+    for key in ("rollout.temperature", "optimizer.skip_grad_norm", "batch.packing", "output"):
+        assert key in text
+    lines = {line.split()[0]: line for line in text.splitlines()}
+    assert "tensorboard | trackio | wandb" in lines["track"]
+    assert "sdpa" in lines["model.attention"]
+    assert "auto | true | false" in lines["model.liger"]
+    assert "|" not in lines["verify.boxed"]

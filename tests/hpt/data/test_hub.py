@@ -1,0 +1,37 @@
+"""A hub that does not answer is asked once, and said so; nothing is tried for half a minute."""
+
+import pytest
+from huggingface_hub import constants
+
+from hpt.commands.main import main
+from hpt.support.hub import find_hub
+
+CLOSED = "http://127.0.0.1:9"  # the discard port, where nothing listens
+
+
+@pytest.fixture
+def closed_hub(monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", CLOSED)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    find_hub.cache_clear()
+    yield
+    find_hub.cache_clear()
+
+
+@pytest.mark.parametrize("kind", ["model", "dataset"])
+def test_an_unreachable_hub_is_named_at_once(tmp_path, closed_hub, monkeypatch, capfd, kind):
+    if kind == "dataset":
+        datasets = pytest.importorskip("datasets")
+        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    data = tmp_path / "questions.csv"
+    data.write_text("prompt,answer\n1+1?,2\n")
+    source = str(data) if kind == "model" else "nobody/nothing-of-this-name@test"
+    assert main(["eval", "nobody/no-model-of-this-name", "--data", source]) == 2
+    said, error, *_ = capfd.readouterr().err.splitlines()
+    assert f"The Hugging Face hub ({CLOSED}) does not answer" in said
+    assert "Only what is cached can be used" in said
+    assert error.startswith("error: ")
+    assert ("no-model-of-this-name" if kind == "model" else source) in error
+    assert constants.HF_HUB_OFFLINE
+    assert not find_hub()  # and it is not asked again
+    assert capfd.readouterr().err == ""

@@ -1,0 +1,485 @@
+"""Prompts and responses are the tokens that the tokenizer and its chat template mean, and nothing is rewritten."""
+
+import functools
+import io
+import unicodedata
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from hpt.data.prompt import PromptRenderer, generation_ends, load_tokenizer, select_by_length, show_first
+from hpt.data.questions import Question
+from hpt.support.errors import ConfigError, DataError, HptError
+
+CORPUS = [
+    "Let's think step by step. The answer is 12.",
+    "user\nassistant\nsystem\n\n",
+    "Question: What is 3+4?\nAnswer:",
+]
+
+# Chat templates in the manner of well-known models, each cut down to what matters here.
+QWEN = """{%- if messages[0]['role'] != 'system' %}<|im_start|>system
+You are a helpful assistant.<|im_end|>
+{% endif %}{%- for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+QWEN3 = """{%- for m in messages %}{%- set content = m['content'] %}
+{%- if m['role'] == 'assistant' %}
+{%- set parts = content.split('</think>') %}
+{%- set thought = parts[0].split('<think>')[-1].strip() if parts | length > 1 else '' %}
+{%- set content = '<think>\n' + thought + '\n</think>\n\n' + parts[-1].strip() %}
+{%- endif %}{{ '<|im_start|>' + m['role'] + '\n' + content + '<|im_end|>\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+LLAMA3 = """{%- for m in messages %}{%- set text = '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n'
++ m['content'] | trim + '<|eot_id|>' %}{{ bos_token + text if loop.first else text }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"""
+GEMMA = """{{ bos_token }}
+{%- if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}
+{%- for m in messages %}{%- set role = 'model' if m['role'] == 'assistant' else m['role'] %}
+{{- '<start_of_turn>' + role + '\n' + m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"""
+R1 = """{{ bos_token }}{%- for m in messages %}{%- if m['role'] == 'assistant' %}
+{{- '<|Assistant|>' + m['content'].split('</think>')[-1] + '<|end|>' }}
+{%- else %}{{ '<|User|>' + m['content'] }}{% endif %}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|Assistant|><think>\n' }}{% endif %}"""
+MISTRAL = """{{ bos_token }}{%- for m in messages %}
+{%- if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}
+{%- else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"""
+
+
+def bos_processor(tokenizer, bos):
+    return processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))])
+
+
+@functools.cache
+def byte_level(template, eos, bos=None, specials=(), nfc=False):
+    """Byte-level BPE with some merges, in the manner of GPT-2, Qwen and Llama 3."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC() if nfc else None
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=330,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=[*specials, eos, *([bos] if bos else [])],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    if bos:
+        tokenizer.post_processor = bos_processor(tokenizer, bos)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=eos, bos_token=bos, chat_template=template)
+
+
+@functools.cache
+def sentence_piece():
+    """Characters with a space before every text and bytes for the rest, in the manner of Llama 2 and Mistral."""
+    characters = "▁abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+-=*/?.,:'[]<>"
+    names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *characters, "▁t", "▁th", "▁the"]
+    merges = [("▁", "t"), ("▁t", "h"), ("▁th", "e")]
+    tokenizer = Tokenizer(
+        models.BPE({name: id for id, name in enumerate(names)}, merges, unk_token="<unk>", byte_fallback=True)
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    tokenizer.post_processor = bos_processor(tokenizer, "<s>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="</s>", bos_token="<s>", unk_token="<unk>", chat_template=MISTRAL
+    )
+
+
+def tokenizers():
+    chatml = ("<|im_start|>", "<|im_end|>")
+    llama = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+    return {
+        "qwen": byte_level(QWEN, "<|endoftext|>", None, chatml, nfc=True),
+        "qwen3": byte_level(QWEN3, "<|im_end|>", None, chatml),
+        "llama3": byte_level(LLAMA3, "<|end_of_text|>", "<|begin_of_text|>", llama),
+        "gemma": byte_level(GEMMA, "<eos>", "<bos>", ("<start_of_turn>", "<end_of_turn>")),
+        "r1": byte_level(R1, "<|end|>", "<|begin|>", ("<|User|>", "<|Assistant|>")),
+        "mistral": sentence_piece(),
+    }
+
+
+NAMES = list(tokenizers())
+END = {
+    "qwen": "<|im_end|>",
+    "qwen3": "<|im_end|>",
+    "llama3": "<|eot_id|>",
+    "gemma": "<end_of_turn>",
+    "r1": "<|end|>",
+    "mistral": "</s>",
+}
+LLAMA_PROMPT = (
+    "Question:\n{question}\nPlease reason step by step, and put your final answer within \\boxed{}.\n"
+    "Answer:\nLet's think step by step."
+)
+
+
+def renderer(name, *, style="chat", system=None, template="{question}", **more):
+    config = SimpleNamespace(style=style, system=system, template=template)
+    return PromptRenderer(tokenizers()[name], config, **more)
+
+
+def question(prompt="What is 3+4?", demonstration="3+4 = 7", id="q"):
+    return Question(id, prompt, "7", demonstration)
+
+
+def decode(tokenizer, ids):
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+# ---- prompts
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_chat_prompt_is_what_the_chat_template_gives(name):
+    messages = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "the"},
+        {"role": "user", "content": "3×4?"},
+    ]
+    tokenizer = tokenizers()[name]
+    for prompt in (messages, messages[:1]):
+        expected = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+        assert renderer(name).prompt_ids(question(tuple(prompt))) == expected
+    assert renderer(name).prompt_ids(question("Hi")) == renderer(name).prompt_ids(question(tuple(messages[:1])))
+
+
+@pytest.mark.parametrize("style", ["chat", "plain"])
+@pytest.mark.parametrize("name", NAMES)
+def test_exactly_one_bos_where_the_tokenizer_adds_one(name, style):
+    tokenizer = tokenizers()[name]
+    ids = renderer(name, style=style).prompt_ids(question())
+    if name.startswith("qwen"):
+        assert tokenizer.bos_token_id is None
+    else:
+        assert ids[0] == tokenizer.bos_token_id
+        assert ids.count(tokenizer.bos_token_id) == 1
+        spelt_out = renderer(name, style="plain", template=tokenizer.bos_token + "{question}")
+        assert spelt_out.prompt_ids(question()).count(tokenizer.bos_token_id) == 1
+
+
+def test_bos_is_added_where_a_chat_template_forgets_it():
+    tokenizer = byte_level(QWEN, "<eos>", "<bos>", ("<|im_start|>", "<|im_end|>"))
+    ids = PromptRenderer(tokenizer, SimpleNamespace(style="chat", system=None, template="{question}")).prompt_ids(
+        question()
+    )
+    assert ids[:2] == tokenizer.convert_tokens_to_ids(["<bos>", "<|im_start|>"])
+
+
+def test_a_bos_that_the_tokenizer_does_not_add_is_left_out():
+    tokenizer = byte_level(None, "<eos>", "<bos>", ("<other>",))
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    ids = PromptRenderer(tokenizer, SimpleNamespace(style="plain", system=None, template="{question}")).prompt_ids(
+        question("a")
+    )
+    assert ids == tokenizer.convert_tokens_to_ids(["a"])
+
+
+def test_plain_template_replaces_nothing_but_the_question():
+    text = renderer("llama3", style="plain", template=LLAMA_PROMPT).prompt_text(
+        question("Is {0} {question} in $\\{1\\}$?")
+    )
+    assert text == (
+        "Question:\nIs {0} {question} in $\\{1\\}$?\nPlease reason step by step, and put your final answer within "
+        "\\boxed{}.\nAnswer:\nLet's think step by step."
+    )
+
+
+def test_template_wraps_the_last_user_message_of_a_chat():
+    messages = tuple(
+        {"role": role, "content": text} for role, text in [("user", "A"), ("assistant", "B"), ("user", "C")]
+    )
+    text = renderer("qwen3", template="<< {question} >>").prompt_text(question(messages))
+    assert text == (
+        "<|im_start|>user\nA<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\nB<|im_end|>\n"
+        "<|im_start|>user\n<< C >><|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_system_message_of_the_recipe_takes_the_place_of_the_datas():
+    chat = ({"role": "system", "content": "Data's."}, {"role": "user", "content": "Hi"})
+    user = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    default = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    for system, prompt, expected in [
+        (None, chat, "<|im_start|>system\nData's.<|im_end|>\n"),
+        (None, "Hi", default),
+        ("Mine.", chat, "<|im_start|>system\nMine.<|im_end|>\n"),
+        ("Mine.", "Hi", "<|im_start|>system\nMine.<|im_end|>\n"),
+        ("", chat, default),
+    ]:
+        assert renderer("qwen", system=system).prompt_text(question(prompt)) == expected + user
+    assert renderer("gemma", system="").prompt_text(question(chat)).startswith("<bos><start_of_turn>user\nHi<end")
+    assert renderer("qwen", style="plain").prompt_text(question(chat)) == "Hi"
+
+
+# ---- responses
+
+
+@pytest.mark.parametrize("style", ["chat", "plain"])
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=40, deadline=None)
+@given(
+    text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=30),
+    start=st.sampled_from(["", " ", "\n\n", "<think>\nthe\n</think>\n", "e\u0301", "🧮"]),
+)
+def test_prompt_and_response_are_the_text_and_nothing_else(name, style, text, start):
+    text = unicodedata.normalize("NFC", start + text)  # as Qwen's tokenizer does
+    if name == "r1":
+        text = "the </think> " + text
+    if name == "mistral":
+        text = text.replace("▁", "_")  # SentencePiece's own space
+    made = renderer(name, style=style)
+    asked = question(prompt="Why " + text.replace("<think>", ""), demonstration=text)
+    prompt, response = made.prompt_ids(asked), made.demonstration_ids(asked)
+    end = END[name] if style == "chat" else made.tokenizer.eos_token
+    lead = " " if name == "mistral" and style == "chat" else ""
+    rendered = made.prompt_text(asked)
+    joint = decode(made.tokenizer, prompt + response)
+    if style == "plain" and made.tokenizer.bos_token:
+        rendered = made.tokenizer.bos_token + rendered
+    if name == "mistral":
+        # The space that this tokenizer puts before a text stands before the prompt, and nowhere else.
+        joint = joint.removeprefix("<s>").lstrip(" ")
+        rendered = rendered.removeprefix("<s>").lstrip(" ")
+    assert joint == rendered + lead + text + end
+    assert response[-1] == made.tokenizer.convert_tokens_to_ids(end) == made.stop_ids[0]
+
+
+@pytest.mark.parametrize("name", ["qwen", "gemma", "mistral"])
+def test_response_is_what_the_template_renders_for_an_assistant(name):
+    made, asked = renderer(name), question()
+    messages = [{"role": "user", "content": asked.prompt}, {"role": "assistant", "content": asked.demonstration}]
+    rendered = made.tokenizer.apply_chat_template(messages, tokenize=False)
+    ids = made.tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    mine = made.prompt_ids(asked) + made.demonstration_ids(asked)
+    if name in ("qwen", "gemma"):  # a line break follows the end token, of which the model will never write it
+        assert decode(made.tokenizer, ids[len(mine) :]) == "\n"
+    assert ids[: len(mine)] == mine
+
+
+def test_tokens_never_reach_over_the_boundary():
+    # GPT-2's splitting makes one token of a text's last two line breaks, and two of them before a word: rollouts see
+    # the one, so training does, though the whole text would be tokenised with two.
+    made, asked = renderer("llama3"), question()
+    prompt, response = made.prompt_ids(asked), made.demonstration_ids(asked)
+    whole = made.tokenizer(decode(made.tokenizer, prompt + response), add_special_tokens=False)["input_ids"]
+    assert decode(made.tokenizer, whole) == decode(made.tokenizer, prompt + response)
+    assert decode(made.tokenizer, prompt[-1:]) == "\n\n"
+    assert whole[: len(prompt)] != prompt
+
+
+def test_thoughts_are_kept_where_the_template_would_rewrite_them():
+    for demonstration in ("<think>\n 1\n\n</think>\nseven ", "seven"):
+        made, asked = renderer("qwen3"), question(demonstration=demonstration)
+        assert decode(made.tokenizer, made.demonstration_ids(asked)) == demonstration + "<|im_end|>"
+
+
+@pytest.mark.parametrize("start", ["<think>\n", "<think>", "\n<think>", ""])
+def test_an_opened_thought_is_the_demonstrations_own(start):
+    made, asked = renderer("r1"), question(demonstration=start + "3+4\n</think>\n7")
+    joint = decode(made.tokenizer, made.prompt_ids(asked) + made.demonstration_ids(asked))
+    assert joint == "<|begin|><|User|>What is 3+4?<|Assistant|><think>\n3+4\n</think>\n7<|end|>"
+
+
+def test_thoughts_that_do_not_fit_the_prompt_are_errors():
+    with pytest.raises(DataError, match="question q: the prompt ends in <think>"):
+        renderer("r1").demonstration_ids(question(demonstration="7"))
+    closed = renderer("qwen3", style="plain", template="{question} <think>\n\n</think>\n\n")
+    with pytest.raises(DataError, match="question q: its demonstration begins with <think>"):
+        closed.demonstration_ids(question(demonstration="<think>\n</think>7"))
+    assert decode(closed.tokenizer, closed.demonstration_ids(question(demonstration="7"))) == "7<|im_end|>"
+
+
+def test_end_token_spelt_out_is_not_doubled_and_never_stands_inside():
+    made = renderer("qwen")
+    plain = made.demonstration_ids(question(demonstration="7"))
+    assert made.demonstration_ids(question(demonstration="7<|im_end|>")) == plain
+    for inside in ("7<|im_end|>\n", "7<|endoftext|>", "<|im_end|>7<|im_end|>"):
+        with pytest.raises(DataError, match=r"question q: its demonstration goes on after '<\|"):
+            made.demonstration_ids(question(demonstration=inside))
+
+
+def test_missing_demonstration_is_an_error():
+    with pytest.raises(DataError, match="question q has no demonstration"):
+        renderer("qwen").demonstration_ids(question(demonstration=None))
+
+
+def test_many_questions_at_once_give_the_same():
+    made = renderer("llama3")
+    many = [question(f"{n}?", f"It is {n}.") for n in range(20)]
+    assert made.encode_prompts(many) == [made.prompt_ids(q) for q in many]
+    assert made.encode_demonstrations(many) == [made.demonstration_ids(q) for q in many]
+    assert made.encode_prompts([]) == made.encode_demonstrations([]) == []
+
+
+def test_stop_ids():
+    def ids(name, *tokens):
+        return tokenizers()[name].convert_tokens_to_ids(list(tokens))
+
+    assert renderer("qwen").stop_ids == ids("qwen", "<|im_end|>", "<|endoftext|>")
+    assert renderer("qwen", style="plain").stop_ids == ids("qwen", "<|endoftext|>")
+    assert renderer("llama3").stop_ids == ids("llama3", "<|eot_id|>", "<|end_of_text|>")
+    assert renderer("mistral").stop_ids == ids("mistral", "</s>")
+    assert renderer("qwen", eos_token_ids=[300]).stop_ids == [
+        *ids("qwen", "<|im_end|>"),
+        300,
+        *ids("qwen", "<|endoftext|>"),
+    ]
+    both = ids("qwen", "<|endoftext|>", "<|im_end|>")
+    assert renderer("qwen", style="plain", eos_token_ids=both).stop_ids == both
+
+
+def test_template_without_an_end_token_ends_in_the_tokenizers():
+    template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\\n' }}{% endfor %}" + (
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    tokenizer = byte_level(template, "<eos>")
+    made = PromptRenderer(tokenizer, SimpleNamespace(style="chat", system=None, template="{question}"))
+    joint = made.prompt_ids(question()) + made.demonstration_ids(question())
+    assert decode(tokenizer, joint) == "user: What is 3+4?\nassistant: 3+4 = 7<eos>"
+
+
+# ---- what cannot be rendered
+
+
+def test_impossible_settings_name_the_fix():
+    for tokenizer, style, system, expected in [
+        (byte_level(None, "<eos>"), "chat", None, "has no chat template: set prompt.style=plain"),
+        (tokenizers()["qwen"], "plain", "Be good.", "prompt.system needs prompt.style=chat"),
+        (
+            byte_level("{% for m in messages %}{{ m['role'] + ':' + m['content'] }}{% endfor %}", "<eos>"),
+            "chat",
+            None,
+            "ignores add_generation_prompt: a prompt would stop before 'assistant:'",
+        ),
+    ]:
+        with pytest.raises(ConfigError, match=expected):
+            PromptRenderer(tokenizer, SimpleNamespace(style=style, system=system, template="{question}"))
+    endless = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE({"a": 0}, [])))
+    with pytest.raises(ConfigError, match="no eos_token"):
+        PromptRenderer(endless, SimpleNamespace(style="plain", system=None, template="{question}"))
+
+
+def test_messages_that_the_template_refuses():
+    with pytest.raises(DataError, match=r"refuses messages of system, user: System role not supported"):
+        renderer("gemma", system="Be good.")
+    chat = ({"role": "system", "content": "x"}, {"role": "user", "content": "Hi"})
+    with pytest.raises(DataError, match="question q: the chat template"):
+        renderer("gemma").prompt_ids(question(chat))
+    turns = tuple({"role": role, "content": "x"} for role in ("user", "assistant", "user"))
+    with pytest.raises(DataError, match=r"question q has several turns, which needs prompt.style=chat"):
+        renderer("gemma", style="plain").prompt_ids(question(turns))
+
+
+def test_load_tokenizer(tmp_path):
+    tokenizers()["llama3"].save_pretrained(tmp_path / "good")
+    loaded = load_tokenizer(str(tmp_path / "good"))
+    made = PromptRenderer(loaded, SimpleNamespace(style="chat", system=None, template="{question}"))
+    assert made.prompt_ids(question()) == renderer("llama3").prompt_ids(question())
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    # transformers itself would make an empty tokenizer of this.
+    (empty / "config.json").write_text('{"model_type": "qwen2"}')
+    (empty / "tokenizer_config.json").write_text('{"tokenizer_class": "Qwen2Tokenizer"}')
+    with pytest.raises(HptError, match=r"folder .*empty has no tokenizer: expected one of tokenizer\.json"):
+        load_tokenizer(str(empty))
+    (empty / "tokenizer.json").write_text("{broken")
+    with pytest.raises(HptError, match=r"no tokenizer could be loaded from .*empty: JSONDecodeError"):
+        load_tokenizer(str(empty))
+    with pytest.raises(HptError, match="nowhere is no folder"):
+        load_tokenizer(str(tmp_path / "nowhere"))
+
+
+def test_generation_ends(tmp_path):
+    assert generation_ends(str(tmp_path)) == []
+    for written, expected in (("7", [7]), ("[7, 9]", [7, 9]), ("null", [])):
+        (tmp_path / "generation_config.json").write_text(f'{{"eos_token_id": {written}}}')
+        assert generation_ends(str(tmp_path)) == expected
+
+
+# ---- lengths
+
+
+def test_long_questions_are_dropped_and_counted_never_cut():
+    made = renderer("llama3", style="plain")
+    questions = [
+        question("a", "a", id="fits"),
+        question("a" * 9, "a", id="long prompt"),
+        question("a", "a" * 9, id="long demonstration"),
+        question("a" * 9, "a" * 9, id="both"),
+        question("a", None, id="no demonstration"),
+    ]
+    prompts = {q.id: len(made.prompt_ids(q)) for q in questions}
+    assert prompts == {"fits": 2, "long prompt": 10, "long demonstration": 2, "both": 10, "no demonstration": 2}
+
+    def select(prompt, demonstration, **more):
+        return select_by_length(
+            questions, made, max_prompt_tokens=prompt, max_demonstration_tokens=demonstration, **more
+        )
+
+    selection = select(9, 9)
+    assert [q.id for q in selection.questions] == ["fits", "no demonstration"]
+    assert (selection.long_prompts, selection.long_demonstrations, selection.dropped) == (2, 1, 3)
+    assert select(10, 10).questions == select(None, None, on_long="error").questions == questions
+    with pytest.raises(DataError) as caught:
+        select(9, 9, on_long="error")
+    assert str(caught.value).splitlines() == [
+        "the data: 3 of 5 questions are too long:",
+        "  question long prompt: prompt of 10 tokens, limit 9",
+        "  question both: prompt of 10 tokens, limit 9",
+        "  question long demonstration: demonstration of 10 tokens, limit 9",
+    ]
+
+
+def test_lengths_of_more_questions_than_are_tokenised_at_once():
+    questions = [question("a" * (n % 3 + 1), "a", id=str(n)) for n in range(700)]
+    selection = select_by_length(
+        questions, renderer("llama3", style="plain"), max_prompt_tokens=3, max_demonstration_tokens=5
+    )
+    assert [int(q.id) for q in selection.questions] == [n for n in range(700) if n % 3 < 2]
+
+
+# ---- the first question shown
+
+
+def shown(made, asked, **more):
+    console = Console(file=io.StringIO(), width=200, **more)
+    console.print(show_first(made, asked))
+    return console.file.getvalue()
+
+
+def test_first_question_shows_special_tokens_and_what_is_trained():
+    made, asked = renderer("qwen"), question("[bold]\x1b[2J", "3+4\n= 7 .")
+    text = shown(made, asked)
+    assert f"Prompt of question q: {len(made.prompt_ids(asked))} tokens, not trained" in text
+    assert "<|im_start|>user↵\n[bold]␛[2J<|im_end|>↵\n<|im_start|>assistant↵\n" in text
+    end = made.stop_ids[0]
+    assert (
+        f"Demonstration: {len(made.demonstration_ids(asked))} tokens, trained, the last one <|im_end|> ({end})" in text
+    )
+    assert "3+4↵\n= 7 .<|im_end|>\n" in text
+    assert f"Rollouts stop at <|im_end|> ({end}), <|endoftext|> ({made.stop_ids[1]})" in text
+
+    coloured = shown(made, asked, force_terminal=True, color_system="standard")
+    trained = coloured[coloured.index("Demonstration") :]
+    assert "\x1b[32m3+4↵" in trained  # green
+    assert "\x1b[32m" not in coloured[: coloured.index("Demonstration") - 10]
+    assert "\x1b[2m" in coloured  # the prompt is dim
+
+
+def test_first_question_without_demonstration_and_of_great_length():
+    text = shown(renderer("qwen"), question(demonstration=None))
+    assert "Response: sampled by the model" in text
+    text = shown(renderer("qwen"), question(demonstration="a" * 50_000 + "z"))
+    assert "characters not shown]" in text
+    assert "z<|im_end|>" in text
+    assert len(text) < 8000

@@ -1,0 +1,88 @@
+"""Advantages against the formulas of their papers, written out plainly."""
+
+from __future__ import annotations
+
+import statistics
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpt.method.advantage import STD_FLOOR, advantages, advantages_with_demonstrations, overlong_penalty
+
+GROUPS = [[1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.5], [0.0, 0.0]]
+scores = st.lists(st.lists(st.sampled_from([0.0, 0.1, 0.3, 1.0]), min_size=1, max_size=9), max_size=5)
+
+
+def test_mean_and_std() -> None:
+    for group, mean_only, with_std in zip(
+        GROUPS, advantages(GROUPS, "mean"), advantages(GROUPS, "mean_std"), strict=True
+    ):
+        mean = statistics.mean(group)
+        assert mean_only == pytest.approx([score - mean for score in group], abs=1e-15)
+        scale = statistics.stdev(group) + STD_FLOOR
+        assert with_std == pytest.approx([(score - mean) / scale for score in group], abs=1e-12)
+
+
+def test_leave_one_out_is_the_score_less_the_mean_of_the_others() -> None:
+    for group, estimates in zip(GROUPS, advantages(GROUPS, "leave_one_out"), strict=True):
+        others = [statistics.mean(group[:i] + group[i + 1 :]) for i in range(len(group))]
+        assert estimates == pytest.approx(
+            [score - other for score, other in zip(group, others, strict=True)], abs=1e-15
+        )
+
+
+def test_batch_standardises_over_all_questions() -> None:
+    everything = [score for group in GROUPS for score in group]
+    mean, scale = statistics.mean(everything), statistics.stdev(everything) + STD_FLOOR
+    for group, estimates in zip(GROUPS, advantages(GROUPS, "batch"), strict=True):
+        assert estimates == pytest.approx([(score - mean) / scale for score in group], abs=1e-12)
+
+
+@given(scores)
+def test_shapes_are_kept_and_groups_sum_to_zero(groups: list[list[float]]) -> None:
+    for estimator in ("mean", "mean_std", "leave_one_out", "batch", "none"):
+        estimates = advantages(groups, estimator)
+        assert [len(group) for group in estimates] == [len(group) for group in groups]
+        if estimator in ("mean", "mean_std", "leave_one_out"):
+            # n terms of size at most 1 / std_floor-free scale: rounding grows with the largest advantage.
+            bounds = [1e-14 * len(group) * max(1, *map(abs, group)) for group in estimates]
+            assert all(abs(sum(group)) <= bound for group, bound in zip(estimates, bounds, strict=True))
+
+
+@given(st.sampled_from([0.1, 0.3, 1 / 3, 1.0]), st.integers(1, 50))
+def test_equal_scores_have_advantage_exactly_zero(score: float, n: int) -> None:
+    for estimator in ("mean", "mean_std", "leave_one_out", "batch"):
+        assert advantages([[score] * n], estimator) == [[0.0] * n]
+
+
+def test_sign() -> None:
+    assert advantages(GROUPS, "sign") == [[1, -1, -1, 1, -1, -1, -1, -1], [1, 1, -1], [-1, -1]]
+
+
+def test_a_demonstration_is_one_of_its_group() -> None:
+    rollouts, demonstrations = advantages_with_demonstrations(GROUPS, "mean", "mean_std")
+    for group, own, demonstration in zip(GROUPS, rollouts, demonstrations, strict=True):
+        everyone = [*group, 1.0]
+        mean = statistics.mean(everyone)
+        assert own == pytest.approx([score - mean for score in group], abs=1e-15)
+        assert demonstration == pytest.approx((1 - mean) / (statistics.stdev(everyone) + STD_FLOOR), abs=1e-12)
+    assert advantages_with_demonstrations([[1.0, 1.0]], "mean", "mean") == ([[0.0, 0.0]], [0.0])
+
+
+@given(st.integers(1, 20), st.integers(0, 40))
+def test_the_overlong_penalty_is_equation_13(cache: int, more: int) -> None:
+    longest = cache + more
+    for length in range(longest + 4):
+        if length <= longest - cache:
+            expected = 0.0
+        elif length <= longest:
+            expected = ((longest - cache) - length) / cache
+        else:
+            expected = -1.0
+        assert overlong_penalty(length, longest, cache) == expected
+
+
+def test_the_overlong_penalty_at_the_papers_lengths() -> None:
+    found = [overlong_penalty(length, 20_480, 4_096) for length in (1, 16_384, 17_408, 18_432, 20_479, 20_480, 30_000)]
+    assert found == [0, 0, -0.25, -0.5, -4_095 / 4_096, -1, -1]

