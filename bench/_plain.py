@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from upge import PolicyLossOutput
 
-from hpt.method.rows import RL, MicroBatch
+from hpt.method.micro_batches import MicroBatch
+from hpt.method.rows import Signal
 from hpt.model.policy import Policy
 
 
@@ -21,7 +22,7 @@ class PlainLoss:
     def __call__(self, batch: MicroBatch) -> PolicyLossOutput:
         policy = self.policy
         logits = policy.model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits
-        temperatures = torch.where(batch.objective_index == RL, policy.temperature, 1.0)
+        temperatures = torch.where(batch.objective_index == Signal.RL, policy.temperature, 1.0)
         every = torch.log_softmax(logits.flatten(0, 1)[batch.positions].float() / temperatures[:, None], dim=-1)
         logprobs = every.gather(-1, batch.targets[:, None]).squeeze(-1)
         with torch.set_grad_enabled(policy.entropy_coef != 0):

@@ -13,14 +13,15 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from hpt.config.schema import Config
 from hpt.data.questions import Question
-from hpt.method.gate import make_gate
-from hpt.method.rows import Group
-from hpt.model.loading import load_policy
-from hpt.model.policy import Policy
+from hpt.method.experience import Experience
+from hpt.method.gate import ONLY_ROLLOUTS, gate_of
 from hpt.rollout import Rollout, RolloutEngine, Sampling, make_rollout_engine
 from hpt.rollout.engine import OnRollout
+from hpt.support.device import pick_device
 from hpt.support.distributed import World
-from hpt.training.assemble import make_engine, pick_device
+from hpt.training.assemble import advantages_of, make_policy
+from hpt.training.callbacks import callbacks_of
+from hpt.training.phases import PhaseClock
 from hpt.training.trainer import Trainer
 from hpt.verify import make_verifier
 
@@ -59,6 +60,7 @@ class Renderer:
 
     def __init__(self, vocabulary: int, prompt: int, response: int) -> None:
         self.vocabulary, self.prompt, self.response = vocabulary, prompt, response
+        self.tokenizer = _Tokenizer()
 
     def encode_prompts(self, questions: Sequence[Question]) -> list[list[int]]:
         return [self._tokens(question.id + "?", self.prompt) for question in questions]
@@ -88,36 +90,40 @@ REWARD = "bench._coin:coin"
 def synthetic_trainer(config: Config, *, prompt: int, made_up: bool) -> Iterator[Trainer]:
     """hpt's own trainer, policy, engines and verifier over a model folder; prompts of `prompt` tokens."""
     device = pick_device(config.device)
-    model = load_policy(config, None, device)
+    policy, optimizer, batches = make_policy(config, None, device, World())
+    model = policy.model
     vocabulary = model.config.get_text_config().vocab_size
-    policy = Policy(model, config)
-    optimizer = make_engine(policy.module, config, World())
-    policy.module = optimizer.module
+    clock = PhaseClock(config)
     rollouts: RolloutEngine = MadeUpRollouts(vocabulary)
     if not made_up:
-        rollouts = make_rollout_engine(config, model, device, [vocabulary - 1], lambda: prompt, optimizer.whole_weights)
+        rollouts = make_rollout_engine(
+            config, model, device, [vocabulary - 1], lambda: prompt, optimizer.gathered_parameters
+        )
     with make_verifier(config.verify) as verifier, closing(rollouts):
         yield Trainer(
             config=config,
             questions=random_questions(config),
             held_out=[],
-            tokenizer=_Tokenizer(),  # type: ignore[arg-type]
             renderer=Renderer(vocabulary, prompt, config.rollout.max_tokens),  # type: ignore[arg-type]
             rollout_engine=rollouts,
             verifier=verifier,
-            gate=make_gate(config.gate, config.sampled),
+            gate=gate_of(config),
+            estimate_advantages=advantages_of(config, critic=None),
             policy=policy,
             engine=optimizer,
+            micro_batches=batches,
+            clock=clock,
+            callbacks=callbacks_of(config, policy, batches, clock, reference=None, critic=None),
         )
 
 
-def full_groups(trainer: Trainer, prompt: int) -> list[Group]:
-    """Groups whose rollouts and demonstrations all have the full length, one advantage each."""
+def full_experiences(trainer: Trainer) -> list[Experience]:
+    """Questions whose rollouts and demonstrations all have the full length, and advantage 1."""
     settings = trainer.config.rollout
     renderer = trainer.renderer
-    groups = []
-    for question, tokens in zip(trainer.questions, renderer.encode_prompts(trainer.questions), strict=True):
+    experiences = []
+    for question, prompt in zip(trainer.questions, renderer.encode_prompts(trainer.questions), strict=True):
         response = renderer.demonstration_ids(question)
-        rollouts = [Rollout(response, [-1.0] * len(response), "length") for _ in range(settings.n)]
-        groups.append(Group(tokens, response, rollouts, [1.0] * settings.n, 1.0, 0.0))
-    return groups
+        rollouts = [Rollout(response, [-1.0] * len(response), "length", advantage=1.0) for _ in range(settings.n)]
+        experiences.append(Experience(question, prompt, rollouts, ONLY_ROLLOUTS, response))
+    return experiences

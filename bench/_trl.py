@@ -18,7 +18,7 @@ from transformers import AutoConfig, PreTrainedTokenizerFast, TrainerCallback
 
 from hpt.config.schema import Config
 from hpt.model.loading import attention_kind
-from hpt.training.assemble import pick_device
+from hpt.support.device import pick_device
 
 from ._synthetic import Renderer, random_questions
 

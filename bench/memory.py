@@ -24,7 +24,7 @@ from hpt.memory import make_plan
 from hpt.memory.live import LiveBytes
 from hpt.rollout import Sampling
 
-from ._synthetic import REWARD, full_groups, synthetic_trainer, write_random_model
+from ._synthetic import REWARD, full_experiences, synthetic_trainer, write_random_model
 
 PROMPT = 4
 SHAPES: dict[str, dict[str, int]] = {
@@ -134,10 +134,10 @@ def measure(config: Config) -> dict[str, int]:
     with LiveBytes("cpu") as live, synthetic_trainer(config, prompt=PROMPT, made_up=False) as trainer:
         model = trainer.policy.model
         live.add([*model.parameters(), *model.buffers()])
-        groups = full_groups(trainer, PROMPT)
-        trainer.learn(groups)
+        experiences = full_experiences(trainer)
+        trainer.update(trainer.rows(experiences))
         live.restart_peak()
-        trainer.learn(groups)
+        trainer.update(trainer.rows(experiences))
         training = live.peak
         live.restart_peak()
         sampling = Sampling(

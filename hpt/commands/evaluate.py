@@ -29,13 +29,15 @@ from hpt.model.positions import check_positions
 from hpt.records.files import make_folder
 from hpt.rollout import Sampling, TransformersEngine
 from hpt.rollout.responses import response_generator
+from hpt.support.device import pick_device
 from hpt.support.errors import ConfigError, HptError
+from hpt.support.quiet import quiet_libraries
 from hpt.support.seeds import seed_for
 from hpt.support.terminal import print_results
-from hpt.training.assemble import check_answers, pick_device, quiet_libraries
 from hpt.training.checkpoint import checkpoints
 from hpt.training.run import CONFIG
 from hpt.verify import ChoiceVerifier, MathVerifier, Verifier, make_verifier
+from hpt.verify.answers import check_answers
 
 FILE_N, FILE_MAX_TOKENS = 8, 1024
 PARTIAL = "results.partial.jsonl"

@@ -274,7 +274,7 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def _export(options: argparse.Namespace, console: Console) -> int:
     from hpt.commands.export import run_export
-    from hpt.training.assemble import quiet_libraries
+    from hpt.support.quiet import quiet_libraries
 
     quiet_libraries()
     return run_export(options, console)
@@ -304,7 +304,7 @@ examples:
 def _plan(options: argparse.Namespace, console: Console) -> int:
     from hpt.config.recipe import load_config
     from hpt.memory import run_plan
-    from hpt.training.assemble import quiet_libraries
+    from hpt.support.quiet import quiet_libraries
 
     quiet_libraries()
     return run_plan(load_config(options.recipe, options.settings))

@@ -1,132 +1,20 @@
-"""Settings that are fine one by one and cannot work together."""
+"""Rules between settings: each setting may be fine by itself and still not go together with another.
+
+A rule is one `if ...: yield message`. A message names the settings, their values and what is allowed.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hpt.config.schema import Config
 
+GROUP_ADVANTAGES = ("mean", "mean_std", "leave_one_out")
+"""Advantages that compare the rollouts of one question."""
 
-def impossible_combinations(config: Config) -> list[str]:
-    """What to say of every combination of settings that cannot work; empty where there is none."""
-    gate, n, vllm = config.gate, config.sampled, config.rollout.vllm
-    gamma_limit = n if isinstance(gate.gamma, int) else 1.0
-    found = [
-        *(
-            problem
-            for field, value in (("function", gate.function), ("table", gate.table))
-            for problem in (
-                (
-                    gate.kind == field and value is None,
-                    f'gate.kind "{field}" needs gate.{field}',
-                ),
-                (
-                    gate.kind != field and value is not None,
-                    f'gate.{field} is read by gate.kind "{field}" alone; gate.kind is "{gate.kind}"',
-                ),
-            )
-        ),
-        (
-            isinstance(gate.table, list) and not (gate.table and all(len(row) in (2, 3) for row in gate.table)),
-            f"gate.table = {gate.table}: its rows are [alpha, beta] or [alpha, beta, off], at least one",
-        ),
-        (
-            n == 0,
-            f"rollout.n = {config.rollout.n} leaves no rollout beside the demonstration, which "
-            f'off_policy.advantage "{config.off_policy.advantage}" puts in the group; use rollout.n >= 2',
-        ),
-        (
-            gate.kind != "rl" and config.sft.coef == 0 and config.off_policy.coef == 0,
-            f'gate.kind "{gate.kind}" sends questions to their demonstration, but sft.coef = off_policy.coef = 0',
-        ),
-        (
-            config.rollout.dynamic_rounds > 1 and gate.kind != "rl",
-            f"rollout.dynamic_rounds = {config.rollout.dynamic_rounds} leaves out questions without a mixed outcome, "
-            f'which gate.kind "{gate.kind}" would train on their demonstration; it goes with gate.kind "rl"',
-        ),
-        (
-            config.rl.advantage == "gae" and gate.kind != "rl",
-            f'rl.advantage "gae" goes with gate.kind "rl"; gate.kind is "{gate.kind}"',
-        ),
-        (
-            config.rl.overlong is not None and config.overlong_limits[1] > config.overlong_limits[0],
-            f"rl.overlong.cache = {config.rl.overlong and config.rl.overlong.cache} is longer than the length that it "
-            f"leads up to, {config.rl.overlong and config.overlong_limits[0]} tokens",
-        ),
-        (
-            config.rl.overlong is not None and config.rl.advantage == "sign",
-            'rl.overlong has no effect on rl.advantage "sign", which asks only whether a rollout is right',
-        ),
-        (
-            gate.kind == "switch" and gate.gamma >= gamma_limit,
-            f"gate.gamma = {gate.gamma} sends every question to SFT: an integer must be below rollout.n = {n}, "
-            'a float below 1.0 (or choose method "sft")',
-        ),
-        (
-            config.rollout.n == 1
-            and gate.kind != "sft"
-            and config.rl.advantage in ("mean", "mean_std", "leave_one_out"),
-            f'rl.advantage "{config.rl.advantage}" compares the rollouts of one question and is always 0 with '
-            'rollout.n = 1; use rollout.n >= 2, or rl.advantage "batch" or "none"',
-        ),
-        *(
-            (config.rollout.engine == "vllm" and wrong, message)
-            for wrong, message in (
-                (
-                    config.rollout.top_p < 1 and config.rollout.temperature != 1,
-                    f"rollout.top_p = {config.rollout.top_p} with rollout.temperature = {config.rollout.temperature}: "
-                    "vLLM reports log-probabilities at a temperature other than 1 only without a top-p cut; use "
-                    'rollout.top_p = 1, rollout.temperature = 1, or rollout.engine "transformers"',
-                ),
-                (
-                    vllm.tensor_parallel > 1 and vllm.url is None and config.engine == "local",
-                    f"rollout.vllm.tensor_parallel = {vllm.tensor_parallel} in the trainer's process takes so many "
-                    "ranks: use engine=deepspeed, or a server (rollout.vllm.url)",
-                ),
-                (
-                    vllm.adapters == "lora" and config.model.lora is None,
-                    'rollout.vllm.adapters "lora" needs model.lora',
-                ),
-                (
-                    vllm.adapters == "lora" and vllm.url is not None,
-                    'rollout.vllm.adapters "lora" goes with an engine in the trainer\'s process; a server '
-                    "(rollout.vllm.url) takes merged weights",
-                ),
-            )
-        ),
-        (
-            config.batch.updates > config.batch.questions,
-            f"batch.updates = {config.batch.updates} must not exceed batch.questions = {config.batch.questions}",
-        ),
-        *(_deepspeed_problems(config) if config.engine == "deepspeed" else ()),
-        (
-            config.eval.every > 0 and config.data.eval is None,
-            f"eval.every = {config.eval.every} needs data.eval, a file of held-out questions",
-        ),
-        (
-            config.model.quantization is not None and config.model.lora is None,
-            f'model.quantization "{config.model.quantization}" freezes the weights: it needs adapters to train, '
-            "model.lora",
-        ),
-        (
-            config.model.lora is not None and config.rl.advantage == "gae",
-            'rl.advantage "gae" trains all weights of a critic as large as the model: it does not go with model.lora',
-        ),
-        (
-            config.model.attention == "eager" and config.batch.packing == "packed",
-            'model.attention "eager" lets packed rows see each other: use batch.packing "padded", or "sdpa"',
-        ),
-        (
-            config.loss.kl_coef > 0 and config.loss.aggregation == "official",
-            f"loss.kl_coef = {config.loss.kl_coef}: the published code has no KL penalty, so "
-            'loss.aggregation "official" has no normaliser for it',
-        ),
-    ]
-    return [message for wrong, message in found if wrong]
-
-
-_DEEPSPEED_OURS = (
+DEEPSPEED_OPTIONS_SET_BY_HPT = (
     "optimizer",
     "scheduler",
     "gradient_clipping",
@@ -137,29 +25,139 @@ _DEEPSPEED_OURS = (
 )
 
 
-def _deepspeed_problems(config: Config) -> list[tuple[bool, str]]:
-    zero, optimizer = config.deepspeed, config.optimizer
-    taken = [name for name in zero.options if name in _DEEPSPEED_OURS]
-    return [
-        (
-            bool(taken),
-            f"deepspeed.options sets {', '.join(taken)}, which hpt sets by itself; see optimizer and model.dtype",
-        ),
-        (
-            zero.offload_parameters and zero.stage != 3,
-            f"deepspeed.offload_parameters needs deepspeed.stage 3; it is {zero.stage}",
-        ),
-        (
-            config.model.dtype == "float16",
-            'model.dtype "float16" needs loss scaling, which engine "deepspeed" has not; use "bfloat16" or "float32"',
-        ),
-        (
-            config.rl.advantage == "gae",
-            'rl.advantage "gae" has a critic, which engine "deepspeed" does not train; use engine "local"',
-        ),
-        (
-            optimizer.states != "float32" or optimizer.offload,
+def broken_rules(config: Config) -> Iterator[str]:
+    """A message for each rule that the settings break."""
+    yield from _gate_rules(config)
+    yield from _signal_rules(config)
+    yield from _rl_rules(config)
+    yield from _model_rules(config)
+    yield from _run_rules(config)
+    if config.rollout.engine == "vllm":
+        yield from _vllm_rules(config)
+    if config.engine == "deepspeed":
+        yield from _deepspeed_rules(config)
+
+
+def _gate_rules(config: Config) -> Iterator[str]:
+    gate, n = config.gate, config.sampled
+    if gate.kind == "function" and gate.function is None:
+        yield 'gate.kind "function" needs gate.function'
+    if gate.kind != "function" and gate.function is not None:
+        yield f'gate.function is read by gate.kind "function" only; gate.kind is "{gate.kind}"'
+    if gate.kind == "table" and gate.table is None:
+        yield 'gate.kind "table" needs gate.table'
+    if gate.kind != "table" and gate.table is not None:
+        yield f'gate.table is read by gate.kind "table" only; gate.kind is "{gate.kind}"'
+    if isinstance(gate.table, list) and not (gate.table and all(len(row) in (2, 3) for row in gate.table)):
+        yield f"gate.table = {gate.table}: its rows are [alpha, beta] or [alpha, beta, off], at least one"
+    gamma_limit = n if isinstance(gate.gamma, int) else 1.0
+    if gate.kind == "switch" and gate.gamma >= gamma_limit:
+        yield (
+            f"gate.gamma = {gate.gamma} sends every question to SFT: an integer must be below rollout.n = {n}, "
+            'a float below 1.0 (or choose method "sft")'
+        )
+
+
+def _signal_rules(config: Config) -> Iterator[str]:
+    """What trains on rollouts and what trains on demonstrations."""
+    gate, rollout = config.gate, config.rollout
+    if config.sampled == 0:
+        yield (
+            f"rollout.n = {rollout.n} leaves no rollout beside the demonstration, which "
+            f'off_policy.advantage "{config.off_policy.advantage}" puts in the group; use rollout.n >= 2'
+        )
+    if gate.kind != "rl" and config.sft.coef == 0 and config.off_policy.coef == 0:
+        yield f'gate.kind "{gate.kind}" sends questions to their demonstration, but sft.coef = off_policy.coef = 0'
+    if rollout.dynamic_rounds > 1 and gate.kind != "rl":
+        yield (
+            f"rollout.dynamic_rounds = {rollout.dynamic_rounds} leaves out questions without a mixed outcome, "
+            f'which gate.kind "{gate.kind}" would train on their demonstration; it goes with gate.kind "rl"'
+        )
+    if config.loss.aggregation == "official":
+        if config.loss.kl_coef > 0:
+            yield (
+                f"loss.kl_coef = {config.loss.kl_coef}: the published code has no KL penalty, so "
+                'loss.aggregation "official" has no normaliser for it'
+            )
+        for name, section in (("rl", config.rl), ("sft", config.sft), ("off_policy", config.off_policy)):
+            if ":" in section.objective:
+                yield (
+                    f'{name}.objective = {section.objective!r}: loss.aggregation "official" puts its normalisers into '
+                    "the advantages, which a function need not read; choose another aggregation"
+                )
+
+
+def _rl_rules(config: Config) -> Iterator[str]:
+    gate, rl = config.gate, config.rl
+    if config.rollout.n == 1 and gate.needs_rollouts and rl.advantage in GROUP_ADVANTAGES:
+        yield (
+            f'rl.advantage "{rl.advantage}" compares the rollouts of one question and is always 0 with '
+            'rollout.n = 1; use rollout.n >= 2, or rl.advantage "batch" or "none"'
+        )
+    if rl.advantage == "gae" and gate.kind != "rl":
+        yield f'rl.advantage "gae" goes with gate.kind "rl"; gate.kind is "{gate.kind}"'
+    if rl.advantage == "gae" and config.model.lora is not None:
+        yield 'rl.advantage "gae" trains all weights of a critic as large as the model: it does not go with model.lora'
+    if rl.overlong is not None:
+        limit, cache = config.overlong_limits
+        if cache > limit:
+            yield (
+                f"rl.overlong.cache = {rl.overlong.cache} is longer than the length at which the penalty is full, "
+                f"{limit} tokens"
+            )
+        if rl.advantage == "sign":
+            yield 'rl.overlong has no effect on rl.advantage "sign", which asks only whether a rollout is right'
+
+
+def _model_rules(config: Config) -> Iterator[str]:
+    model = config.model
+    if model.quantization is not None and model.lora is None:
+        yield f'model.quantization "{model.quantization}" freezes the weights: it needs adapters to train, model.lora'
+    if model.attention == "eager" and config.batch.packing == "packed":
+        yield 'model.attention "eager" lets packed rows see each other: use batch.packing "padded", or "sdpa"'
+
+
+def _run_rules(config: Config) -> Iterator[str]:
+    if config.batch.updates > config.batch.questions:
+        yield f"batch.updates = {config.batch.updates} must not exceed batch.questions = {config.batch.questions}"
+    if config.eval.every > 0 and config.data.eval is None:
+        yield f"eval.every = {config.eval.every} needs data.eval, a file of held-out questions"
+
+
+def _vllm_rules(config: Config) -> Iterator[str]:
+    rollout, vllm = config.rollout, config.rollout.vllm
+    if rollout.top_p < 1 and rollout.temperature != 1:
+        yield (
+            f"rollout.top_p = {rollout.top_p} with rollout.temperature = {rollout.temperature}: "
+            "vLLM reports log-probabilities at a temperature other than 1 only without a top-p cut; use "
+            'rollout.top_p = 1, rollout.temperature = 1, or rollout.engine "transformers"'
+        )
+    if vllm.tensor_parallel > 1 and vllm.url is None and config.engine == "local":
+        yield (
+            f"rollout.vllm.tensor_parallel = {vllm.tensor_parallel} inside the trainer needs as many ranks: use "
+            "engine=deepspeed, or a server (rollout.vllm.url)"
+        )
+    if vllm.adapters == "lora" and config.model.lora is None:
+        yield 'rollout.vllm.adapters "lora" needs model.lora'
+    if vllm.adapters == "lora" and vllm.url is not None:
+        yield (
+            'rollout.vllm.adapters "lora" goes with an engine inside the trainer; a server (rollout.vllm.url) takes '
+            "merged weights"
+        )
+
+
+def _deepspeed_rules(config: Config) -> Iterator[str]:
+    deepspeed, optimizer = config.deepspeed, config.optimizer
+    if taken := [name for name in deepspeed.options if name in DEEPSPEED_OPTIONS_SET_BY_HPT]:
+        yield f"deepspeed.options sets {', '.join(taken)}, which hpt sets itself; see optimizer and model.dtype"
+    if deepspeed.offload_parameters and deepspeed.stage != 3:
+        yield f"deepspeed.offload_parameters needs deepspeed.stage 3; it is {deepspeed.stage}"
+    if config.model.dtype == "float16":
+        yield 'model.dtype "float16" needs loss scaling, which engine "deepspeed" lacks; use "bfloat16" or "float32"'
+    if config.rl.advantage == "gae":
+        yield 'rl.advantage "gae" has a critic, which engine "deepspeed" does not train; use engine "local"'
+    if optimizer.states != "float32" or optimizer.offload:
+        yield (
             f'optimizer.states = "{optimizer.states}" and optimizer.offload = {optimizer.offload} belong to engine '
-            '"local"; engine "deepspeed" has deepspeed.offload_optimizer',
-        ),
-    ]
+            '"local"; engine "deepspeed" has deepspeed.offload_optimizer'
+        )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-import upge
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from hpt.config.rules import impossible_combinations
+from hpt.config.objectives import make_objective
+from hpt.config.rules import broken_rules
 
 
 def _is_function_reference(value: str) -> str:
@@ -21,10 +20,8 @@ def _is_function_reference(value: str) -> str:
 
 FunctionReference = Annotated[str, AfterValidator(_is_function_reference)]
 Coefficient = Annotated[float, Field(ge=0)]
+Options = dict[str, float | bool | None]
 Dtype = Literal["float32", "bfloat16", "float16"]
-RLObjective = Literal["REINFORCE", "PPO", "GRPO", "DrGRPO", "DAPO", "CISPO", "GSPO", "SAPO"]
-SFTObjective = Literal["SFT", "DFT"]
-OffPolicyObjective = Literal["LUFFY", "SRFT"]
 
 
 class Section(BaseModel):
@@ -165,6 +162,14 @@ class GateConfig(Section):
     )
     function: FunctionReference | None = Field(None, description="P -> (alpha, beta) or (alpha, beta, off)")
 
+    @property
+    def needs_rollouts(self) -> bool:
+        return self.kind != "sft"
+
+    @property
+    def needs_demonstrations(self) -> bool:
+        return self.kind != "rl"
+
 
 class OverlongConfig(Section):
     """Soft overlong punishment (DAPO, arXiv 2503.14476, eq. 13): added to the scores behind the advantages alone."""
@@ -177,12 +182,16 @@ class OverlongConfig(Section):
 
 
 class RLConfig(Section):
-    objective: RLObjective = "REINFORCE"
-    options: dict[str, float | bool | None] = Field(
-        {}, description="the preset's own arguments, e.g. {clip_high: 0.28}"
+    objective: str = Field(
+        "REINFORCE",
+        description="a preset of upge: REINFORCE, PPO, GRPO, DrGRPO, DAPO, CISPO, GSPO, SAPO; or module:function, "
+        "(logprobs, batch) -> loss per token",
     )
-    advantage: Literal["mean", "mean_std", "leave_one_out", "batch", "none", "sign", "gae"] = Field(
-        "mean", description="mean, mean_std, leave_one_out: within a question's rollouts; gae: by the critic"
+    options: Options = Field({}, description="the preset's own arguments, e.g. {clip_high: 0.28}")
+    advantage: str = Field(
+        "mean",
+        description="mean, mean_std, leave_one_out: within a question's rollouts; batch, none, sign; gae: by the "
+        "critic; or module:function, rewards of each question's rollouts -> advantages",
     )
     overlong: OverlongConfig | None = Field(
         None, description="penalty on long rollouts (DAPO), e.g. {cache: 0.2, penalty: 0.5}; null: none"
@@ -200,14 +209,14 @@ class CriticConfig(Section):
 
 
 class SFTConfig(Section):
-    objective: SFTObjective = "SFT"
-    options: dict[str, float | bool | None] = {}
+    objective: str = Field("SFT", description="SFT or DFT, or module:function as in rl")
+    options: Options = {}
     coef: float = Field(1.0, ge=0, description="weight of SFT in the loss of a demonstration")
 
 
 class OffPolicyConfig(Section):
-    objective: OffPolicyObjective = "LUFFY"
-    options: dict[str, float | bool | None] = {}
+    objective: str = Field("LUFFY", description="LUFFY or SRFT, or module:function as in rl")
+    options: Options = {}
     advantage: Literal["one", "mean", "mean_std"] = Field(
         "one",
         description="of the demonstration. one: 1. mean, mean_std: it takes the place of one of the rollout.n "
@@ -357,12 +366,11 @@ class Config(Section):
     track: list[Literal["tensorboard", "trackio", "wandb"]] = Field([], description="where metrics go, too")
 
     @model_validator(mode="after")
-    def _combinations(self) -> Config:
-        if problems := impossible_combinations(self):
+    def _keeps_the_rules(self) -> Config:
+        if problems := list(broken_rules(self)):
             raise ValueError("\n  ".join(problems))
-        for name in ("rl", "sft", "off_policy"):
-            section = getattr(self, name)
-            make_objective(section.objective, section.options, field=name)
+        for signal, section in (("rl", self.rl), ("sft", self.sft), ("off_policy", self.off_policy)):
+            make_objective(signal, section.objective, section.options)
         return self
 
     @property
@@ -374,29 +382,34 @@ class Config(Section):
 
     @property
     def demonstration_in_group(self) -> bool:
-        """Whether the demonstration is one of the group that advantages are computed over (LUFFY, SRFT)."""
+        """Whether the demonstration belongs to the group that advantages are computed over (LUFFY, SRFT)."""
         return self.off_policy.coef > 0 and self.off_policy.advantage != "one"
 
     @property
     def sampled(self) -> int:
-        """Rollouts sampled for a question: rollout.n, less the place that its demonstration takes."""
+        """Rollouts sampled per question: rollout.n, minus the place that the demonstration takes in the group."""
         return self.rollout.n - self.demonstration_in_group
+
+    @property
+    def eval_max_tokens(self) -> int:
+        """The most tokens a response of an evaluation may have."""
+        return self.eval.max_tokens or self.rollout.max_tokens
+
+    @property
+    def longest_response(self) -> int:
+        """The most tokens that the rollout engine ever generates for one response."""
+        return max(self.rollout.max_tokens, self.eval_max_tokens if self.eval.every else 0)
+
+    @property
+    def max_demonstration_tokens(self) -> int:
+        """Longer demonstrations are handled as `data.too_long` says."""
+        return self.data.max_demonstration_tokens or self.rollout.max_tokens
+
+    def packs_rows(self, device_type: str) -> bool:
+        """Whether rows are packed without padding on a device of this type ("cpu", "cuda")."""
+        if self.batch.packing == "auto":
+            return device_type == "cuda" and self.model.attention != "eager"
+        return self.batch.packing == "packed"
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
-
-
-def make_objective(
-    name: RLObjective | SFTObjective | OffPolicyObjective, options: dict[str, Any], *, field: str
-) -> upge.Objective:
-    """The preset `upge.NAME(**options)`; a ValueError names `field` where the options do not fit it."""
-    preset = getattr(upge, name)
-    known = list(inspect.signature(preset).parameters)
-    if unknown := [key for key in options if key not in known]:
-        raise ValueError(
-            f"{field}.options: {field}.objective {name} has no {unknown[0]!r}; allowed: {', '.join(known) or 'none'}"
-        )
-    try:
-        return preset(**options)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{field}.options = {options} do not fit {field}.objective {name}: {error}") from error

@@ -1,4 +1,4 @@
-"""Accuracy, avg@k and pass@k of a policy on questions with known answers: for `hpt eval` and during training."""
+"""Accuracy, avg@n and pass@k of a policy on questions with known answers, for `hpt eval` and during training."""
 
 from __future__ import annotations
 
@@ -8,40 +8,31 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from hpt.data.questions import Question
 from hpt.data.readers import Problems, describe, read_records
 from hpt.evaluation.estimates import Estimate, bootstrap, pass_at_k
 from hpt.records.files import make_folder, write_atomically
+from hpt.rollout import Rollout
 from hpt.support.errors import HptError
-from hpt.verify import Status, Verdict, Verifier
+from hpt.verify import Status, Verifier
 
 RESULTS = "results.jsonl"
 SUMMARY = "summary.json"
 
 
 @dataclass(frozen=True)
-class Response:
-    """A response as text; `length` counts its tokens, the one that ends it included."""
-
-    text: str
-    length: int
-    finish_reason: Literal["stop", "length"]
-
-
-@dataclass(frozen=True)
 class QuestionResult:
-    """One question, its responses and a verdict on each."""
+    """One question and its verified rollouts."""
 
     question: Question
-    responses: list[Response]
-    verdicts: list[Verdict]
+    rollouts: list[Rollout]
 
     @cached_property
     def correct(self) -> int:
-        """How many responses are right. Partial credit is none."""
-        return sum(verdict.status == "correct" for verdict in self.verdicts)
+        """How many rollouts are right. Partial credit does not count."""
+        return sum(rollout.status == "correct" for rollout in self.rollouts)
 
     def counts(self) -> dict[str, Any]:
         """The question's object in a run's eval/step-*.jsonl: what `hpt compare` reads, without the responses."""
@@ -50,19 +41,19 @@ class QuestionResult:
             "grade": self.question.grade,
             "prompt": self.question.prompt,
             "answer": self.question.answer,
-            "n": len(self.responses),
+            "n": len(self.rollouts),
             "correct": self.correct,
-            "lengths": [response.length for response in self.responses],
+            "lengths": [len(rollout.tokens) for rollout in self.rollouts],
         }
 
     def record(self) -> dict[str, Any]:
         """The question's object in results.jsonl."""
         return self.counts() | {
-            "responses": [response.text for response in self.responses],
-            "scores": [verdict.score for verdict in self.verdicts],
-            "statuses": [verdict.status for verdict in self.verdicts],
-            "details": [verdict.detail for verdict in self.verdicts],
-            "finish_reasons": [response.finish_reason for response in self.responses],
+            "responses": [rollout.text for rollout in self.rollouts],
+            "scores": [rollout.score for rollout in self.rollouts],
+            "statuses": [rollout.status for rollout in self.rollouts],
+            "details": [rollout.verified.detail for rollout in self.rollouts],
+            "finish_reasons": [rollout.finish_reason for rollout in self.rollouts],
         }
 
     def line(self) -> str:
@@ -71,7 +62,7 @@ class QuestionResult:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """What came of `n` responses to each of the questions, of which there is at least one."""
+    """The results of `n` responses to each question; there is at least one question."""
 
     n: int
     questions: list[QuestionResult]
@@ -107,17 +98,21 @@ class EvalResult:
     @property
     def length_sum(self) -> int:
         """Tokens of all responses."""
-        return sum(response.length for result in self.questions for response in result.responses)
+        return sum(len(rollout.tokens) for rollout in self._rollouts)
 
     @property
     def truncated(self) -> int:
         """Responses that ended at the token limit."""
-        return sum(response.finish_reason == "length" for result in self.questions for response in result.responses)
+        return sum(rollout.finish_reason == "length" for rollout in self._rollouts)
 
     @property
     def statuses(self) -> dict[Status, int]:
-        counts = Counter(verdict.status for result in self.questions for verdict in result.verdicts)
+        counts = Counter(rollout.status for rollout in self._rollouts)
         return {status: counts[status] for status in get_args(Status)}
+
+    @property
+    def _rollouts(self) -> list[Rollout]:
+        return [rollout for result in self.questions for rollout in result.rollouts]
 
     def average(self) -> Estimate:
         """avg@n, the accuracy, with its confidence interval over questions."""
@@ -205,18 +200,18 @@ def write_json(path: Path, value: Any) -> None:
 
 def evaluate(
     questions: Sequence[Question],
-    generate: Callable[[Sequence[Question]], list[list[Response]]],
+    generate: Callable[[Sequence[Question]], list[list[Rollout]]],
     verifier: Verifier,
     *,
     n: int,
     batch_size: int | None = None,
     on_batch: Callable[[list[QuestionResult]], None] | None = None,
 ) -> EvalResult:
-    """Has each question answered n times and every answer verified.
+    """Samples n responses to each question and verifies them.
 
-    generate: gives n responses to each of the questions it is called with, in their order.
-    batch_size: questions that are generated and verified before the next are begun; None takes all at once.
-    on_batch: is given the results of each batch as soon as they are there.
+    generate: gives n rollouts, with their text, of each question it is called with, in their order.
+    batch_size: questions per call of `generate`; None takes all at once.
+    on_batch: called with the results of each batch as soon as they are verified.
     HptError where there are no questions.
     """
     if not questions:
@@ -233,19 +228,17 @@ def evaluate(
 
 def answer(
     questions: Sequence[Question],
-    generate: Callable[[Sequence[Question]], list[list[Response]]],
+    generate: Callable[[Sequence[Question]], list[list[Rollout]]],
     verifier: Verifier,
     n: int,
 ) -> list[QuestionResult]:
     """The results of `questions`, of which there may be none."""
-    responses = generate(questions)
-    if [len(group) for group in responses] != [n] * len(questions):
+    groups = generate(questions)
+    if [len(group) for group in groups] != [n] * len(questions):
         raise ValueError(f"generate must give n = {n} responses to each of {len(questions)} questions")
-    verdicts = verifier.score(
-        [response.text for group in responses for response in group],
-        [question.answer for question in questions for _ in range(n)],
-    )
-    return [
-        QuestionResult(question, group, verdicts[index * n : (index + 1) * n])
-        for index, (question, group) in enumerate(zip(questions, responses, strict=True))
-    ]
+    rollouts = [rollout for group in groups for rollout in group]
+    answers = [question.answer for question in questions for _ in range(n)]
+    verdicts = verifier.score([rollout.text for rollout in rollouts], answers)
+    for rollout, verdict in zip(rollouts, verdicts, strict=True):
+        rollout.verdict = verdict
+    return [QuestionResult(*pair) for pair in zip(questions, groups, strict=True)]

@@ -20,7 +20,6 @@ from hpt.memory.parts import MOMENTS, Part
 from hpt.memory.rollout import rollout_parts
 from hpt.memory.trace import EAGER, FLASH, MASKED
 from hpt.memory.training import TrainedModel, training_parts
-from hpt.method.gate import needs_rollouts
 
 # Assumed where a recipe and its data do not say.
 PROMPT_TOKENS = 1024
@@ -85,9 +84,9 @@ def make_plan(config: Config, *, prompt_tokens: int | None = None) -> Plan:
 def _plan_stage(config: Config, prompt_tokens: int | None) -> Plan:
     hardware = hardware_of(config)
     prompt = prompt_tokens or config.data.max_prompt_tokens or PROMPT_TOKENS
-    longest = prompt + max(config.rollout.max_tokens, config.data.max_demonstration_tokens or 0)
+    longest = prompt + max(config.rollout.max_tokens, config.max_demonstration_tokens)
     tokens = min(max(config.batch.tokens, longest), _tokens_of_update(config, longest))
-    packed = config.batch.packing == "packed" or (config.batch.packing == "auto" and hardware.device == "cuda")
+    packed = config.packs_rows(hardware.device)
     attention = _attention(config, hardware, packed)
     rows = -(-tokens // longest) if attention == EAGER and not packed else 1
     model = TrainedModel.of(config.model, rows, -(-tokens // rows), attention)
@@ -95,7 +94,7 @@ def _plan_stage(config: Config, prompt_tokens: int | None) -> Plan:
     parts = training_parts(config, hardware, model)
     if prompt_tokens is None and config.data.max_prompt_tokens is None:
         notes.append(f"prompts are taken to have at most {PROMPT_TOKENS} tokens; data.max_prompt_tokens says better")
-    if needs_rollouts(config.gate) or config.eval.every:
+    if config.gate.needs_rollouts or config.eval.every:
         found = rollout_parts(config, hardware, model, prompt)
         parts += found.parts
         notes += found.notes

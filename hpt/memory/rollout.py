@@ -25,7 +25,7 @@ class RolloutParts:
 
 
 def rollout_parts(config: Config, hardware: Hardware, traced: TrainedModel, prompt: int) -> RolloutParts:
-    """Of prompts of `prompt` tokens and responses of rollout.max_tokens."""
+    """Of prompts of `prompt` tokens and the longest responses that the run asks for."""
     if config.rollout.engine == "vllm":
         return _vllm_parts(config, hardware, traced, prompt)
     return _transformers_parts(config, hardware, traced, prompt)
@@ -36,7 +36,7 @@ def _transformers_parts(config: Config, hardware: Hardware, traced: TrainedModel
     settings = config.rollout
     sequences = min(settings.batch_size, -(-config.batch.questions // hardware.gpus) * config.sampled)
     model = build_skeleton(traced.architecture, config.model, DECODING)
-    found = trace_rollout(model, sequences, prompt, settings.max_tokens)
+    found = trace_rollout(model, sequences, prompt, config.longest_response)
     logits = sampling_bytes(
         sequences, model.get_output_embeddings().weight.shape[0], model.dtype.itemsize, settings.top_p
     )
@@ -75,7 +75,7 @@ def _vllm_parts(config: Config, hardware: Hardware, traced: TrainedModel, prompt
     shape = traced.architecture.config.get_text_config()
     heads = -(-getattr(shape, "num_key_value_heads", shape.num_attention_heads) // settings.tensor_parallel)
     head_dim = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
-    per_sequence = (prompt + config.rollout.max_tokens) * shape.num_hidden_layers * 2 * heads * head_dim * itemsize
+    per_sequence = (prompt + config.longest_response) * shape.num_hidden_layers * 2 * heads * head_dim * itemsize
     resident = {0: share, 1: VLLM_ASLEEP, 2: VLLM_ASLEEP}[settings.sleep_level]
     found.parts = [
         Part("vLLM: weights", rollout=weights, host=weights * hardware.gpus if settings.sleep_level == 1 else 0),
@@ -86,7 +86,7 @@ def _vllm_parts(config: Config, hardware: Hardware, traced: TrainedModel, prompt
     if cache < per_sequence:
         found.problems.append(
             f"rollout.vllm.memory_share = {settings.memory_share} leaves {max(0, cache) / GIB:.1f} GiB for keys and "
-            f"values, and one sequence of {prompt + config.rollout.max_tokens} tokens takes {per_sequence / GIB:.2f}"
+            f"values, and one sequence of {prompt + config.longest_response} tokens takes {per_sequence / GIB:.2f}"
         )
     else:
         found.notes.append(f"vLLM has room for {cache // per_sequence} sequences of full length at once")

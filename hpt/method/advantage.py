@@ -1,84 +1,170 @@
-"""Advantage estimates of rollouts from their scores: A_hat in the unified estimator (arXiv 2509.04419, table 1)."""
+"""Advantage estimates from rewards: A_hat in the unified estimator (arXiv 2509.04419, table 1).
+
+To add an estimator, write a function of a group's or of all rewards and name it in `ESTIMATORS`; a recipe then asks for
+it by `rl.advantage`. A recipe may also name a function elsewhere, as module:function.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-Estimator = Literal["mean", "mean_std", "leave_one_out", "batch", "none", "sign"]
+from hpt.config.schema import Config
+from hpt.method.experience import Experience
+from hpt.support.errors import ConfigError, HptError
+from hpt.support.named_functions import resolve
+
+Groups = list[np.ndarray]
+"""One float64 array per question: a number for each member of its group."""
+
+Estimator = Callable[[Groups], Groups]
+"""Rewards -> advantages, of the same shapes."""
+
+EstimateAdvantages = Callable[[Sequence[Experience]], None]
+"""Sets the advantage of every rollout and of demonstrations that are trained by off-policy RL."""
 
 STD_FLOOR = 1e-6
-"""Added to a group's standard deviation, so that a group of equal scores has advantage 0."""
+"""Added to a group's standard deviation."""
 
 
-def advantages(scores: Sequence[Sequence[float]], estimator: Estimator) -> list[list[float]]:
-    """One advantage a rollout, from the scores of each question's rollouts (ragged: [questions][rollouts]).
+def mean(rewards: Groups) -> Groups:
+    """R - mean of the group (Dr. GRPO, arXiv 2503.20783; HPT)."""
+    return [_centred(group) for group in rewards]
 
-    mean           R - mean of the group (Dr. GRPO, arXiv 2503.20783; HPT)
-    mean_std       (R - mean) / (std + 1e-6), the unbiased std of the group (GRPO, arXiv 2402.03300)
-    leave_one_out  R - mean of the group's others (RLOO, arXiv 2402.14740)
-    batch          (R - mean) / (std + 1e-6) over all rollouts of the step (REINFORCE++, arXiv 2501.03262)
-    none           R
-    sign           1 where R = 1, else -1 (the on-policy row of SRFT, arXiv 2506.19767)
-    """
-    groups = [np.asarray(group, dtype=np.float64) for group in scores]
-    if estimator == "none" or not groups:
-        return [group.tolist() for group in groups]
-    if estimator == "sign":
-        return [np.where(group == 1, 1.0, -1.0).tolist() for group in groups]
-    if estimator == "batch":
-        everything = _centre(np.concatenate(groups), "mean_std")
-        return [part.tolist() for part in np.split(everything, np.cumsum([group.size for group in groups])[:-1])]
-    return [_centre(group, estimator).tolist() for group in groups]
+
+def mean_std(rewards: Groups) -> Groups:
+    """(R - mean) / (std + 1e-6), with the unbiased std of the group (GRPO, arXiv 2402.03300)."""
+    return [_standardised(group) for group in rewards]
+
+
+def leave_one_out(rewards: Groups) -> Groups:
+    """R - mean of the others in the group (RLOO, arXiv 2402.14740)."""
+    return [_centred(group) * (group.size / max(1, group.size - 1)) for group in rewards]
+
+
+def batch(rewards: Groups) -> Groups:
+    """(R - mean) / (std + 1e-6) over all rollouts of the step (REINFORCE++, arXiv 2501.03262)."""
+    if not rewards:
+        return []
+    sizes = [group.size for group in rewards]
+    return np.split(_standardised(np.concatenate(rewards)), np.cumsum(sizes)[:-1])
+
+
+def none(rewards: Groups) -> Groups:
+    """R itself."""
+    return rewards
+
+
+def sign(rewards: Groups) -> Groups:
+    """1 where R = 1, else -1 (the on-policy row of SRFT, arXiv 2506.19767)."""
+    return [np.where(group == 1, 1.0, -1.0) for group in rewards]
+
+
+ESTIMATORS: dict[str, Estimator] = {
+    "mean": mean,
+    "mean_std": mean_std,
+    "leave_one_out": leave_one_out,
+    "batch": batch,
+    "none": none,
+    "sign": sign,
+}
+
+
+def advantages(rewards: Sequence[Sequence[float]], estimator: str) -> list[list[float]]:
+    """One advantage per reward, of ragged [questions][rollouts] rewards."""
+    groups = [np.asarray(group, dtype=np.float64) for group in rewards]
+    estimates = [[float(value) for value in group] for group in find_estimator(estimator)(groups)]
+    given, returned = [len(group) for group in rewards], [len(group) for group in estimates]
+    if given != returned:
+        raise HptError(f"rl.advantage {estimator} returned {returned} advantages per question for {given} rewards")
+    return estimates
 
 
 def advantages_with_demonstrations(
-    scores: Sequence[Sequence[float]], estimator: Estimator, off_estimator: Estimator
+    rewards: Sequence[Sequence[float]], estimator: str, off_policy_estimator: str
 ) -> tuple[list[list[float]], list[float]]:
-    """The same where each question's demonstration, with score 1, is one of its group (LUFFY, arXiv 2504.14945).
+    """The same where each question's demonstration, with reward 1, is a member of its group (LUFFY, arXiv 2504.14945).
 
-    Returns the advantages of the rollouts by `estimator` and those of the demonstrations by `off_estimator`.
+    Returns the advantages of the rollouts by `estimator` and those of the demonstrations by `off_policy_estimator`.
     """
-    groups = [[*group, 1.0] for group in scores]
+    groups = [[*group, 1.0] for group in rewards]
     rollouts = [estimates[:-1] for estimates in advantages(groups, estimator)]
-    return rollouts, [estimates[-1] for estimates in advantages(groups, off_estimator)]
+    return rollouts, [estimates[-1] for estimates in advantages(groups, off_policy_estimator)]
+
+
+def find_estimator(name: str) -> Estimator:
+    """The estimator that `rl.advantage` names; ConfigError where there is none."""
+    if ":" in name:
+        return resolve(name, field="rl.advantage", arguments=["rewards"])
+    if name not in ESTIMATORS:
+        raise ConfigError(f"rl.advantage = {name!r}: allowed are {', '.join(ESTIMATORS)}, gae, or module:function")
+    return ESTIMATORS[name]
+
+
+def group_advantages(config: Config) -> EstimateAdvantages:
+    """Advantages from the rewards of a step, with the estimators of `rl` and, for demonstrations, `off_policy`."""
+    estimator, off_policy_estimator = config.rl.advantage, config.off_policy.advantage
+    find_estimator(estimator)  # an unknown one is an error now, not in the first step
+
+    def estimate(experiences: Sequence[Experience]) -> None:
+        rewards = [[rollout.reward for rollout in experience.rollouts] for experience in experiences]
+        if config.demonstration_in_group:
+            estimates, demonstrations = advantages_with_demonstrations(rewards, estimator, off_policy_estimator)
+            for experience, advantage in zip(experiences, demonstrations, strict=True):
+                experience.demonstration_advantage = advantage
+        else:
+            estimates = advantages(rewards, estimator)
+        for experience, group in zip(experiences, estimates, strict=True):
+            for rollout, advantage in zip(experience.rollouts, group, strict=True):
+                rollout.advantage = advantage
+
+    return estimate
+
+
+def after_overlong_penalty(config: Config, estimate: EstimateAdvantages) -> EstimateAdvantages:
+    """`estimate` with `rl.overlong`: long rollouts have a penalty in their reward."""
+    assert config.rl.overlong is not None
+    penalty, limits = config.rl.overlong.penalty, config.overlong_limits
+
+    def penalised(experiences: Sequence[Experience]) -> None:
+        for experience in experiences:
+            for rollout in experience.rollouts:
+                rollout.overlong_penalty = penalty * overlong_penalty(len(rollout.tokens), *limits)
+        estimate(experiences)
+
+    return penalised
 
 
 def overlong_penalty(length: int, max_tokens: int, cache: int) -> float:
     """Soft overlong punishment of a response of `length` tokens (DAPO, arXiv 2503.14476, eq. 13), from -1 to 0.
 
-    0 up to max_tokens - cache, -1 from max_tokens on, linear between.
+    0 up to max_tokens - cache, -1 from max_tokens on, linear in between.
     """
     return max(-1.0, min(0.0, (max_tokens - cache - length) / cache))
 
 
-def gae(score: float, values: Sequence[float], gamma: float, lam: float) -> list[float]:
+def gae(reward: float, values: Sequence[float], gamma: float, lam: float) -> list[float]:
     """Generalised advantage estimates of a response's tokens (arXiv 1506.02438, eq. 16).
 
-    values: V of the state before each token. The score is the reward of the last token, the others' is 0, and the
-    response ends there: A_t = delta_t + gamma lam A_{t+1}, delta_t = r_t + gamma V_{t+1} - V_t.
+    values: V of the state before each token. The last token has the reward, all others 0, and the episode ends there:
+    A_t = delta_t + gamma lam A_{t+1}, delta_t = r_t + gamma V_{t+1} - V_t.
     """
     estimates = [0.0] * len(values)
-    following, value_after, reward = 0.0, 0.0, score
-    for place in reversed(range(len(values))):
-        following = reward + gamma * value_after - values[place] + gamma * lam * following
-        estimates[place], value_after, reward = following, values[place], 0.0
+    next_estimate, next_value, reward_here = 0.0, 0.0, reward
+    for t in reversed(range(len(values))):
+        next_estimate = reward_here + gamma * next_value - values[t] + gamma * lam * next_estimate
+        estimates[t], next_value, reward_here = next_estimate, values[t], 0.0
     return estimates
 
 
-def _centre(scores: np.ndarray, estimator: Estimator) -> np.ndarray:
-    # Equal scores must give exactly 0, which a rounded mean would not: rows with A = 0 never reach the model.
-    if scores.size == 0 or np.all(scores == scores[0]):
-        return np.zeros_like(scores)
-    centred = scores - scores.mean()
-    if estimator == "mean_std":
-        return centred / (_std(scores) + STD_FLOOR)
-    if estimator == "leave_one_out":
-        return centred * (scores.size / (scores.size - 1))
-    return centred
+def _centred(rewards: np.ndarray) -> np.ndarray:
+    # Equal rewards must give exactly 0, which a rounded mean need not: rows with A = 0 never reach the model.
+    if rewards.size == 0 or np.all(rewards == rewards[0]):
+        return np.zeros_like(rewards)
+    return rewards - rewards.mean()
 
 
-def _std(scores: np.ndarray) -> float:
-    return float(scores.std(ddof=1)) if scores.size > 1 else 0.0
+def _standardised(rewards: np.ndarray) -> np.ndarray:
+    std = float(rewards.std(ddof=1)) if rewards.size > 1 else 0.0
+    return _centred(rewards) / (std + STD_FLOOR)

@@ -3,7 +3,7 @@
     L(q) = alpha L_RL(q) + beta L_SFT(q),   (alpha, beta) = (f(P), g(P)),   P = mean score of the question's rollouts
 
 (arXiv 2509.04419, eq. 9-11; the switch is Algorithm 1.) Methods that also do off-policy RL on the demonstration have a
-third coefficient, off, which is beta unless the gate says otherwise.
+third coefficient, off, which equals beta unless the gate gives its own.
 """
 
 from __future__ import annotations
@@ -14,29 +14,33 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hpt.config.schema import GateConfig
+from hpt.config.schema import Config, GateConfig
 from hpt.support.errors import HptError
 from hpt.support.named_functions import resolve
 
 
 class Decision(NamedTuple):
-    """Coefficients of one question's losses, each >= 0."""
+    """The coefficients of one question's losses, each >= 0."""
 
     alpha: float  # RL on its rollouts
     beta: float  # SFT on its demonstration
     off: float  # off-policy RL on its demonstration
 
+    @property
+    def uses_demonstration(self) -> bool:
+        return self.beta > 0 or self.off > 0
+
 
 Gate = Callable[[float], Decision]
 """P in [0, 1] -> the question's decision."""
 
-RL = Decision(1.0, 0.0, 0.0)
-DEMONSTRATION = Decision(0.0, 1.0, 1.0)
-BOTH = Decision(1.0, 1.0, 1.0)
+NOTHING = Decision(alpha=0.0, beta=0.0, off=0.0)
+ONLY_ROLLOUTS = Decision(alpha=1.0, beta=0.0, off=0.0)
+ONLY_DEMONSTRATION = Decision(alpha=0.0, beta=1.0, off=1.0)
+BOTH = Decision(alpha=1.0, beta=1.0, off=1.0)
 
-_SOLVED: dict[
-    str, list[tuple[float, float, float]]
-] = {  # (alpha, off, beta) by the number solved of 8 rollouts and the demonstration, counted from 1
+# (alpha, off, beta) by how many of 8 rollouts and the demonstration are right, from 1 on.
+_PUBLISHED: dict[str, list[tuple[float, float, float]]] = {
     "soft-1": [(0, 1, 1), (0.125, 1, 0.5), (0.25, 1, 0.25), (0.5, 1, 0.125), (1, 1, 0)],
     "soft-2": [(0, 0, 1), (0.125, 0, 0.5), (0.25, 0, 0.25), (0.5, 0, 0.125), (1, 0, 0)],
     "soft-3": [
@@ -54,27 +58,28 @@ _SOLVED: dict[
 def published_table(name: str) -> list[list[float]]:
     """[alpha, beta, off] for 0 to 8 right rollouts of 8: the soft tables of the paper's code.
 
-    There they are indexed by a count that includes the demonstration, which is always right, and end at 8: a question
-    with all 8 rollouts right has no entry. It gets that of 7.
+    The published tables are indexed by a count that includes the demonstration, which is always right, and end at 8. A
+    question with all 8 rollouts right has no entry there and gets that of 7.
     """
-    rows = _SOLVED[name]
+    rows = _PUBLISHED[name]
     rows = rows + rows[-1:] * (9 - len(rows))
     return [[alpha, beta, off] for alpha, off, beta in rows]
 
 
 def switch(gamma: float) -> Gate:
-    """RL on the rollouts where P > gamma; else the demonstration alone."""
+    """RL on the rollouts where P > gamma, else the demonstration only."""
 
     def gate(score: float) -> Decision:
-        # P is a mean of n floats: a share such as 1/3 must compare equal to the same count of n.
-        above = score > gamma and not math.isclose(score, gamma, rel_tol=1e-9)
-        return RL if above else DEMONSTRATION
+        # P is a mean of n floats, so a share such as 1/3 may be off by rounding.
+        if score > gamma and not math.isclose(score, gamma, rel_tol=1e-9):
+            return ONLY_ROLLOUTS
+        return ONLY_DEMONSTRATION
 
     return gate
 
 
 def table(rows: Sequence[Sequence[float]]) -> Gate:
-    """Rows spread evenly over P in [0, 1], linear between them: m + 1 rows are exact for counts of m rollouts."""
+    """Rows spread evenly over P in [0, 1] and linear between them: m + 1 rows give each count of m rollouts its own."""
     columns = np.array([_decision(row) for row in rows])
 
     def gate(score: float) -> Decision:
@@ -86,30 +91,40 @@ def table(rows: Sequence[Sequence[float]]) -> Gate:
     return gate
 
 
-def make_gate(config: GateConfig, n: int) -> Gate:
-    """The gate of a recipe, for `n` rollouts a question."""
-    constant = {"rl": RL, "sft": DEMONSTRATION, "both": BOTH}.get(config.kind)
-    if constant is not None:
-        return lambda score: constant
-    if config.kind == "function":
-        assert config.function is not None
-        return _checked(resolve(config.function, field="gate.function", arguments=["P"]), config.function)
-    if config.kind == "table":
-        assert config.table is not None
-        return table(published_table(config.table) if isinstance(config.table, str) else config.table)
-    return switch(config.gamma / n if isinstance(config.gamma, int) else config.gamma)
+def make_gate(settings: GateConfig, n: int) -> Gate:
+    """The gate that a recipe's `gate` section describes, for `n` rollouts per question."""
+    if settings.kind == "rl":
+        return lambda score: ONLY_ROLLOUTS
+    if settings.kind == "sft":
+        return lambda score: ONLY_DEMONSTRATION
+    if settings.kind == "both":
+        return lambda score: BOTH
+    if settings.kind == "function":
+        assert settings.function is not None
+        return _checked(resolve(settings.function, field="gate.function", arguments=["P"]), settings.function)
+    if settings.kind == "table":
+        assert settings.table is not None
+        return table(published_table(settings.table) if isinstance(settings.table, str) else settings.table)
+    return switch(settings.gamma / n if isinstance(settings.gamma, int) else settings.gamma)
 
 
-def needs_rollouts(config: GateConfig) -> bool:
-    return config.kind != "sft"
+def gate_of(config: Config) -> Gate:
+    """The gate of a run. Signals on demonstrations whose coefficient is 0 are dropped from its decisions."""
+    gate = make_gate(config.gate, config.sampled)
 
+    def decide(score: float) -> Decision:
+        decision = gate(score)
+        if config.sft.coef == 0:
+            decision = decision._replace(beta=0.0)
+        if config.off_policy.coef == 0:
+            decision = decision._replace(off=0.0)
+        return decision
 
-def needs_demonstrations(config: GateConfig) -> bool:
-    return config.kind != "rl"
+    return decide
 
 
 def _decision(shares: Sequence[float]) -> Decision:
-    """(alpha, beta): beta is the demonstration's, however it is trained on; (alpha, beta, off) tells the two apart."""
+    """From (alpha, beta), where beta is for both signals on the demonstration, or from (alpha, beta, off)."""
     alpha, beta, *off = (float(share) for share in shares)
     return Decision(alpha, beta, *(off or [beta]))
 

@@ -1,30 +1,32 @@
 """The critic of PPO (arXiv 1707.06347): a value of the state before every response token.
 
-Its body is a copy of the policy's at the start of the run, with a scalar head that starts at 0; body and head are
-trained by an optimizer of their own. Values are undiscounted scores where critic.gamma = 1.
+Its body is a copy of the policy's at the start of the run, with a scalar head that starts at 0. Body and head have an
+optimizer engine of their own. With critic.gamma = 1 values are undiscounted rewards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from hpt.config.schema import Config
+from hpt.config.schema import CriticConfig
 from hpt.method.advantage import STD_FLOOR, gae
-from hpt.method.rows import RL, MicroBatch, Row, Values
-from hpt.optim.local import Engine, Update
-from hpt.rollout import Rollout
+from hpt.method.experience import Experience
+from hpt.method.micro_batches import MicroBatch, MicroBatcher
+from hpt.method.rows import Row, Signal
+from hpt.rollout import CriticValues, Rollout
 
-MicroBatches = Callable[[Sequence[Row]], Iterator[MicroBatch]]
+if TYPE_CHECKING:
+    from hpt.optim.local import Engine, Update
 
 
 class ValueModel(torch.nn.Module):
-    """hidden states of a decoder -> one number a position."""
+    """A decoder with a scalar head: one number per position."""
 
     def __init__(self, decoder: PreTrainedModel) -> None:
         super().__init__()
@@ -40,46 +42,37 @@ class ValueModel(torch.nn.Module):
 
 
 class Critic:
-    """Judges rollouts token by token, and learns from their scores."""
+    """Estimates advantages token by token (GAE), and learns from the rewards."""
 
-    def __init__(self, decoder: PreTrainedModel, config: Config) -> None:
-        self.settings = config.critic
-        self.model = ValueModel(decoder)
-        optimizer = config.optimizer.model_copy(update={"lr": config.critic.lr})
-        self.engine = Engine(self.model, config.model_copy(update={"optimizer": optimizer}))
+    def __init__(self, model: ValueModel, engine: Engine, settings: CriticConfig, batches: MicroBatcher) -> None:
+        self.model = model
+        self.engine = engine
+        self.settings = settings
+        self.batches = batches
 
-    def judge(
-        self,
-        prompts: Sequence[list[int]],
-        rollouts: Sequence[Sequence[Rollout]],
-        scores: Sequence[Sequence[float]],
-        micro_batches: MicroBatches,
-    ) -> tuple[list[list[list[float]]], list[list[Values]]]:
-        """Per question and rollout: advantages, whitened over all tokens given, and what the critic learns from."""
-        flat = [
-            Row(prompt + rollout.tokens, len(prompt), RL, weight=1.0)
-            for prompt, group in zip(prompts, rollouts, strict=True)
-            for rollout in group
+    def estimate_advantages(self, experiences: Sequence[Experience]) -> None:
+        """Sets advantages, standardised over all tokens given, and the values that `learn` reads."""
+        rollouts: list[Rollout] = []
+        rows: list[Row] = []
+        for experience in experiences:
+            for rollout in experience.rollouts:
+                tokens = experience.prompt + rollout.tokens
+                rows.append(Row(tokens, len(experience.prompt), Signal.RL, weight=1.0, index=len(rows)))
+                rollouts.append(rollout)
+        self.model.eval()
+        values = [own for _, own in self.batches.measure(rows, self._values)]
+        estimates = [
+            gae(rollout.reward, own, self.settings.gamma, self.settings.lam)
+            for rollout, own in zip(rollouts, values, strict=True)
         ]
-        before = self._values(flat, micro_batches)
-        rewards = [score for group in scores for score in group]
-        raw = [
-            gae(score, values, self.settings.gamma, self.settings.lam)
-            for score, values in zip(rewards, before, strict=True)
-        ]
-        everything = np.concatenate(raw)
-        mean, scale = everything.mean(), everything.std() + STD_FLOOR
-        advantages = iter([((np.asarray(part) - mean) / scale).tolist() for part in raw])
-        judged = iter(
-            Values(values, [a + v for a, v in zip(part, values, strict=True)])
-            for part, values in zip(raw, before, strict=True)
-        )
-        return [[next(advantages) for _ in group] for group in rollouts], [
-            [next(judged) for _ in group] for group in rollouts
-        ]
+        all_estimates = np.concatenate(estimates)
+        mean, scale = all_estimates.mean(), all_estimates.std() + STD_FLOOR
+        for rollout, before, estimate in zip(rollouts, values, estimates, strict=True):
+            rollout.advantage = ((np.asarray(estimate) - mean) / scale).tolist()
+            rollout.values = CriticValues(before, [a + v for a, v in zip(estimate, before, strict=True)])
 
-    def learn(self, rows: Sequence[Row], micro_batches: MicroBatches) -> tuple[float, Update]:
-        """One update on the mean over tokens of the squared error, clipped; returns its loss before the update.
+    def learn(self, rows: Sequence[Row]) -> tuple[float, Update]:
+        """One update on the mean over tokens of the clipped squared error; returns its loss before the update.
 
         1/2 max((V - R)^2, (clip(V, V_before - clip, V_before + clip) - R)^2)
         """
@@ -88,11 +81,11 @@ class Critic:
         limit = float("inf") if self.settings.clip is None else self.settings.clip
         total = 0.0
         self.model.train()
-        for batch in micro_batches(rows):
+        for batch in self.batches(rows):
             values = self.model(batch)
-            judged = [row.values for row in batch.rows if row.values is not None]
-            returns = values.new_tensor([value for part in judged for value in part.returns])
-            before = values.new_tensor([value for part in judged for value in part.before])
+            targets = [row.values for row in batch.rows if row.values is not None]
+            returns = values.new_tensor([value for own in targets for value in own.returns])
+            before = values.new_tensor([value for own in targets for value in own.before])
             clipped = before + (values - before).clamp(-limit, limit)
             error = torch.maximum((values - returns).square(), (clipped - returns).square())
             loss = 0.5 * error.sum() / tokens
@@ -108,11 +101,5 @@ class Critic:
         self.engine.load_state_dict(state["engine"])
 
     @torch.no_grad()
-    def _values(self, rows: Sequence[Row], micro_batches: MicroBatches) -> list[list[float]]:
-        """Of every row, in their order."""
-        self.model.eval()
-        found: dict[int, list[float]] = {}
-        for batch in micro_batches(rows):
-            parts = self.model(batch).split([row.response_length for row in batch.rows])
-            found |= {id(row): part.tolist() for row, part in zip(batch.rows, parts, strict=True)}
-        return [found[id(row)] for row in rows]
+    def _values(self, batch: MicroBatch) -> torch.Tensor:
+        return self.model(batch)

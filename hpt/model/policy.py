@@ -10,15 +10,18 @@ import torch
 import upge
 from transformers import PreTrainedModel
 
-from hpt.config.schema import Config, make_objective
-from hpt.method.rows import RL, MicroBatch
-from hpt.support.errors import HptError
+from hpt.config.objectives import make_objective
+from hpt.config.schema import Config
+from hpt.method.micro_batches import MicroBatch
+from hpt.method.rows import Signal
+from hpt.support.errors import ConfigError, HptError
 
 
 class PolicyModule(torch.nn.Module):
     """The model with a fused head over its own head's weight: token ids in, losses or log-probabilities out.
 
-    This is what an engine wraps: whatever it does to modules (ZeRO-3 gathers their weights) happens in one forward.
+    This is what an optimizer engine wraps, so that all a step computes goes through one forward (ZeRO-3 gathers weights
+    there). HptError where the model's head is not one that the fused loss supports.
     """
 
     def __init__(self, model: PreTrainedModel, backend: str) -> None:
@@ -26,6 +29,7 @@ class PolicyModule(torch.nn.Module):
         self.model = model
         softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         self.head = upge.FusedLMHead(model.get_output_embeddings(), softcap=softcap, backend=backend)
+        self._check_head()
 
     def forward(
         self,
@@ -36,45 +40,61 @@ class PolicyModule(torch.nn.Module):
         objectives: Sequence[upge.Objective] | None = None,
         **options: Any,
     ) -> upge.PolicyLossOutput | upge.LogprobsOutput:
-        """input_ids, position_ids (B, L); positions (N,): flat places in (B, L) whose states predict targets (N,).
+        """`upge.fused_policy_loss` with `objectives`, `upge.linear_logprobs` without; `options` are theirs.
 
-        `upge.fused_policy_loss` with `objectives`, `upge.linear_logprobs` without; `options` are theirs. No cache is
-        used: in train mode it would mix packed rows.
+        input_ids, position_ids: (B, L) int64. positions: (N,) int64, indices into (B * L) of the hidden states that
+        predict targets (N,). No cache is used: in train mode it would mix packed rows.
         """
         decoder = self.model.get_decoder()
         states = decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
         return self.head(states.flatten(0, 1)[positions], targets, objectives, **options)
 
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        """The model's own logits must be what the fused loss computes; a scaled head, say, is not supported."""
+        self.model.eval()
+        positions = torch.arange(8, device=self.model.device)
+        ids = positions[None] % self.model.config.get_text_config().vocab_size
+        logits = self.model(input_ids=ids, use_cache=False).logits[0]
+        expected = torch.log_softmax(logits.float(), dim=-1).gather(-1, ids.T).squeeze(-1)
+        got = self(ids, positions[None], positions, ids[0]).logprobs
+        bound = 1e-3 if logits.dtype == torch.float32 else 0.25  # 16-bit logits of size 32 are rounded to 0.125
+        difference = (got - expected).abs().max().item()
+        if not difference <= bound:
+            raise HptError(
+                f"the logits of {type(self.model).__name__} are not hidden @ weight.T (+ bias, soft-cap): "
+                f"log-probabilities differ by {difference:.3g}. The fused loss supports linear heads without scaling."
+            )
+
 
 class Policy:
     """Loss, log-probabilities and entropies of micro-batches under `model`, with the objectives of a recipe.
 
-    Rows of rollouts are scored at the temperature they were sampled at, demonstrations at 1. `module` is what runs; an
-    engine that wraps modules puts its wrapper there.
+    Rollouts are scored at the temperature they were sampled at, demonstrations at 1.
+    module: what an optimizer engine has made of the model's `PolicyModule`; None makes one.
     """
 
-    def __init__(self, model: PreTrainedModel, config: Config) -> None:
+    def __init__(self, model: PreTrainedModel, config: Config, module: torch.nn.Module | None = None) -> None:
         self.model = model
         self.device = model.device
-        self.module: Any = PolicyModule(model, config.loss.backend)
+        self.module: Any = PolicyModule(model, config.loss.backend) if module is None else module
         self.temperature = config.rollout.temperature
         self.entropy_coef = config.loss.entropy_coef
         self.kl_coef = config.loss.kl_coef
-        rl = make_objective(config.rl.objective, config.rl.options, field="rl")
-        sft = make_objective(config.sft.objective, config.sft.options, field="sft")
-        off_policy = make_objective(config.off_policy.objective, config.off_policy.options, field="off_policy")
-        # One update a step is on-policy: r = 1, nothing is clipped, and every objective over pi_old has REINFORCE's
-        # coefficient -w A. So old log-probabilities are neither computed nor read.
-        self.needs_old_logprobs = config.batch.updates > 1 and rl.needs_old_logprobs
-        self.objectives = [
-            rl if self.needs_old_logprobs or not rl.needs_old_logprobs else upge.REINFORCE(),
-            replace(sft, advantage="given"),  # 1, but for weights that depend on the micro-batch
-            off_policy,
-        ]
-        self._check_head()
+        rl = make_objective("rl", config.rl.objective, config.rl.options)
+        sft = make_objective("sft", config.sft.objective, config.sft.options)
+        off_policy = make_objective("off_policy", config.off_policy.objective, config.off_policy.options)
+        user_functions = [objective.function is not None for objective in (rl, sft, off_policy)]
+        # A user's function may read them. A preset over pi_old needs them only with several updates per step: the first
+        # is on-policy, with r = 1, and every such preset then has REINFORCE's coefficient -w A.
+        self.needs_old_logprobs = any(user_functions) or (config.batch.updates > 1 and rl.needs_old_logprobs)
+        if rl.needs_old_logprobs and not self.needs_old_logprobs:
+            rl = upge.REINFORCE()
+        # The advantage of SFT rows is 1, except that `aggregation: official` puts its normalisers there.
+        self.objectives = [rl, replace(sft, advantage="given"), off_policy]  # in the order of Signal
 
     def loss(self, batch: MicroBatch) -> upge.PolicyLossOutput:
-        """The micro-batch's part of the loss; parts add up, since the weights hold the global normaliser."""
+        """The micro-batch's share of the loss; shares add up, since the weights hold the global normaliser."""
         return self.module(
             **_inputs(batch),
             objectives=self.objectives,
@@ -94,7 +114,7 @@ class Policy:
         return self._token_values(batch).logprobs
 
     def entropies(self, batch: MicroBatch) -> torch.Tensor:
-        """(N,) float32 entropies, in nats, of the distributions that the response tokens were drawn from."""
+        """(N,) float32 entropies in nats of the distributions at the response tokens."""
         entropy = self._token_values(batch).entropy
         assert entropy is not None
         return entropy
@@ -104,24 +124,16 @@ class Policy:
         return self.module(**_inputs(batch), temperature=self._temperatures(batch), entropy=True)
 
     def _temperatures(self, batch: MicroBatch) -> torch.Tensor:
-        return torch.where(batch.objective_index == RL, self.temperature, 1.0)
+        return torch.where(batch.objective_index == Signal.RL, self.temperature, 1.0)
 
-    @torch.no_grad()
-    def _check_head(self) -> None:
-        """The model's own logits must be what the fused loss computes: scaled heads must not pass silently."""
-        self.model.eval()
-        places = torch.arange(8, device=self.device)
-        ids = places[None] % self.model.config.get_text_config().vocab_size
-        logits = self.model(input_ids=ids, use_cache=False).logits[0]
-        expected = torch.log_softmax(logits.float(), dim=-1).gather(-1, ids.T).squeeze(-1)
-        got = self.module(ids, places[None], places, ids[0]).logprobs
-        bound = 1e-3 if logits.dtype == torch.float32 else 0.25  # 16-bit logits of size 32 are rounded to 0.125
-        difference = (got - expected).abs().max().item()
-        if not difference <= bound:
-            raise HptError(
-                f"the logits of {type(self.model).__name__} are not hidden @ weight.T (+ bias, soft-cap): "
-                f"log-probabilities differ by {difference:.3g}. The fused loss supports linear heads without scaling."
-            )
+
+def check_backend(backend: str, device: torch.device) -> None:
+    """ConfigError where the loss cannot be computed by `backend` on `device`."""
+    head = torch.zeros(1, 2, device=device)
+    try:
+        upge.linear_logprobs(head, head, torch.zeros(1, dtype=torch.int64, device=device), backend=backend)
+    except ValueError as error:
+        raise ConfigError(f"loss.backend = {backend!r} on {device}: {error}") from None
 
 
 def _inputs(batch: MicroBatch) -> dict[str, torch.Tensor]:

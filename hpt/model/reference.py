@@ -1,4 +1,4 @@
-"""The start model of a run, which a KL penalty holds the policy to (`loss.kl_coef`)."""
+"""The reference model: the run's start model, which a KL penalty holds the policy to (`loss.kl_coef`)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from hpt.config.schema import Config
-from hpt.method.rows import MicroBatch
+from hpt.method.micro_batches import MicroBatch
 from hpt.model.loading import is_adapted, load_model, prepare_for_training
 from hpt.model.policy import Policy
 
@@ -16,8 +16,8 @@ from hpt.model.policy import Policy
 class Reference:
     """Log-probabilities under `model.path`, whatever stage or step the run is at.
 
-    Where the policy has adapters it is the policy's own model with the adapters off: no second copy. Elsewhere it is a
-    frozen copy that waits in CPU memory, and takes the policy's device only while it is asked.
+    A policy with adapters is its own reference model with the adapters off: there is no second copy. Otherwise a frozen
+    copy is kept in CPU memory and moved to the policy's device while it is used.
     """
 
     def __init__(self, policy: Policy, config: Config) -> None:
@@ -30,21 +30,21 @@ class Reference:
             self._move(torch.device("cpu"))
 
     @contextmanager
-    def at_hand(self) -> Iterator[Callable[[MicroBatch], torch.Tensor]]:
-        """Gives what `Policy.logprobs` is, of the start model; the policy itself is out of reach in the meantime."""
+    def on_device(self) -> Iterator[Callable[[MicroBatch], torch.Tensor]]:
+        """Yields `Policy.logprobs` of the reference model; the policy must not be used inside."""
         if self.frozen is None:
             with self.policy.model.disable_adapter():  # type: ignore[operator]
                 yield self.policy.logprobs
             return
-        waiting = self._move(self.device)
+        in_cpu_memory = self._move(self.device)
         try:
             yield self.frozen.logprobs
         finally:
-            for tensor, data in waiting:
+            for tensor, data in in_cpu_memory:
                 tensor.data = data
 
     def _move(self, device: torch.device) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Puts the frozen copy on `device`; returns its tensors with what they were, to be put back without a copy."""
+        """Moves the frozen copy; returns its tensors with their data before, so that going back copies nothing."""
         assert self.frozen is not None
         tensors = [*self.frozen.model.parameters(), *self.frozen.model.buffers()]
         before = [(tensor, tensor.data) for tensor in tensors]

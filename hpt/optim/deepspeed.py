@@ -14,7 +14,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -22,9 +22,6 @@ from hpt.config.recipe import merge
 from hpt.config.schema import Config
 from hpt.optim.local import Update, learning_rate_scale
 from hpt.support.distributed import World
-
-if TYPE_CHECKING:
-    from hpt.model.policy import PolicyModule
 
 # Of the optimizer's state: objects that are not plain data, and settings that a resumed run takes from its recipe.
 _NOT_STATE = {"loss_scaler", "zero_stage", "param_slice_mappings", "clip_grad"}
@@ -36,7 +33,9 @@ class ZeroEngine:
     backward and step are meetings of all ranks, and so is every forward pass in stage 3.
     """
 
-    def __init__(self, module: PolicyModule, config: Config, world: World) -> None:
+    min_micro_batches = 1  # an update needs a gradient, even if it is 0
+
+    def __init__(self, module: Any, config: Config, world: World) -> None:
         self.settings = config.optimizer
         self.world = world
         self.stage = config.deepspeed.stage
@@ -49,7 +48,7 @@ class ZeroEngine:
         self.deepspeed = _deepspeed(self.model.device)
         self.module = self.deepspeed.initialize(model=module, optimizer=self.adamw, config=deepspeed_config(config))[0]
 
-    def whole_weights(self) -> AbstractContextManager[None]:
+    def gathered_parameters(self) -> AbstractContextManager[None]:
         """In it every rank has all weights, and may call the model as it likes: for generation."""
         return self._gathered() if self.stage == 3 else nullcontext()
 
@@ -67,7 +66,7 @@ class ZeroEngine:
         finally:
             offload.setup_zero_stage3_hooks()
 
-    def full_weights(self) -> dict[str, torch.Tensor] | None:
+    def gathered_state_dict(self) -> dict[str, torch.Tensor] | None:
         """The model's state dict, gathered on rank 0 (empty on others); None where its modules hold all of it."""
         if self.stage < 3:
             return None

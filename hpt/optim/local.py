@@ -58,6 +58,7 @@ class Engine:
     """
 
     kind = "local"
+    min_micro_batches = 0
 
     def __init__(self, model: torch.nn.Module, config: Config) -> None:
         self.module = model  # what the forward pass calls
@@ -68,11 +69,11 @@ class Engine:
         self.steps = 0  # training steps done
         self.loss_scale = LOSS_SCALE if any(p.dtype == torch.float16 for p in self.parameters) else 1.0
 
-    def whole_weights(self) -> AbstractContextManager[None]:
+    def gathered_parameters(self) -> AbstractContextManager[None]:
         """In it every rank has all weights, and may call the model as it likes: for generation."""
         return nullcontext()
 
-    def full_weights(self) -> dict[str, torch.Tensor] | None:
+    def gathered_state_dict(self) -> dict[str, torch.Tensor] | None:
         """The model's state dict, gathered on rank 0; None where its modules hold all of it."""
         return None
 

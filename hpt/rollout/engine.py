@@ -1,41 +1,40 @@
-"""What the trainer asks of an inference engine, and what it gets back."""
+"""The rollout engine protocol: what the trainer asks of an inference engine, and what it gets back."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+
+from hpt.config.schema import Config
+from hpt.rollout.rollout import Rollout
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How responses are drawn: `n` a prompt, at most `max_tokens` each; temperature 0 is greedy."""
+    """How responses are drawn: `n` per prompt, at most `max_tokens` each; temperature 0 is greedy."""
 
     n: int
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
 
+    @classmethod
+    def for_training(cls, config: Config) -> Sampling:
+        settings = config.rollout
+        return cls(config.sampled, settings.max_tokens, settings.temperature, settings.top_p)
 
-@dataclass(frozen=True)
-class Rollout:
-    """One response. It ends in a stop token ("stop") or at the limit ("length")."""
-
-    tokens: list[int]
-    logprobs: list[float]
-    """log pi(token) in nats at the sampling temperature (1 where greedy), before any top-p cut; one a token.
-
-    NaN where the engine cannot tell: vLLM with a top_p below 1 beside a temperature other than 1, or in an evaluation.
-    """
-    finish_reason: Literal["stop", "length"]
+    @classmethod
+    def for_evaluation(cls, config: Config) -> Sampling:
+        settings = config.eval
+        return cls(settings.n, config.eval_max_tokens, settings.temperature, settings.top_p)
 
 
 OnRollout = Callable[[int, int, Rollout], None]
-"""Is given a finished rollout, with its prompt's place and its own place among the prompt's rollouts."""
+"""Called with the index of the prompt, the index of the rollout among the prompt's, and the finished rollout."""
 
 
 class RolloutEngine:
-    """Samples from the policy as it is. What an engine has no use for it need not define."""
+    """Samples from the policy as it is now. All but `generate` is a no-op unless an engine overrides it."""
 
     def generate(
         self,
@@ -46,16 +45,16 @@ class RolloutEngine:
     ) -> list[list[Rollout]]:
         """`sampling.n` rollouts of each prompt (token ids), in the order of the prompts; `seed` decides them.
 
-        on_rollout: is given every rollout as soon as it is finished, while others are still generated.
+        on_rollout: called with each rollout of the result as soon as it is finished, while others are generated.
         RolloutError, with its cause, where the engine fails.
         """
         raise NotImplementedError
 
     def sleep(self) -> None:
-        """Gives memory back until the next `generate`: the trainer is about to train."""
+        """Frees memory until the next `generate`: the trainer is about to train."""
 
     def weights_changed(self) -> None:
-        """The policy was updated; the next `generate` must see its new weights."""
+        """The policy was updated; the next `generate` must use its new weights."""
 
     def close(self) -> None:
         """Ends what the engine started. May be called again."""

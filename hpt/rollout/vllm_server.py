@@ -32,8 +32,8 @@ from hpt.data.prompt import PromptRenderer, generation_ends, load_tokenizer
 from hpt.rollout.engine import Rollout, Sampling
 from hpt.rollout.vllm import VllmEngine
 from hpt.rollout.vllm_client import identity
+from hpt.support.device import pick_device
 from hpt.support.errors import HptError
-from hpt.training.assemble import pick_device
 
 ALIVE_EVERY = 5.0
 """Seconds between signs of life while nothing is finished."""

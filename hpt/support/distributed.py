@@ -71,11 +71,14 @@ class World:
         """What `work` returned on rank 0, the only one to do it."""
         return self.agree(work if self.main else lambda: None)[0]  # type: ignore[return-value]
 
+    def own(self, items: Sequence[T]) -> Sequence[T]:
+        """This rank's part of `items`: every `size`-th."""
+        return items[self.rank :: self.size]
+
     def spread(self, items: Sequence[T], work: Callable[[Sequence[T]], Sequence[R]]) -> list[R]:
         """One result an item, in their order; each rank works on every `size`-th item, perhaps on none."""
         results: list[Any] = [None] * len(items)
-        own = items[self.rank :: self.size]
-        for rank, part in enumerate(self.agree(lambda: work(own))):
+        for rank, part in enumerate(self.agree(lambda: work(self.own(items)))):
             results[rank :: self.size] = part
         return results
 

@@ -1,48 +1,109 @@
-"""Puts a run together from its config: every check first, the model last."""
+"""Puts a trainer together from a recipe: settings and data are checked first, models are loaded last."""
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import upge
 from rich.console import Console
-from transformers.utils import logging as transformers_logging
 
 from hpt.config.schema import Config
-from hpt.data.prompt import PromptRenderer, Selection, generation_ends, load_tokenizer, select_by_length, show_first
+from hpt.data.prompt import PromptRenderer, generation_ends, load_tokenizer, select_by_length, show_first
 from hpt.data.questions import Question, load_questions
 from hpt.memory import check_memory
 from hpt.memory.out_of_memory import memory_phase
-from hpt.method.gate import make_gate, needs_demonstrations, needs_rollouts
-from hpt.model.critic import Critic
+from hpt.method.advantage import EstimateAdvantages, after_overlong_penalty, group_advantages
+from hpt.method.gate import gate_of
+from hpt.method.micro_batches import MicroBatcher
+from hpt.method.official import official_weights
+from hpt.model.critic import Critic, ValueModel
 from hpt.model.loading import check_model_settings, load_policy
-from hpt.model.policy import Policy, PolicyModule
+from hpt.model.policy import Policy, PolicyModule, check_backend
 from hpt.model.positions import check_positions
 from hpt.model.reference import Reference
-from hpt.optim.deepspeed import ZeroEngine
+from hpt.optim import make_optimizer_engine
 from hpt.optim.local import Engine
 from hpt.rollout import check_rollout_engine, make_rollout_engine
+from hpt.support.device import pick_device
 from hpt.support.distributed import ALONE, World
-from hpt.support.errors import ConfigError, DataError
+from hpt.support.errors import DataError
 from hpt.support.named_functions import resolve
 from hpt.support.optional_packages import require
+from hpt.support.quiet import quiet_libraries
+from hpt.training.callbacks import callbacks_of
+from hpt.training.phases import PhaseClock
 from hpt.training.trainer import Trainer
-from hpt.verify import Verifier, make_verifier
+from hpt.verify import make_verifier
+from hpt.verify.answers import check_answers
+
+
+@dataclass(frozen=True)
+class Data:
+    """The questions of a run, as they are trained and evaluated on."""
+
+    questions: list[Question]
+    held_out: list[Question]
+    renderer: PromptRenderer
+
+    @property
+    def longest_prompt(self) -> int:
+        """In tokens."""
+        return max(map(len, self.renderer.encode_prompts([*self.questions, *self.held_out])))
 
 
 @contextmanager
 def assemble(config: Config, checkpoint: Path | None, console: Console, world: World = ALONE) -> Iterator[Trainer]:
-    """This rank's trainer of a run, with the weights of `checkpoint` if there is one. Errors name what to mend."""
+    """This rank's trainer of a run, with the weights of `checkpoint` if there is one. Errors name what to change."""
     quiet_libraries()
     device = pick_device(config.device)
-    gate = make_gate(config.gate, config.sampled)
-    _check_backend(config.loss.backend, device)
+    check_settings(config, device)
+    gate = gate_of(config)
+    unstarted_verifier = make_verifier(config.verify)
+    prepare(config, world)
+    data = load_data(config, console)
+    with unstarted_verifier as verifier:
+        check_answers(verifier, data.questions, config.data.train)
+        check_answers(verifier, data.held_out, config.data.eval or "")
+        clock = PhaseClock(config)
+        with memory_phase("load", config):
+            policy, engine, batches = make_policy(config, checkpoint, device, world)
+            reference = Reference(policy, config) if config.loss.kl_coef else None
+            critic = make_critic(config, checkpoint, device, batches) if config.rl.advantage == "gae" else None
+            rollout_engine = make_rollout_engine(
+                config,
+                policy.model,
+                device,
+                data.renderer.stop_ids,
+                lambda: data.longest_prompt,
+                engine.gathered_parameters,
+            )
+        trainer = Trainer(
+            config=config,
+            questions=data.questions,
+            held_out=data.held_out,
+            renderer=data.renderer,
+            rollout_engine=rollout_engine,
+            verifier=verifier,
+            gate=gate,
+            estimate_advantages=advantages_of(config, critic),
+            policy=policy,
+            engine=engine,
+            micro_batches=batches,
+            clock=clock,
+            callbacks=callbacks_of(config, policy, batches, clock, reference=reference, critic=critic),
+            reweight=official_weights(config.rollout.max_tokens) if config.loss.aggregation == "official" else None,
+            world=world,
+        )
+        with closing(rollout_engine):
+            yield trainer
+
+
+def check_settings(config: Config, device: torch.device) -> None:
+    """ConfigError where a setting asks for something that this machine or installation does not have."""
+    check_backend(config.loss.backend, device)
     check_model_settings(config.model, device)
     if config.optimizer.states == "8bit":
         require("bitsandbytes", 'optimizer.states "8bit"', "'hpt[peft]'")
@@ -50,12 +111,22 @@ def assemble(config: Config, checkpoint: Path | None, console: Console, world: W
         require("deepspeed", 'engine "deepspeed"', "'hpt[deepspeed]'")
     if config.rollout.engine == "vllm" and config.rollout.vllm.url is None:
         require("vllm", 'rollout.engine "vllm"', "'hpt[vllm]'")
-    judge = make_verifier(config.verify)
+    if config.rl.advantage != "gae":
+        group_advantages(config)  # refuses an advantage that does not exist
+
+
+def prepare(config: Config, world: World) -> None:
+    """Calls the recipe's `prepare`, on one rank."""
     if config.prepare:
-        _prepare(config, world)
-    demonstrated = needs_demonstrations(config.gate)
-    questions = load_questions(config.data.train, config.data.columns, need_demonstration=demonstrated)
-    if not demonstrated:
+        function = resolve(config.prepare, field="prepare", arguments=["config"])
+        world.once(lambda: function(config))
+
+
+def load_data(config: Config, console: Console) -> Data:
+    """Reads and checks everything a run needs but the weights. Says what is left out, and shows the first prompt."""
+    needs_demonstrations = config.gate.needs_demonstrations
+    questions = load_questions(config.data.train, config.data.columns, need_demonstration=needs_demonstrations)
+    if not needs_demonstrations:
         questions = [replace(question, demonstration=None) for question in questions]
     held_out: list[Question] = []
     if config.data.eval:
@@ -63,110 +134,11 @@ def assemble(config: Config, checkpoint: Path | None, console: Console, world: W
     tokenizer = load_tokenizer(config.model.path, trust_remote_code=config.model.trust_remote_code)
     renderer = PromptRenderer(tokenizer, config.prompt, eos_token_ids=generation_ends(config.model.path))
     check_rollout_engine(config, renderer.stop_ids)
-    selection, needed = _of_trainable_length(questions, renderer, config, console)
-    questions = selection.questions
-    if held_out:
-        tokens = config.eval.max_tokens or config.rollout.max_tokens
-        longest = max(map(len, renderer.encode_prompts(held_out)))
-        needed[f"the longest held-out prompt and {tokens:,} tokens of a response"] = longest + tokens
-    check_positions(config.model.path, needed, console, trust_remote_code=config.model.trust_remote_code)
-    check_memory(config, console, prompt_tokens=selection.longest_prompt)
-    console.print(show_first(renderer, questions[0]))
-    with judge as verifier:
-        check_answers(verifier, questions, config.data.train)
-        check_answers(verifier, held_out, config.data.eval or "")
-
-        def longest_prompt() -> int:
-            return max(map(len, renderer.encode_prompts([*questions, *held_out])))
-
-        with memory_phase("load", config):
-            model = load_policy(config, checkpoint, device)
-            policy = Policy(model, config)
-            reference = Reference(policy, config) if config.loss.kl_coef else None
-            engine = make_engine(policy.module, config, world)
-            policy.module = engine.module
-            critic = None
-            if config.rl.advantage == "gae":
-                critic = Critic(load_policy(config, checkpoint, device).get_decoder(), config)
-            rollout_engine = make_rollout_engine(
-                config, model, device, renderer.stop_ids, longest_prompt, engine.whole_weights
-            )
-        trainer = Trainer(
-            config=config,
-            questions=questions,
-            held_out=held_out,
-            tokenizer=tokenizer,
-            renderer=renderer,
-            rollout_engine=rollout_engine,
-            verifier=verifier,
-            gate=gate,
-            policy=policy,
-            engine=engine,
-            critic=critic,
-            reference=reference,
-            world=world,
-        )
-        with closing(rollout_engine):
-            yield trainer
-
-
-def _prepare(config: Config, world: World) -> None:
-    prepare = resolve(str(config.prepare), field="prepare", arguments=["config"])
-
-    def run() -> None:
-        prepare(config)
-
-    world.once(run)
-
-
-def make_engine(module: PolicyModule, config: Config, world: World) -> Engine | ZeroEngine:
-    """The optimizer side of `module`, as `config.engine` asks."""
-    if config.engine == "local":
-        return Engine(module, config)
-    return ZeroEngine(module, config, world)
-
-
-def quiet_libraries() -> None:
-    """A bar for every file saved and loaded, and notices, would break into the run's own lines."""
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    # bitsandbytes' warns of faster kernels that it does without.
-    logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, where it is installed, says what it has chosen
-
-
-def pick_device(name: str) -> torch.device:
-    """auto is a GPU where there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"device = {name!r}: allowed are auto, cpu, cuda and cuda:N") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device = {name!r}: torch sees no GPU; allowed here are auto and cpu")
-    return device
-
-
-def _check_backend(backend: str, device: torch.device) -> None:
-    """ConfigError where the loss cannot be computed by `backend` on `device`."""
-    head = torch.zeros(1, 2, device=device)
-    try:
-        upge.linear_logprobs(head, head, torch.zeros(1, dtype=torch.int64, device=device), backend=backend)
-    except ValueError as error:
-        raise ConfigError(f"loss.backend = {backend!r} on {device}: {error}") from None
-
-
-def _of_trainable_length(
-    questions: list[Question], renderer: PromptRenderer, config: Config, console: Console
-) -> tuple[Selection, dict[str, int]]:
-    """The questions that fit, and the tokens of the longest sequences that they make."""
     selection = select_by_length(
         questions,
         renderer,
         max_prompt_tokens=config.data.max_prompt_tokens,
-        max_demonstration_tokens=config.data.max_demonstration_tokens or config.rollout.max_tokens,
+        max_demonstration_tokens=config.max_demonstration_tokens,
         on_long=config.data.too_long,
         source=config.data.train,
     )
@@ -177,21 +149,42 @@ def _of_trainable_length(
         )
     if not selection.questions:
         raise DataError(f"{config.data.train}: every question is longer than the limits in data")
+    data = Data(selection.questions, held_out, renderer)
     needed = {"the longest prompt and its demonstration": selection.longest_example}
-    if needs_rollouts(config.gate):
+    if config.gate.needs_rollouts:
         tokens = config.rollout.max_tokens
         needed[f"the longest prompt and rollout.max_tokens = {tokens:,}"] = selection.longest_prompt + tokens
-    return selection, needed
+    if held_out:
+        tokens = config.eval_max_tokens
+        longest = max(map(len, renderer.encode_prompts(held_out)))
+        needed[f"the longest held-out prompt and {tokens:,} tokens of a response"] = longest + tokens
+    check_positions(config.model.path, needed, console, trust_remote_code=config.model.trust_remote_code)
+    check_memory(config, console, prompt_tokens=selection.longest_prompt)
+    console.print(show_first(renderer, data.questions[0]))
+    return data
 
 
-def check_answers(verifier: Verifier, questions: list[Question], source: str) -> None:
-    """DataError where the verifier could not recognise a right response to a question of `source`."""
-    usable = verifier.parsable([question.answer for question in questions])
-    unusable = [question for question, fine in zip(questions, usable, strict=True) if not fine]
-    if unusable:
-        first = unusable[0]
-        field = f"field {first.place.answer!r}" if first.place else "its answer"
-        raise DataError(
-            f"{source}, {first.named}: {field} is {first.answer!r}, which the verifier cannot parse; {len(unusable)} "
-            f"of {len(questions)} questions are like that. Mend or remove them, or use a verify.function of your own"
-        )
+def make_policy(
+    config: Config, checkpoint: Path | None, device: torch.device, world: World
+) -> tuple[Policy, Engine, MicroBatcher]:
+    """The model to train inside its optimizer engine, and what makes micro-batches for it."""
+    model = load_policy(config, checkpoint, device)
+    engine = make_optimizer_engine(PolicyModule(model, config.loss.backend), config, world)
+    batches = MicroBatcher(config.batch.tokens, config.packs_rows(device.type), device, world, engine.min_micro_batches)
+    return Policy(model, config, engine.module), engine, batches
+
+
+def make_critic(config: Config, checkpoint: Path | None, device: torch.device, batches: MicroBatcher) -> Critic:
+    """A critic whose body is another copy of the policy's."""
+    model = ValueModel(load_policy(config, checkpoint, device).get_decoder())
+    optimizer = config.optimizer.model_copy(update={"lr": config.critic.lr})
+    engine = make_optimizer_engine(model, config.model_copy(update={"optimizer": optimizer}), ALONE)
+    return Critic(model, engine, config.critic, batches)
+
+
+def advantages_of(config: Config, critic: Critic | None) -> EstimateAdvantages:
+    """How the recipe estimates advantages."""
+    estimate = critic.estimate_advantages if critic else group_advantages(config)
+    if config.rl.overlong is not None:
+        return after_overlong_penalty(config, estimate)
+    return estimate

@@ -1,31 +1,32 @@
-"""The numbers of one step: every mean stands beside its exact numerator and denominator."""
+"""The metrics of one step: every mean stands beside its exact numerator and denominator."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 import upge
 
 from hpt.config.schema import LossConfig
-from hpt.method.rows import OFF_POLICY, RL, SFT, MicroBatch, Row
+from hpt.method.experience import Experience
+from hpt.method.importance import truncated_importance
+from hpt.method.micro_batches import MicroBatch
+from hpt.method.rows import Row, Signal
 from hpt.optim.local import Update
+from hpt.rollout import Rollout
 
-if TYPE_CHECKING:
-    from hpt.training.trainer import Experience
+Metrics = dict[str, float]
 
 
 @dataclass
-class Trained:
-    """Sums over the micro-batches and updates of one step."""
+class RankStats:
+    """What one rank counted over its own micro-batches. `over_ranks` adds the numbers up, but for maxima."""
 
     loss: float = 0.0
     tokens: int = 0
-    rows: int = 0
-    rows_skipped: int = 0
     entropy: float = 0.0
     rl_tokens: int = 0
     clipped: int = 0
@@ -33,20 +34,13 @@ class Trained:
     kl_tokens: int = 0
     mismatch_kl: float = 0.0
     mismatch_abs: float = 0.0
-    mismatch_max: float = 0.0
+    mismatch_max: float = field(default=0.0, metadata={"over_ranks": max})
     mismatch_tokens: int = 0
-    importance: float = 0.0
-    importance_cut: int = 0
-    importance_tokens: int = 0
-    updates: list[Update] = field(default_factory=list)
-    demonstrations: Counter[int] = field(default_factory=Counter)  # rows that reached the model, by signal
-    critic_loss: float = 0.0
-    critic_updates: list[Update] = field(default_factory=list)
 
-    def add_batch(self, batch: MicroBatch, output: upge.PolicyLossOutput) -> None:
+    def add_batch(self, batch: MicroBatch, output: upge.PolicyLossOutput, *, first_update: bool) -> None:
         if not batch.rows:
             return
-        rl = batch.objective_index == RL
+        rl = batch.objective_index == Signal.RL
         self.loss += output.loss.item()
         self.tokens += batch.targets.numel()
         self.entropy += output.entropy[output.evaluated].sum().item()
@@ -56,39 +50,71 @@ class Trained:
             gap = (batch.ref_logprobs - output.logprobs)[output.evaluated].double()
             self.kl += (torch.expm1(gap) - gap).sum().item()
             self.kl_tokens += gap.numel()
-        if not self.updates:  # later updates differ from what the engine saw by training itself
+        if first_update:  # later ones no longer have the weights that the engine had
             known = rl & output.evaluated & batch.old_logprobs.isnan()
             self._add_mismatch(output.logprobs[known], batch.rollout_logprobs[known])
 
-    def add_old_logprobs(self, rows: Sequence[Row]) -> None:
-        """Takes the mismatch from log-probabilities that were measured before the first update."""
+    def add_mismatch_of_rows(self, rows: Sequence[Row]) -> None:
+        """From log-probabilities that were measured before the first update."""
         for row in rows:
-            if row.signal == RL and row.old_logprobs and row.rollout_logprobs:
+            if row.signal == Signal.RL and row.old_logprobs and row.rollout_logprobs:
                 self._add_mismatch(torch.tensor(row.old_logprobs), torch.tensor(row.rollout_logprobs))
 
-    def add_importance(self, rows: Sequence[Row], settings: LossConfig) -> None:
-        cut = settings.tis_clip if settings.tis_mode == "clip" else 0.0
-        for row in rows:
-            self.importance += sum(row.importance or [])
-            self.importance_cut += sum(factor == cut for factor in row.importance or [])
-            self.importance_tokens += len(row.importance or [])
-
     def _add_mismatch(self, trainer: torch.Tensor, engine: torch.Tensor) -> None:
-        """Between log-probabilities (N,) of the same tokens under the same weights."""
+        """Between log-probabilities (N,) of the same tokens under the same weights; nan where the engine has none."""
         log_ratio = (trainer.double() - engine.double())[~engine.isnan()]
-        if log_ratio.numel():
-            self.mismatch_kl += (
-                (torch.expm1(log_ratio) - log_ratio).sum().item()
-            )  # k3 estimate of KL(engine || trainer)
-            self.mismatch_abs += log_ratio.abs().sum().item()
-            self.mismatch_max = max(self.mismatch_max, log_ratio.abs().max().item())
-            self.mismatch_tokens += log_ratio.numel()
+        if log_ratio.numel() == 0:
+            return
+        k3 = torch.expm1(log_ratio) - log_ratio  # estimates KL(engine || trainer)
+        self.mismatch_kl += k3.sum().item()
+        self.mismatch_abs += log_ratio.abs().sum().item()
+        self.mismatch_max = max(self.mismatch_max, log_ratio.abs().max().item())
+        self.mismatch_tokens += log_ratio.numel()
+
+
+def over_ranks(parts: Sequence[RankStats]) -> RankStats:
+    """The step's micro-batches as all ranks counted them."""
+    combined = {}
+    for number in fields(RankStats):
+        combine = number.metadata.get("over_ranks", sum)
+        combined[number.name] = combine([getattr(part, number.name) for part in parts])
+    return RankStats(**combined)
+
+
+@dataclass
+class StepStats:
+    """What the updates of a step did: `own` as this rank counted it, all else as every rank sees it."""
+
+    own: RankStats = field(default_factory=RankStats)
+    rows: int = 0
+    rows_skipped: int = 0
+    demonstrations: Counter[Signal] = field(default_factory=Counter)  # rows that reached the model
+    importance: float = 0.0
+    importance_truncated: int = 0
+    importance_tokens: int = 0
+    updates: list[Update] = field(default_factory=list)
+    critic_loss: float = 0.0
+    critic_updates: list[Update] = field(default_factory=list)
+
+    def add_batch(self, batch: MicroBatch, output: upge.PolicyLossOutput) -> None:
+        self.own.add_batch(batch, output, first_update=not self.updates)
+
+    def add_importance(self, rows: Sequence[Row], settings: LossConfig) -> None:
+        truncated = truncated_importance(settings)
+        for row in rows:
+            factors = row.importance or []
+            self.importance += sum(factors)
+            self.importance_truncated += factors.count(truncated)
+            self.importance_tokens += len(factors)
 
     def add_update(self, rows: Sequence[Row], update: Update) -> None:
-        reached = sum(row.has_signal for row in rows)
-        self.rows += reached
-        self.rows_skipped += len(rows) - reached
-        self.demonstrations.update(row.signal for row in rows if row.has_signal and row.signal != RL)
+        for row in rows:
+            if not row.has_signal:
+                self.rows_skipped += 1
+                continue
+            self.rows += 1
+            if row.signal != Signal.RL:
+                self.demonstrations[row.signal] += 1
         self.updates.append(update)
 
     def add_critic_update(self, loss: float, update: Update) -> None:
@@ -96,87 +122,24 @@ class Trained:
         self.critic_updates.append(update)
 
 
-def over_ranks(parts: Sequence[Trained]) -> Trained:
-    """One step as all ranks saw it: each counted its own micro-batches, and every rank all rows and updates."""
-    own = (
-        "loss",
-        "tokens",
-        "entropy",
-        "rl_tokens",
-        "clipped",
-        "kl",
-        "kl_tokens",
-        "mismatch_kl",
-        "mismatch_abs",
-        "mismatch_tokens",
-    )
-    sums = {name: sum(getattr(part, name) for part in parts) for name in own}
-    return replace(parts[0], mismatch_max=max(part.mismatch_max for part in parts), **sums)
-
-
-def step_metrics(experiences: Sequence[Experience], trained: Trained, seconds: dict[str, float]) -> dict[str, float]:
+def step_metrics(experiences: Sequence[Experience], stats: StepStats, seconds: dict[str, float]) -> Metrics:
     """One line of metrics.jsonl, without its step.
 
-    `entropy/mean` is in nats a token: over rollouts the mean of -log pi of the sampled tokens, an unbiased estimate
+    `entropy/mean` is in nats per token: over rollouts the mean of -log pi of the sampled tokens, an unbiased estimate
     that counts every rollout; in a run without rollouts the exact entropy over the demonstrations' tokens.
     """
-    metrics: dict[str, float] = {}
-    groups = [experience.group for experience in experiences]
     rollouts = [rollout for experience in experiences for rollout in experience.rollouts]
-    to_sft = sum(group.beta > 0 and group.alpha == 0 for group in groups)
-    to_off_policy = sum(group.off > 0 and group.alpha == 0 for group in groups)
-    metrics |= {"gate/sft_share": to_sft / len(groups), "gate/sft": to_sft, "gate/questions": len(groups)}
-    metrics |= {"gate/off_policy": to_off_policy}
+    metrics = _gate_metrics(experiences)
     if rollouts:
-        metrics |= _rollout_metrics(experiences)
-        metrics |= _mean("entropy", -sum(sum(rollout.logprobs) for rollout in rollouts), _token_count(experiences))
-    elif trained.tokens:
-        metrics |= _mean("entropy", trained.entropy, trained.tokens)
-    metrics |= {
-        "train/loss": trained.loss / len(trained.updates),
-        "train/grad_norm": sum(update.grad_norm for update in trained.updates) / len(trained.updates),
-        "train/lr": trained.updates[-1].lr,
-        "train/updates": len(trained.updates),
-        "train/skipped": sum(update.skipped for update in trained.updates),
-        "train/rows": trained.rows,
-        "train/rows_skipped": trained.rows_skipped,
-        "train/tokens": trained.tokens,
-    }
-    if trained.demonstrations:
-        metrics |= {
-            "train/rows_sft": trained.demonstrations[SFT],
-            "train/rows_off_policy": trained.demonstrations[OFF_POLICY],
-        }
-    if trained.critic_updates:
-        metrics |= {
-            "critic/loss": trained.critic_loss / len(trained.critic_updates),
-            "critic/grad_norm": sum(update.grad_norm for update in trained.critic_updates)
-            / len(trained.critic_updates),
-        }
-    if trained.rl_tokens:
-        metrics |= {
-            "clip/share": trained.clipped / trained.rl_tokens,
-            "clip/count": trained.clipped,
-            "clip/tokens": trained.rl_tokens,
-        }
-    if trained.kl_tokens:
-        metrics |= _mean("kl", trained.kl, trained.kl_tokens)
-    if trained.mismatch_tokens:
-        metrics |= {
-            "rollout/mismatch_kl": trained.mismatch_kl / trained.mismatch_tokens,
-            "rollout/mismatch_kl_sum": trained.mismatch_kl,
-            "rollout/mismatch_abs": trained.mismatch_abs / trained.mismatch_tokens,
-            "rollout/mismatch_abs_sum": trained.mismatch_abs,
-            "rollout/mismatch_max": trained.mismatch_max,
-            "rollout/mismatch_tokens": trained.mismatch_tokens,
-        }
-    if trained.importance_tokens:
-        metrics |= _mean("tis", trained.importance, trained.importance_tokens)
-        metrics |= {"tis/cut": trained.importance_cut}
+        metrics |= _rollout_metrics(experiences, rollouts)
+        metrics |= _mean("entropy", -sum(sum(rollout.logprobs) for rollout in rollouts), _token_count(rollouts))
+    elif stats.own.tokens:
+        metrics |= _mean("entropy", stats.own.entropy, stats.own.tokens)
+    metrics |= _training_metrics(stats)
     return metrics | {f"time/{phase}": value for phase, value in seconds.items()}
 
 
-def sampling_metrics(experiences: Sequence[Experience], questions: int) -> dict[str, float]:
+def sampling_metrics(experiences: Sequence[Experience], questions: int) -> Metrics:
     """What dynamic sampling took to fill a batch of `questions`; every other metric counts all that was sampled."""
     return {
         "sampling/rounds": len(experiences) // questions,
@@ -185,58 +148,117 @@ def sampling_metrics(experiences: Sequence[Experience], questions: int) -> dict[
     }
 
 
-def _rollout_metrics(experiences: Sequence[Experience]) -> dict[str, float]:
-    verdicts = [verdict for experience in experiences for verdict in experience.verdicts]
-    rollouts = [rollout for experience in experiences for rollout in experience.rollouts]
-    right = [sum(verdict.status == "correct" for verdict in experience.verdicts) for experience in experiences]
-    everyone = [len(experience.verdicts) for experience in experiences]
-    none = sum(count == 0 for count in right)
-    solved = sum(count == n for count, n in zip(right, everyone, strict=True))
-    statuses = Counter(verdict.status for verdict in verdicts)
-    penalties = [penalty for experience in experiences for penalty in experience.penalties]
-    lengths = _token_count(experiences)
+def rollout_records(step: int, experiences: Sequence[Experience]) -> list[dict[str, Any]]:
+    """One object per question for rollouts/step-*.jsonl, with the gate's decision."""
+    return [_rollout_record(step, experience) for experience in experiences]
+
+
+def _rollout_record(step: int, experience: Experience) -> dict[str, Any]:
+    question, rollouts = experience.question, experience.rollouts
+    penalties = _overlong_penalties(rollouts)
     return {
-        **_mean("reward", sum(verdict.score for verdict in verdicts), len(verdicts)),
-        **(_mean("overlong", sum(penalties), len(penalties)) if penalties else {}),
-        "gate/none": none,
-        "gate/some": len(right) - none - solved,
-        "gate/all": solved,
-        "response/length": lengths / len(rollouts),
-        "response/length_sum": lengths,
-        "response/count": len(rollouts),
-        "response/truncated": sum(rollout.finish_reason == "length" for rollout in rollouts),
-        **{f"verify/{status}": statuses[status] for status in ("correct", "incorrect", "unparsable", "timeout")},
+        "step": step,
+        "id": question.id,
+        "grade": question.grade,
+        "prompt": question.prompt,
+        "answer": question.answer,
+        "responses": [rollout.text for rollout in rollouts],
+        "scores": [rollout.score for rollout in rollouts],
+        **({"overlong": penalties} if penalties else {}),
+        "statuses": [rollout.status for rollout in rollouts],
+        "finish_reasons": [rollout.finish_reason for rollout in rollouts],
+        "lengths": [len(rollout.tokens) for rollout in rollouts],
+        "P": experience.score if rollouts else None,
+        "alpha": experience.decision.alpha,
+        "beta": experience.decision.beta,
+        "off": experience.decision.off,
+        "trained": experience.trained,
     }
 
 
-def rollout_records(step: int, experiences: Sequence[Experience]) -> list[dict[str, object]]:
-    """One object a question for rollouts/step-*.jsonl, with the gate's decision."""
-    return [
-        {
-            "step": step,
-            "id": experience.question.id,
-            "grade": experience.question.grade,
-            "prompt": experience.question.prompt,
-            "answer": experience.question.answer,
-            "responses": experience.responses,
-            "scores": [verdict.score for verdict in experience.verdicts],
-            **({"overlong": list(experience.penalties)} if experience.penalties else {}),
-            "statuses": [verdict.status for verdict in experience.verdicts],
-            "finish_reasons": [rollout.finish_reason for rollout in experience.rollouts],
-            "lengths": [len(rollout.tokens) for rollout in experience.rollouts],
-            "P": experience.score if experience.rollouts else None,
-            "alpha": experience.group.alpha,
-            "beta": experience.group.beta,
-            "off": experience.group.off,
-            "trained": experience.trained,
-        }
-        for experience in experiences
-    ]
+def _gate_metrics(experiences: Sequence[Experience]) -> Metrics:
+    """Questions that train on their demonstration only, by its signal."""
+    demonstrated = [e.decision for e in experiences if e.decision.alpha == 0]
+    to_sft = sum(decision.beta > 0 for decision in demonstrated)
+    return {
+        "gate/sft_share": to_sft / len(experiences),
+        "gate/sft": to_sft,
+        "gate/questions": len(experiences),
+        "gate/off_policy": sum(decision.off > 0 for decision in demonstrated),
+    }
 
 
-def _token_count(experiences: Sequence[Experience]) -> int:
-    return sum(len(rollout.tokens) for experience in experiences for rollout in experience.rollouts)
+def _rollout_metrics(experiences: Sequence[Experience], rollouts: Sequence[Rollout]) -> Metrics:
+    none_right = all_right = 0
+    for experience in experiences:
+        right = sum(rollout.status == "correct" for rollout in experience.rollouts)
+        none_right += right == 0
+        all_right += right == len(experience.rollouts)
+    penalties = _overlong_penalties(rollouts)
+    statuses = Counter(rollout.status for rollout in rollouts)
+    tokens = _token_count(rollouts)
+    return {
+        **_mean("reward", sum(rollout.score for rollout in rollouts), len(rollouts)),
+        **(_mean("overlong", sum(penalties), len(penalties)) if penalties else {}),
+        "gate/none": none_right,
+        "gate/some": len(experiences) - none_right - all_right,
+        "gate/all": all_right,
+        "response/length": tokens / len(rollouts),
+        "response/length_sum": tokens,
+        "response/count": len(rollouts),
+        "response/truncated": sum(rollout.finish_reason == "length" for rollout in rollouts),
+        "verify/correct": statuses["correct"],
+        "verify/incorrect": statuses["incorrect"],
+        "verify/unparsable": statuses["unparsable"],
+        "verify/timeout": statuses["timeout"],
+    }
 
 
-def _mean(name: str, total: float, count: int) -> dict[str, float]:
+def _training_metrics(stats: StepStats) -> Metrics:
+    own, updates = stats.own, stats.updates
+    metrics: Metrics = {
+        "train/loss": own.loss / len(updates),
+        "train/grad_norm": sum(update.grad_norm for update in updates) / len(updates),
+        "train/lr": updates[-1].lr,
+        "train/updates": len(updates),
+        "train/skipped": sum(update.skipped for update in updates),
+        "train/rows": stats.rows,
+        "train/rows_skipped": stats.rows_skipped,
+        "train/tokens": own.tokens,
+    }
+    if stats.demonstrations:
+        metrics["train/rows_sft"] = stats.demonstrations[Signal.SFT]
+        metrics["train/rows_off_policy"] = stats.demonstrations[Signal.OFF_POLICY]
+    if stats.critic_updates:
+        count = len(stats.critic_updates)
+        metrics["critic/loss"] = stats.critic_loss / count
+        metrics["critic/grad_norm"] = sum(update.grad_norm for update in stats.critic_updates) / count
+    if own.rl_tokens:
+        metrics["clip/share"] = own.clipped / own.rl_tokens
+        metrics["clip/count"] = own.clipped
+        metrics["clip/tokens"] = own.rl_tokens
+    if own.kl_tokens:
+        metrics |= _mean("kl", own.kl, own.kl_tokens)
+    if own.mismatch_tokens:
+        metrics["rollout/mismatch_kl"] = own.mismatch_kl / own.mismatch_tokens
+        metrics["rollout/mismatch_kl_sum"] = own.mismatch_kl
+        metrics["rollout/mismatch_abs"] = own.mismatch_abs / own.mismatch_tokens
+        metrics["rollout/mismatch_abs_sum"] = own.mismatch_abs
+        metrics["rollout/mismatch_max"] = own.mismatch_max
+        metrics["rollout/mismatch_tokens"] = own.mismatch_tokens
+    if stats.importance_tokens:
+        metrics |= _mean("tis", stats.importance, stats.importance_tokens)
+        metrics["tis/cut"] = stats.importance_truncated
+    return metrics
+
+
+def _overlong_penalties(rollouts: Sequence[Rollout]) -> list[float]:
+    return [rollout.overlong_penalty for rollout in rollouts if rollout.overlong_penalty is not None]
+
+
+def _token_count(rollouts: Sequence[Rollout]) -> int:
+    return sum(len(rollout.tokens) for rollout in rollouts)
+
+
+def _mean(name: str, total: float, count: int) -> Metrics:
     return {f"{name}/mean": total / count, f"{name}/sum": total, f"{name}/count": count}

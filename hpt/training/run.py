@@ -19,9 +19,9 @@ from hpt.records.files import METRICS
 from hpt.records.journal import CONFIG, Journal
 from hpt.support.distributed import World, connected
 from hpt.support.errors import ConfigError, HptError, RolloutError
-from hpt.training import metrics as measure
 from hpt.training.assemble import assemble
 from hpt.training.checkpoint import checkpoint_path, checkpoints, load_state, save_checkpoint, step_of
+from hpt.training.metrics import rollout_records
 from hpt.training.trainer import Trainer
 
 INTERRUPTED = 130
@@ -95,7 +95,7 @@ def _run_stage(
     journal: Journal,
     stopping: Callable[[], bool],
 ) -> int:
-    """The steps of a stage that are not done yet; returns the last one, which has its checkpoint."""
+    """Runs the steps of a stage that are not done yet; returns the last one, which has a checkpoint."""
     folder = Path(config.output)
     done = step_of(checkpoint) if checkpoint else 0
     if checkpoint and done >= stage.first:
@@ -103,21 +103,21 @@ def _run_stage(
     if not checkpoint and config.eval.every:
         with _failure_saves(trainer, folder, 0):
             journal.log({"step": 0, **_evaluation(trainer, journal, 0)})
-    saving: dict[str, float] = {}  # of the checkpoint before a step, since its line is written before its own
+    checkpoint_time: dict[str, float] = {}  # logged with the next step, since a step's line precedes its checkpoint
     for step in range(done + 1, stage.last + 1):
         with _failure_saves(trainer, folder, step - 1):
             line, experiences = trainer.step(step)
-        journal.log_rollouts(step, measure.rollout_records(step, experiences))
-        line = {"step": step, **line, **saving}
+        journal.log_rollouts(step, rollout_records(step, experiences))
+        line = {"step": step, **line, **checkpoint_time}
         with _failure_saves(trainer, folder, step):
             try:
                 if config.eval.every and (step % config.eval.every == 0 or step == config.steps):
                     line |= _evaluation(trainer, journal, step)
             finally:
                 journal.log(line)
-        stop = stopping()  # asked once: a signal between the save and the return must not lose the save
+        stop = stopping()  # read once: a signal that comes between the save and the return must not skip the save
         if stop or step == stage.last or (config.checkpoint.every and step % config.checkpoint.every == 0):
-            saving = _save(trainer, folder, step)
+            checkpoint_time = _save(trainer, folder, step)
         if stop:
             return step
     return stage.last
@@ -136,10 +136,10 @@ def _save(trainer: Trainer, folder: Path, step: int) -> dict[str, float]:
         folder,
         step,
         trainer.policy.model,
-        trainer.tokenizer,
+        trainer.renderer.tokenizer,
         trainer.state_dict(),
         keep=trainer.config.checkpoint.keep,
-        weights=trainer.engine.full_weights(),
+        weights=trainer.engine.gathered_state_dict(),
         world=trainer.world,
     )
     return {"time/checkpoint": time.perf_counter() - began}
@@ -147,7 +147,7 @@ def _save(trainer: Trainer, folder: Path, step: int) -> dict[str, float]:
 
 @contextmanager
 def _failure_saves(trainer: Trainer, folder: Path, done: int) -> Iterator[None]:
-    """A rollout engine that fails costs no finished step: the policy is saved as step `done` left it."""
+    """Where the rollout engine fails, saves the policy, which has the weights of step `done`: no finished step is lost."""
     try:
         yield
     except RolloutError as error:
@@ -158,9 +158,9 @@ def _failure_saves(trainer: Trainer, folder: Path, done: int) -> Iterator[None]:
 
 @contextmanager
 def _stop_signals(world: World, console: Console) -> Iterator[Callable[[], bool]]:
-    """Asked by every rank, whether Ctrl-C or SIGTERM told any of them to stop after the step at hand.
+    """Yields a collective that says whether Ctrl-C or SIGTERM has told any rank to stop after the current step.
 
-    In a run of one process a second signal stops at once; of several, the launcher repeats each signal by itself.
+    With one process a second signal stops at once. With several the launcher itself repeats each signal.
     """
     received: list[int] = []
 

@@ -247,6 +247,23 @@ def SAPO(tau_positive: float = 1.0, tau_negative: float = 1.05) -> Objective:
     return Objective(SoftGate(tau_positive, tau_negative), "rollout", likelihood="ratio", name="SAPO")
 
 
+PRESETS: dict[str, Callable[..., Objective]] = {
+    "SFT": SFT,
+    "REINFORCE": REINFORCE,
+    "PPO": PPO,
+    "GRPO": GRPO,
+    "DrGRPO": DrGRPO,
+    "DAPO": DAPO,
+    "CISPO": CISPO,
+    "GSPO": GSPO,
+    "SRFT": SRFT,
+    "LUFFY": LUFFY,
+    "DFT": DFT,
+    "SAPO": SAPO,
+}
+"""Every preset by name, for those who choose one by a setting."""
+
+
 def _bounds(name: str, low: float, high: float) -> None:
     _require(f"{name} clip_low", low, "between 0 and 1", lambda x: 0 <= x <= 1)
     _require(f"{name} clip_high", high, "at least 0", lambda x: x >= 0)

@@ -86,7 +86,7 @@ def test_the_plain_loss_is_the_fused_one(tmp_path: Path) -> None:
         found = []
         for loss in (trainer.policy.loss, PlainLoss(trainer.policy)):
             trainer.policy.model.zero_grad()
-            total = sum(loss(batch).loss for batch in trainer._micro_batches(rows))
+            total = sum(loss(batch).loss for batch in trainer.micro_batches(rows))
             total.backward()
             found.append((total.item(), [p.grad.clone() for p in trainer.policy.model.parameters()]))
     (fused, fused_gradients), (plain, plain_gradients) = found
@@ -97,9 +97,10 @@ def test_the_plain_loss_is_the_fused_one(tmp_path: Path) -> None:
 
 def bench_rows(trainer: synthetic.Trainer) -> list:
     """Rollouts and demonstrations with signal, both."""
-    from dataclasses import replace
-
+    from hpt.method.gate import Decision
     from hpt.method.rows import token_rows
 
-    groups = [replace(group, beta=0.5) for group in synthetic.full_groups(trainer, 4)]
-    return token_rows(groups, trainer.config)
+    experiences = synthetic.full_experiences(trainer)
+    for experience in experiences:
+        experience.decision = Decision(alpha=1.0, beta=0.5, off=0.0)
+    return token_rows(experiences, trainer.config)

@@ -15,32 +15,38 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from hpt.config.recipe import build_config, merge
 from hpt.config.schema import Config, LoraConfig
 from hpt.data.questions import Question
-from hpt.method.rows import Group, token_rows
-from hpt.model.loading import load_policy
-from hpt.model.policy import Policy
+from hpt.method.experience import Experience
+from hpt.method.gate import ONLY_DEMONSTRATION, ONLY_ROLLOUTS
 from hpt.model.reference import Reference
 from hpt.rollout import Rollout
 from hpt.support.distributed import World, connected
-from hpt.training.assemble import make_engine, quiet_libraries
+from hpt.support.quiet import quiet_libraries
+from hpt.training.assemble import make_policy
+from hpt.training.callbacks import callbacks_of
 from hpt.training.checkpoint import checkpoint_path, load_state, save_checkpoint
+from hpt.training.phases import PhaseClock
 from hpt.training.trainer import Trainer
 
 VOCABULARY = 23
 
 
-def rollout(length: int, first: int) -> Rollout:
+def made_up_rollout(length: int, first: int) -> Rollout:
     tokens = [2 + (first + 3 * place) % (VOCABULARY - 2) for place in range(length)]
     return Rollout(tokens, [-3.0] * length, "stop")
 
 
-def learned(kind: str, question: int, length: int = 6) -> Group:
+def learned(kind: str, question: int, length: int = 6) -> Experience:
     """One question: `rl` has rollouts that differ in score, `same` rollouts without signal, `sft` a demonstration."""
     prompt = [2 + question, 4, 5 + question % 3]
-    rollouts = [rollout(length + extra, question + extra) for extra in (0, 1, 2, 5)]
+    rollouts = [made_up_rollout(length + extra, question + extra) for extra in (0, 1, 2, 5)]
     advantages = [0.0] * 4 if kind == "same" else [0.75, -0.25, -0.25, -0.25]
+    for rollout, advantage in zip(rollouts, advantages, strict=True):
+        rollout.advantage = advantage
+    experience = Experience(Question(str(question), "", ""), prompt, rollouts, ONLY_ROLLOUTS)
     if kind == "sft":
-        return Group(prompt, rollouts[3].tokens[:length], rollouts, advantages, alpha=0.0, beta=1.0)
-    return Group(prompt, [], rollouts, advantages, alpha=1.0, beta=0.0)
+        experience.decision = ONLY_DEMONSTRATION
+        experience.demonstration = rollouts[3].tokens[:length]
+    return experience
 
 
 # What the questions of a step are; rows are shared out longest first, so lengths say what a rank gets.
@@ -140,42 +146,47 @@ def make_start(folder: Path) -> None:
 
 
 def make_trainer(case: Case, world: World, start: Path, checkpoint: Path | None = None) -> Trainer:
-    """A trainer of the model in `start`, or of a checkpoint, without the parts that its `learn` does not need."""
+    """A trainer of the model in `start`, or of a checkpoint, without the parts that its `update` does not need."""
     config = case.config
     config = config.model_copy(update={"model": config.model.model_copy(update={"path": str(start)})})
-    policy = Policy(load_policy(config, checkpoint, torch.device("cpu")), config)
+    policy, engine, batches = make_policy(config, checkpoint, torch.device("cpu"), world)
     reference = Reference(policy, config) if config.loss.kl_coef else None
-    engine = make_engine(policy.module, config, world)
-    policy.module = engine.module
+    clock = PhaseClock(config)
     unused: Any = None
     return Trainer(
         config,
-        [Question("q", "", "", "", None)] * 200,
-        [],
-        *[unused] * 5,
-        policy,
-        engine,
-        reference=reference,
+        questions=[Question("q", "", "", "", None)] * 200,
+        held_out=[],
+        renderer=unused,
+        rollout_engine=unused,
+        verifier=unused,
+        gate=unused,
+        estimate_advantages=unused,
+        policy=policy,
+        engine=engine,
+        micro_batches=batches,
+        clock=clock,
+        callbacks=callbacks_of(config, policy, batches, clock, reference=reference, critic=None),
         world=world,
     )
 
 
 def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:
-    weights = trainer.engine.full_weights()
+    weights = trainer.engine.gathered_state_dict()
     return {n: w.clone() for n, w in (trainer.policy.model.state_dict() if weights is None else weights).items()}
 
 
 def train(case: Case, trainer: Trainer, steps: int = 3) -> dict[str, Any]:
     """What each update did, how many rows each rank has in each micro-batch, the weights before and after it all."""
-    rows = token_rows(DATA[case.data], trainer.config)
-    own = [len(batch.rows) for batch in trainer._micro_batches(rows)]
+    (rows, *_) = trainer.rows(DATA[case.data])
+    own = [len(batch.rows) for batch in trainer.micro_batches(rows)]
     found: dict[str, Any] = {"rows": trainer.world.gather(own), "updates": [], "loss": [], "tokens": []}
     found["start"] = weights_of(trainer)
     for _ in range(steps):
-        trained = trainer.learn(DATA[case.data])
-        found["updates"] += [(update.grad_norm, update.lr, update.skipped) for update in trained.updates]
-        found["loss"].append(trained.loss)
-        found["tokens"].append(trained.tokens)
+        stats = trainer.update(trainer.rows(DATA[case.data]))
+        found["updates"] += [(update.grad_norm, update.lr, update.skipped) for update in stats.updates]
+        found["loss"].append(stats.own.loss)
+        found["tokens"].append(stats.own.tokens)
     found["weights"] = weights_of(trainer)
     return found
 
@@ -186,7 +197,7 @@ def resumed(case: Case, world: World, folder: Path) -> dict[str, Any]:
     train(case, trainer, 2)
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     run = folder / case.name
-    weights = trainer.engine.full_weights()
+    weights = trainer.engine.gathered_state_dict()
     save_checkpoint(run, 2, trainer.policy.model, tokenizer, trainer.state_dict(), keep=1, weights=weights, world=world)
     checkpoint = checkpoint_path(run, 2)
     trainer = make_trainer(case, world, folder / "start", checkpoint)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from hpt.data.questions import Question
 from hpt.evaluation.estimates import bootstrap, bootstrap_average, pass_at_k
-from hpt.evaluation.evaluate import EvalResult, QuestionResult, Response, evaluate
+from hpt.evaluation.evaluate import EvalResult, QuestionResult, evaluate
+from hpt.rollout import Rollout
 from hpt.support.errors import HptError
 from hpt.verify import MathVerifier, Verdict
 
@@ -109,11 +110,12 @@ ANSWERS = {
 }
 
 
+def response(text):
+    return Rollout(list(text), [], "stop" if text.endswith("}") else "length", text)
+
+
 def generate(questions):
-    return [
-        [Response(text, len(text), "stop" if text.endswith("}") else "length") for text in ANSWERS[question.id]]
-        for question in questions
-    ]
+    return [[response(text) for text in ANSWERS[question.id]] for question in questions]
 
 
 @pytest.fixture(scope="module")
@@ -210,10 +212,9 @@ def test_batches_come_in_order_and_make_the_same_whole(result, verifier):
 
 
 def test_partial_credit_is_not_correct():
-    partial = QuestionResult(
-        QUESTIONS[0], generate(QUESTIONS[:1])[0], [Verdict("incorrect", 0.5), Verdict("correct", 1.0)]
-    )
-    assert EvalResult(2, [partial]).accuracy == 0.5
+    partly, right = generate(QUESTIONS[:1])[0]
+    partly.verdict, right.verdict = Verdict("incorrect", 0.5), Verdict("correct", 1.0)
+    assert EvalResult(2, [QuestionResult(QUESTIONS[0], [partly, right])]).accuracy == 0.5
 
 
 def test_misuse(verifier):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hpt.config.schema import GateConfig
-from hpt.method.gate import make_gate, needs_demonstrations, needs_rollouts
+from hpt.method.gate import make_gate
 from hpt.support.errors import ConfigError, HptError
 
 RL, SFT = (1.0, 0.0, 0.0), (0.0, 1.0, 1.0)  # alpha, beta, off
@@ -32,8 +32,8 @@ def test_constant_gates_and_what_they_need() -> None:
     for score in (0.0, 0.5, 1.0):
         assert make_gate(GateConfig(kind="rl"), 8)(score) == RL
         assert make_gate(GateConfig(kind="sft"), 8)(score) == SFT
-    assert [needs_rollouts(GateConfig(kind=kind)) for kind in ("switch", "rl", "sft")] == [True, True, False]
-    assert [needs_demonstrations(GateConfig(kind=kind)) for kind in ("switch", "rl", "sft")] == [True, False, True]
+    assert [GateConfig(kind=kind).needs_rollouts for kind in ("switch", "rl", "sft")] == [True, True, False]
+    assert [GateConfig(kind=kind).needs_demonstrations for kind in ("switch", "rl", "sft")] == [True, False, True]
 
 
 def half(score: float) -> tuple[float, float]:

@@ -14,8 +14,12 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from hpt.commands.main import main
 from hpt.config.recipe import build_config
 from hpt.config.schema import Config, LossConfig
-from hpt.method.importance import corrected, importance_weights
-from hpt.method.rows import RL, SFT, Group, Row, micro_batches, token_rows
+from hpt.data.questions import Question
+from hpt.method.experience import Experience
+from hpt.method.gate import Decision
+from hpt.method.importance import importance_weights, set_importance
+from hpt.method.micro_batches import micro_batches
+from hpt.method.rows import Row, Signal, token_rows
 from hpt.model.policy import Policy
 from hpt.rollout import Rollout, TransformersEngine
 
@@ -56,19 +60,19 @@ def shifts() -> list[torch.Tensor]:
 def weighted_rows(model: Qwen2ForCausalLM, config: Config) -> list[Row]:
     """Four rollouts by an engine that is off by `shifts`, and a demonstration."""
     policy = Policy(model, config)
-    groups = [
-        Group(prompt, [1, 2, 3], [Rollout(response, [0.0] * len(response), "stop")], [advantage], 1.0, index == 0)
-        for index, (prompt, response, advantage) in enumerate(zip(PROMPTS, RESPONSES, ADVANTAGES, strict=True))
-    ]
-    rows = token_rows(groups, config)
-    found, off = [], iter(shifts())
+    experiences = []
+    for index, (prompt, response, advantage) in enumerate(zip(PROMPTS, RESPONSES, ADVANTAGES, strict=True)):
+        rollout = Rollout(response, [0.0] * len(response), "stop", advantage=advantage)
+        decision = Decision(alpha=1.0, beta=float(index == 0), off=0.0)
+        experiences.append(Experience(Question(str(index), "", ""), prompt, [rollout], decision, [1, 2, 3]))
+    rows, off = token_rows(experiences, config), iter(shifts())
     for row in rows:
         old = policy.logprobs(micro_batches([row], 1000, packed=False)[0]).tolist()
-        if row.signal == RL:
-            engine = (torch.tensor(old).double() - next(off)).tolist()
-            row = Row(**{**vars(row), "old_logprobs": old, "rollout_logprobs": engine})
-        found.append(corrected(row, config.loss))
-    return found
+        if row.signal == Signal.RL:
+            row.old_logprobs = old
+            row.rollout_logprobs = (torch.tensor(old).double() - next(off)).tolist()
+        set_importance(row, config.loss)
+    return rows
 
 
 def expected_weights(kind: str, mode: str) -> list[torch.Tensor]:
@@ -105,7 +109,7 @@ def test_the_gradient_is_the_weighted_policy_gradient(
     """d/dtheta of -sum w A log pi, w the truncated ratio, through full logits; for any split into micro-batches."""
     config = settings(tis=kind, tis_mode=mode)
     rows = weighted_rows(model, config)
-    assert [row.signal for row in rows].count(SFT) == 1
+    assert [row.signal for row in rows].count(Signal.SFT) == 1
     policy = Policy(model, config)
     gradients = []
     for tokens in (1000, 12, 1):
@@ -139,10 +143,14 @@ def logprobs(model: Qwen2ForCausalLM, prompt: list[int], response: list[int]) ->
 
 
 def test_a_masked_sequence_never_reaches_the_model() -> None:
-    row = Row([1, 2, 3], 1, RL, 1.0, 1.0, rollout_logprobs=[-9.0, -9.0], old_logprobs=[-1.0, -1.0])
-    assert not corrected(row, LossConfig(tis="sequence", tis_mode="mask")).has_signal
-    assert corrected(row, LossConfig(tis="sequence", tis_mode="clip")).importance == [2.0, 2.0]
-    assert corrected(Row([1, 2], 1, SFT, 1.0), LossConfig(tis="token")).importance is None
+    row = Row([1, 2, 3], 1, Signal.RL, 1.0, 1.0, rollout_logprobs=[-9.0, -9.0], old_logprobs=[-1.0, -1.0])
+    set_importance(row, LossConfig(tis="sequence", tis_mode="mask"))
+    assert not row.has_signal
+    set_importance(row, LossConfig(tis="sequence", tis_mode="clip"))
+    assert row.importance == [2.0, 2.0]
+    demonstration = Row([1, 2], 1, Signal.SFT, 1.0)
+    set_importance(demonstration, LossConfig(tis="token"))
+    assert demonstration.importance is None
 
 
 def off_by(shift: float) -> Any:

@@ -171,19 +171,22 @@ def test_dapos_overlong_penalty_joins_the_advantage_and_not_the_score(world: Pat
     assert {1, 2, 8} < {length for group in lengths for length in group}
     total = 0.0
     for experience, group in zip(experiences, lengths, strict=True):
-        scores = [verdict.score for verdict in experience.verdicts]
+        scores = [rollout.score for rollout in experience.rollouts]
         penalties = [-0.5 * min(1, max(0, length - 3) / 5) for length in group]
-        assert list(experience.penalties) == pytest.approx(penalties)
+        assert [rollout.overlong_penalty for rollout in experience.rollouts] == pytest.approx(penalties)
         assert experience.score == sum(scores) / 4
         rewards = [score + penalty for score, penalty in zip(scores, penalties, strict=True)]
-        assert list(experience.group.advantages) == pytest.approx(advantages([rewards], "mean_std")[0])
+        assert [rollout.advantage for rollout in experience.rollouts] == pytest.approx(
+            advantages([rewards], "mean_std")[0]
+        )
         assert experience.trained <= (len(set(scores)) > 1)  # dynamic sampling asks for the verifier's score, too
         total += sum(penalties)
     assert metrics["overlong/sum"] == pytest.approx(total)
     assert metrics["overlong/mean"] == metrics["overlong/sum"] / metrics["overlong/count"]
-    assert metrics["reward/sum"] == sum(verdict.score for experience in experiences for verdict in experience.verdicts)
+    assert metrics["reward/sum"] == sum(rollout.score for experience in experiences for rollout in experience.rollouts)
     (first, *_) = rollout_records(1, experiences)
-    assert (first["overlong"], first["P"]) == (list(experiences[0].penalties), experiences[0].score)
+    penalties = [rollout.overlong_penalty for rollout in experiences[0].rollouts]
+    assert (first["overlong"], first["P"]) == (penalties, experiences[0].score)
 
 
 def test_the_overlong_penalty_is_off_elsewhere(world: Path) -> None:

@@ -18,18 +18,23 @@ from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 from hpt.config.recipe import METHODS, build_config, merge, read_method
 from hpt.config.schema import Config
 from hpt.data.questions import Question
-from hpt.method.gate import make_gate
-from hpt.method.rows import OFF_POLICY, RL, SFT, MicroBatch
+from hpt.method.gate import gate_of
+from hpt.method.micro_batches import MicroBatch, MicroBatcher
+from hpt.method.official import official_weights
+from hpt.method.rows import Signal
 from hpt.model.policy import Policy
 from hpt.optim.local import Update
 from hpt.rollout import Rollout, RolloutEngine, Sampling
 from hpt.rollout.engine import OnRollout
+from hpt.training.assemble import advantages_of
+from hpt.training.callbacks import callbacks_of
+from hpt.training.phases import PhaseClock
 from hpt.training.trainer import Trainer
 from hpt.verify import Verdict
 
 VOCABULARY, MAX_TOKENS, ENTROPY = 29, 12, 0.001
 SCORES = [[0, 0, 0, 0], [1, 0, 0, 1], [1, 1, 1, 1], [0, 0, 1, 0]]  # none, some and all right
-SIGNALS = {"rollout": RL, "sft": SFT, "off": OFF_POLICY}
+SIGNALS = {"rollout": Signal.RL, "sft": Signal.SFT, "off": Signal.OFF_POLICY}
 # Float32 sums of some hundred terms in another order; float32 rounds at 6e-8.
 TOLERANCE = 2e-5
 
@@ -136,7 +141,8 @@ class FixedRollouts(RolloutEngine):
     ) -> list[list[Rollout]]:
         assert on_rollout is not None
         groups = [
-            [Rollout(tokens, [-1.0] * len(tokens), "stop") for tokens in group[: sampling.n]] for group in RESPONSES
+            [Rollout(tokens, [-1.0] * len(tokens), "stop") for tokens in RESPONSES[PROMPTS.index(prompt)][: sampling.n]]
+            for prompt in map(list, prompts)
         ]
         for index, group in enumerate(groups):
             for place, rollout in enumerate(group):
@@ -145,23 +151,29 @@ class FixedRollouts(RolloutEngine):
 
 
 class FixedScores:
-    """A verifier and its scoring in one."""
+    """A verifier and its scoring in one; a question's answer is its number."""
+
+    def __init__(self) -> None:
+        self.found: dict[tuple[int, int], Verdict] = {}
 
     def scoring(self) -> AbstractContextManager[FixedScores]:
         return nullcontext(self)
 
     def add(self, key: tuple[int, int], response: str, answer: str) -> None:
-        pass
+        value = SCORES[int(answer)][key[1]]
+        self.found[key] = Verdict("correct" if value else "incorrect", float(value))
 
     def verdicts(self) -> dict[tuple[int, int], Verdict]:
-        return {
-            (index, place): Verdict("correct" if value else "incorrect", float(value))
-            for index, group in enumerate(SCORES)
-            for place, value in enumerate(group)
-        }
+        return self.found
 
 
 class FixedTokens:
+    """A renderer and its tokenizer in one."""
+
+    @property
+    def tokenizer(self) -> FixedTokens:
+        return self
+
     def encode_prompts(self, questions: Sequence[Question]) -> list[list[int]]:
         return [PROMPTS[int(question.id)] for question in questions]
 
@@ -222,15 +234,30 @@ def trained(model: PreTrainedModel, config: Config) -> tuple[torch.Tensor, list[
         return output
 
     policy.loss = recording  # type: ignore[method-assign]
-    questions = [Question(str(q), "", "", "", None) for q in range(len(SCORES))]
-    tokens: Any = FixedTokens()
-    fixed: Any = (FixedRollouts(), FixedScores())
+    questions = [Question(str(q), "", str(q), "", None) for q in range(len(SCORES))]
+    renderer: Any = FixedTokens()
+    verifier: Any = FixedScores()
     engine: Any = Gradients()
+    micro_batches = MicroBatcher(config.batch.tokens, packed=False, device=torch.device("cpu"))
+    clock = PhaseClock(config)
     trainer = Trainer(
-        config, questions, [], tokens, tokens, *fixed, make_gate(config.gate, config.sampled), policy, engine
+        config,
+        questions=questions,
+        held_out=[],
+        renderer=renderer,
+        rollout_engine=FixedRollouts(),
+        verifier=verifier,
+        gate=gate_of(config),
+        estimate_advantages=advantages_of(config, critic=None),
+        policy=policy,
+        engine=engine,
+        micro_batches=micro_batches,
+        clock=clock,
+        callbacks=callbacks_of(config, policy, micro_batches, clock, reference=None, critic=None),
+        reweight=official_weights(MAX_TOKENS) if config.loss.aggregation == "official" else None,
     )
     model.zero_grad()
-    trainer.learn([experience.group for experience in trainer.explore(questions, 1)])
+    trainer.step(1)
     return torch.cat([p.grad.flatten().clone() for p in model.parameters()]), batches, coefficients
 
 

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from hpt.config.recipe import build_config
 from hpt.config.schema import Config
-from hpt.method.rows import (
-    OFF_POLICY,
-    RL,
-    SFT,
-    Group,
-    MicroBatch,
-    Row,
-    micro_batches,
-    packed_batch,
-    padded_batch,
-    token_rows,
-)
+from hpt.data.questions import Question
+from hpt.method.experience import Experience
+from hpt.method.gate import Decision
+from hpt.method.micro_batches import MicroBatch, micro_batches, packed_batch, padded_batch
+from hpt.method.rows import Row, Signal, token_rows
 from hpt.model.policy import Policy
 from hpt.rollout import Rollout
 
@@ -54,7 +45,7 @@ def tiny_model(kind: str = "qwen2") -> PreTrainedModel:
     return Qwen2ForCausalLM(Qwen2Config(**shape, tie_word_embeddings=True))
 
 
-def group(seed: int, alpha: float, beta: float, *, equal_scores: bool = False) -> Group:
+def group(seed: int, alpha: float, beta: float, *, equal_scores: bool = False) -> Experience:
     draw = torch.Generator().manual_seed(seed)
 
     def tokens(low: int, high: int) -> list[int]:
@@ -63,10 +54,12 @@ def group(seed: int, alpha: float, beta: float, *, equal_scores: bool = False) -
 
     rollouts = [Rollout(response := tokens(1, 11), [-1.5] * len(response), "stop") for _ in range(3)]
     advantages = [0.0] * 3 if equal_scores else [0.7, 0.0, -0.7]
-    return Group(tokens(2, 9), tokens(4, 11), rollouts, advantages, alpha, beta)
+    for rollout, advantage in zip(rollouts, advantages, strict=True):
+        rollout.advantage = advantage
+    return Experience(Question(str(seed), "", ""), tokens(2, 9), rollouts, Decision(alpha, beta, 0.0), tokens(4, 11))
 
 
-def groups_with_sft(count: int, questions: int = 7) -> list[Group]:
+def groups_with_sft(count: int, questions: int = 7) -> list[Experience]:
     return [group(seed, 0.0, 1.0) if seed < count else group(seed, 1.0, 0.0) for seed in range(questions)]
 
 
@@ -80,7 +73,7 @@ def gradient(model: PreTrainedModel, policy: Policy, batches: list[MicroBatch]) 
     return total, torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
 
 
-def plain_loss(model: PreTrainedModel, groups: list[Group], settings: Config) -> torch.Tensor:
+def plain_loss(model: PreTrainedModel, groups: list[Experience], settings: Config) -> torch.Tensor:
     """The formulas of `token_rows`, row by row through full logits; nothing shared with the trainer."""
 
     def logprobs(prompt: list[int], response: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -89,12 +82,14 @@ def plain_loss(model: PreTrainedModel, groups: list[Group], settings: Config) ->
         return every.gather(-1, torch.tensor(response)[:, None]).squeeze(-1), -(every.exp() * every).sum(-1)
 
     aggregation, coef = settings.loss.aggregation, settings.loss.entropy_coef
-    rl_tokens = sum(len(r.tokens) for g in groups if g.alpha for r in g.rollouts)
-    sft_tokens = sum(len(g.demonstration) for g in groups if g.beta)
+    rl_tokens = sum(len(r.tokens) for g in groups if g.decision.alpha for r in g.rollouts)
+    sft_tokens = sum(len(g.demonstration) for g in groups if g.decision.beta)
     total = torch.zeros(())
     for g in groups:
-        if g.alpha:
-            for rollout, advantage in zip(g.rollouts, g.advantages, strict=True):
+        alpha, beta, _ = g.decision
+        if alpha:
+            for rollout in g.rollouts:
+                advantage = rollout.advantage
                 if advantage == 0:
                     continue
                 l, entropy = logprobs(g.prompt, rollout.tokens)
@@ -103,11 +98,11 @@ def plain_loss(model: PreTrainedModel, groups: list[Group], settings: Config) ->
                     "constant": len(groups) * len(g.rollouts) * settings.rollout.max_tokens,
                     "token": rl_tokens,
                 }[aggregation]
-                total = total + g.alpha * settings.rl.coef * (-advantage * l - coef * entropy).sum() / divisor
-        if g.beta:
+                total = total + alpha * settings.rl.coef * (-advantage * l - coef * entropy).sum() / divisor
+        if beta:
             l, entropy = logprobs(g.prompt, g.demonstration)
             divisor = sft_tokens if aggregation == "token" else len(groups) * len(g.demonstration)
-            total = total + g.beta * settings.sft.coef * (-l - coef * entropy).sum() / divisor
+            total = total + beta * settings.sft.coef * (-l - coef * entropy).sum() / divisor
     return total
 
 
@@ -175,19 +170,23 @@ def test_off_policy_rows_share_the_normaliser_of_rollouts(aggregation: str, join
         sft={"coef": 0.25},
         off_policy={"coef": 2.0, "advantage": "mean" if joins else "one"},
     )
-    groups = [replace(group(seed, 1.0, 1.0), off=0.5, off_advantage=0.3) for seed in (0, 1)]
+    groups = [group(seed, 1.0, 1.0) for seed in (0, 1)]
+    for experience in groups:
+        experience.decision = Decision(1.0, 1.0, 0.5)
+        experience.demonstration_advantage = 0.3
     rows = token_rows(groups, settings)
-    assert [row.signal for row in rows] == [RL, RL, RL, SFT, OFF_POLICY] * 2
+    assert [row.signal for row in rows] == [Signal.RL, Signal.RL, Signal.RL, Signal.SFT, Signal.OFF_POLICY] * 2
     demonstrated = sum(len(g.demonstration) for g in groups)
     sampled = sum(len(r.tokens) for g in groups for r in g.rollouts)
     for row in rows:
-        length = 11 if aggregation == "constant" and row.signal != SFT else row.response_length
-        members = {RL: 3 + joins, SFT: 1, OFF_POLICY: 4 if joins else 1}[row.signal]
+        length = 11 if aggregation == "constant" and row.signal != Signal.SFT else row.response_length
+        members = {Signal.RL: 3 + joins, Signal.SFT: 1, Signal.OFF_POLICY: 4 if joins else 1}[row.signal]
         count = 2 * members * length
         if aggregation == "token":
-            count = demonstrated if row.signal == SFT else sampled + demonstrated
-        assert row.weight == pytest.approx({RL: 1.0, SFT: 0.25, OFF_POLICY: 0.5 * 2.0}[row.signal] / count)
-        assert row.signal != OFF_POLICY or row.advantage == 0.3
+            count = demonstrated if row.signal == Signal.SFT else sampled + demonstrated
+        share = {Signal.RL: 1.0, Signal.SFT: 0.25, Signal.OFF_POLICY: 0.5 * 2.0}[row.signal]
+        assert row.weight == pytest.approx(share / count)
+        assert row.signal != Signal.OFF_POLICY or row.advantage == 0.3
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "llama"])
@@ -203,15 +202,15 @@ def test_packed_rows_do_not_see_each_other(kind: str) -> None:
 
 def test_targets_are_exactly_the_response_tokens() -> None:
     rows = [
-        Row([3, 4, 5, 6, 7], 2, RL, 0.5, advantage=-2.0, rollout_logprobs=[-1.0, -2.0, -3.0]),
-        Row([8, 9], 1, SFT, 0.25),
+        Row([3, 4, 5, 6, 7], 2, Signal.RL, 0.5, advantage=-2.0, rollout_logprobs=[-1.0, -2.0, -3.0]),
+        Row([8, 9], 1, Signal.SFT, 0.25),
     ]
     for batch in (padded_batch(rows), packed_batch(rows)):
         assert batch.targets.tolist() == [5, 6, 7, 9]
         flat = batch.input_ids.flatten()
         assert flat[batch.positions].tolist() == [4, 5, 6, 8]  # the token before each target
         assert flat[batch.positions + 1].tolist() == [5, 6, 7, 9]
-        assert batch.objective_index.tolist() == [RL, RL, RL, SFT]
+        assert batch.objective_index.tolist() == [Signal.RL, Signal.RL, Signal.RL, Signal.SFT]
         assert batch.weights.tolist() == [0.5, 0.5, 0.5, 0.25]
         assert batch.advantages[:3].tolist() == [-2.0] * 3
         assert batch.rollout_logprobs[:3].tolist() == [-1.0, -2.0, -3.0]
@@ -235,7 +234,8 @@ def test_several_updates_use_the_log_probabilities_from_before_the_first() -> No
     assert policy.needs_old_logprobs
     rows = [row for row in token_rows(groups_with_sft(0), settings) if row.has_signal]
     old = policy.logprobs(padded_batch(rows)).split([row.response_length for row in rows])
-    rows = [replace(row, old_logprobs=values.tolist()) for row, values in zip(rows, old, strict=True)]
+    for row, values in zip(rows, old, strict=True):
+        row.old_logprobs = values.tolist()
     before = policy.loss(padded_batch(rows))
     assert torch.equal(before.ratio, torch.ones_like(before.ratio))
     with torch.no_grad():

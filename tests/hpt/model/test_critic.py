@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,10 +10,16 @@ import torch
 from transformers import Qwen2Config, Qwen2Model
 
 from hpt.config.recipe import build_config
+from hpt.data.questions import Question
 from hpt.method.advantage import gae
-from hpt.method.rows import RL, MicroBatch, Row, Values, micro_batches
-from hpt.model.critic import Critic
-from hpt.rollout import Rollout
+from hpt.method.experience import Experience
+from hpt.method.micro_batches import MicroBatcher
+from hpt.method.rows import Row, Signal
+from hpt.model.critic import Critic, ValueModel
+from hpt.optim import make_optimizer_engine
+from hpt.rollout import CriticValues, Rollout
+from hpt.support.distributed import ALONE
+from hpt.verify import Verdict
 
 
 @pytest.mark.parametrize(("gamma", "lam"), [(1.0, 1.0), (1.0, 0.95), (0.9, 0.5), (1.0, 0.0)])
@@ -45,37 +50,44 @@ def critic(**settings: Any) -> Critic:
     config = build_config(
         base | {"rl": {"advantage": "gae"}, "critic": {"lr": 1e-2, "lam": 0.9} | settings}, source="test"
     )
-    return Critic(decoder, config)
+    optimizer = config.optimizer.model_copy(update={"lr": config.critic.lr})
+    model = ValueModel(decoder)
+    engine = make_optimizer_engine(model, config.model_copy(update={"optimizer": optimizer}), ALONE)
+    return Critic(model, engine, config.critic, IN_BATCHES)
 
 
-def in_batches(rows: Sequence[Row]) -> Iterator[MicroBatch]:
-    yield from micro_batches([row for row in rows if row.has_signal], 20, packed=True)
+IN_BATCHES = MicroBatcher(20, packed=True, device=torch.device("cpu"))
+RIGHT, WRONG = Verdict("correct", 1.0), Verdict("incorrect", 0.0)
 
 
-PROMPTS = [[3, 4, 5], [6, 7]]
-ROLLOUTS = [
-    [Rollout([8, 9, 1], [0.0] * 3, "stop"), Rollout([10] * 6, [0.0] * 6, "length")],
-    [Rollout([2], [0.0], "stop")],
-]
-SCORES = [[1.0, 0.0], [1.0]]
+def experiences() -> list[Experience]:
+    first = [
+        Rollout([8, 9, 1], [0.0] * 3, "stop", verdict=RIGHT),
+        Rollout([10] * 6, [0.0] * 6, "length", verdict=WRONG),
+    ]
+    second = [Rollout([2], [0.0], "stop", verdict=RIGHT)]
+    return [Experience(Question("a", "", ""), [3, 4, 5], first), Experience(Question("b", "", ""), [6, 7], second)]
 
 
 def test_rollouts_are_judged_by_the_states_before_their_tokens() -> None:
     judge = critic()
     torch.nn.init.normal_(judge.model.head.weight)
-    advantages, values = judge.judge(PROMPTS, ROLLOUTS, SCORES, in_batches)
-    raw = []
-    for q, group in enumerate(ROLLOUTS):
-        for i, rollout in enumerate(group):
-            states = judge.model.decoder(torch.tensor([PROMPTS[q] + rollout.tokens])).last_hidden_state[0]
-            expected = judge.model.head(states)[len(PROMPTS[q]) - 1 : -1, 0].tolist()
-            assert values[q][i].before == pytest.approx(expected, abs=1e-5)
-            estimate = gae(SCORES[q][i], values[q][i].before, 1.0, 0.9)
-            assert values[q][i].returns == pytest.approx(
-                [a + v for a, v in zip(estimate, values[q][i].before, strict=True)]
-            )
+    judged = experiences()
+    judge.estimate_advantages(judged)
+    raw, advantages = [], []
+    for experience in judged:
+        for rollout in experience.rollouts:
+            states = judge.model.decoder(torch.tensor([experience.prompt + rollout.tokens])).last_hidden_state[0]
+            expected = judge.model.head(states)[len(experience.prompt) - 1 : -1, 0].tolist()
+            values = rollout.values
+            assert values is not None
+            assert values.before == pytest.approx(expected, abs=1e-5)
+            estimate = gae(rollout.score, values.before, 1.0, 0.9)
+            assert values.returns == pytest.approx([a + v for a, v in zip(estimate, values.before, strict=True)])
             raw += estimate
-    flat = torch.tensor([value for group in advantages for own in group for value in own], dtype=torch.float64)
+            assert isinstance(rollout.advantage, list)
+            advantages += rollout.advantage
+    flat = torch.tensor(advantages, dtype=torch.float64)
     expected = torch.tensor(raw, dtype=torch.float64)
     assert flat.tolist() == pytest.approx(
         ((expected - expected.mean()) / expected.std(correction=0)).tolist(), abs=1e-4
@@ -83,9 +95,9 @@ def test_rollouts_are_judged_by_the_states_before_their_tokens() -> None:
 
 
 def rows(before: float, returns: list[float]) -> list[Row]:
-    values = Values([before] * 3, returns[:3])
-    short = Row([5, 8], 1, RL, 0.0, advantage=0.0, values=Values([before], returns[3:]))
-    return [Row([3, 4, 8, 9, 1], 2, RL, 0.1, values=values), short]  # the second has no signal for the policy
+    values = CriticValues([before] * 3, returns[:3])
+    short = Row([5, 8], 1, Signal.RL, 0.0, advantage=0.0, values=CriticValues([before], returns[3:]))
+    return [Row([3, 4, 8, 9, 1], 2, Signal.RL, 0.1, values=values), short]  # the second has no signal for the policy
 
 
 @pytest.mark.parametrize(("clip", "before"), [(None, 0.0), (0.2, 0.0), (0.2, 0.5)])
@@ -93,7 +105,7 @@ def test_the_value_loss_is_the_clipped_square_and_its_gradient(clip: float | Non
     learner = critic(clip=clip)
     torch.nn.init.normal_(learner.model.head.weight)
     trained = [replace(row, weight=1.0, advantage=1.0) for row in rows(before, [0.0] * 4)]
-    v = torch.cat([learner.model(batch) for row in trained for batch in in_batches([row])])
+    v = torch.cat([learner.model(batch) for row in trained for batch in IN_BATCHES([row])])
     # Two values on the way to their returns, where the clip holds them back; two on the wrong side, where it does not.
     target = v.detach() + torch.tensor([1.0, -1.0, 1.0, -1.0]) * (v.detach() - before)
     held = v if clip is None else before + (v - before).clamp(-clip, clip)
@@ -102,14 +114,17 @@ def test_the_value_loss_is_the_clipped_square_and_its_gradient(clip: float | Non
     expected.backward()
     norm = torch.cat([p.grad.flatten() for p in learner.model.parameters() if p.grad is not None]).norm().item()
     learner.model.zero_grad()
-    loss, update = learner.learn(rows(before, target.tolist()), in_batches)
+    loss, update = learner.learn(rows(before, target.tolist()))
     assert loss == pytest.approx(expected.item(), rel=1e-5)
     assert update.grad_norm == pytest.approx(norm, rel=1e-4)
 
 
 def test_it_starts_at_zero_and_learns() -> None:
     learner = critic(clip=None)
-    _, values = learner.judge(PROMPTS, ROLLOUTS, SCORES, in_batches)
-    assert all(value == 0 for group in values for own in group for value in own.before)
-    losses = [learner.learn(rows(0.0, [1.0, -1.0, 0.3, 1.0]), in_batches)[0] for _ in range(60)]
+    judged = experiences()
+    learner.estimate_advantages(judged)
+    values = [rollout.values for experience in judged for rollout in experience.rollouts]
+    assert all(value == 0 for own in values if own for value in own.before)
+    assert None not in values
+    losses = [learner.learn(rows(0.0, [1.0, -1.0, 0.3, 1.0]))[0] for _ in range(60)]
     assert losses[-1] < 0.1 * losses[0]

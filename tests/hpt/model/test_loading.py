@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwe
 from hpt.commands.main import main
 from hpt.config.recipe import load_config
 from hpt.config.schema import Config
-from hpt.method.rows import OFF_POLICY, RL, SFT, MicroBatch, Row, micro_batches
+from hpt.method.micro_batches import MicroBatch, micro_batches
+from hpt.method.rows import Row, Signal
 from hpt.model.loading import ADAPTER, apply_liger, check_model_settings, load_model, load_policy
 from hpt.model.policy import Policy
 from hpt.rollout import Sampling, TransformersEngine
@@ -40,10 +41,10 @@ def batches(packed: bool) -> list[MicroBatch]:
     rows = [
         Row(torch.randint(2, 20, (length,), generator=generator).tolist(), prompt, signal, 1 / 40, advantage)
         for length, prompt, signal, advantage in (
-            (9, 4, RL, 1.0),
-            (5, 2, RL, -0.5),
-            (12, 3, SFT, 1.0),
-            (7, 6, OFF_POLICY, 1.0),
+            (9, 4, Signal.RL, 1.0),
+            (5, 2, Signal.RL, -0.5),
+            (12, 3, Signal.SFT, 1.0),
+            (7, 6, Signal.OFF_POLICY, 1.0),
         )
     ]
     return micro_batches(rows, 60, packed=packed)
@@ -213,7 +214,7 @@ def test_a_step_forms_no_logits(world: Path) -> None:
     config = settings(world)
     policy = Policy(Qwen2ForCausalLM(shape), config)
     generator = torch.Generator().manual_seed(1)
-    row = Row(torch.randint(2, vocabulary, (2001,), generator=generator).tolist(), 1, SFT, 1 / 2000)
+    row = Row(torch.randint(2, vocabulary, (2001,), generator=generator).tolist(), 1, Signal.SFT, 1 / 2000)
     (batch,) = micro_batches([row], 10_000, packed=True)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         policy.loss(batch).loss.backward()

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from hpt.commands.main import main
 from hpt.config.recipe import load_config
 from hpt.config.schema import Config
-from hpt.method.rows import RL, SFT, Row, micro_batches
+from hpt.method.micro_batches import micro_batches
+from hpt.method.rows import Row, Signal
 from hpt.model.loading import load_model, load_policy
 from hpt.model.policy import Policy
 from hpt.model.reference import Reference
@@ -30,7 +31,7 @@ KINDS = pytest.mark.parametrize("changes", [[], [LORA]], ids=["all weights", "ad
 
 def rows() -> list[Row]:
     generator = torch.Generator().manual_seed(3)
-    shapes = ((9, 4, RL, 0.0), (6, 2, RL, 1.0), (8, 3, SFT, 1.0))
+    shapes = ((9, 4, Signal.RL, 0.0), (6, 2, Signal.RL, 1.0), (8, 3, Signal.SFT, 1.0))
     return [
         Row(torch.randint(2, 20, (n,), generator=generator).tolist(), prompt, signal, 0.05, advantage, regularised=True)
         for n, prompt, signal, advantage in shapes
@@ -40,10 +41,10 @@ def rows() -> list[Row]:
 def with_reference(config: Config, policy: Policy) -> list[Row]:
     """The rows as the trainer makes them."""
     found = []
-    with Reference(policy, config).at_hand() as logprobs:
+    with Reference(policy, config).on_device() as logprobs:
         for row in rows():
             (batch,) = micro_batches([row], 99, packed=True)
-            found.append(replace(row, ref_logprobs=logprobs(batch).tolist()) if row.signal == RL else row)
+            found.append(replace(row, ref_logprobs=logprobs(batch).tolist()) if row.signal == Signal.RL else row)
     return found
 
 
@@ -76,10 +77,10 @@ def test_the_penalty_is_k3_against_the_start_model(world: Path, changes: list[st
     start = load_model(config.model.path, config.model, CPU)
     expected = torch.zeros((), dtype=torch.float64)
     for row in rows():
-        temperature = 0.8 if row.signal == RL else 1.0
+        temperature = 0.8 if row.signal == Signal.RL else 1.0
         ours = plain_logprobs(policy.model, row, temperature)
         expected = expected - row.weight * float(row.advantage) * ours.sum()  # type: ignore[arg-type]
-        if row.signal == RL:
+        if row.signal == Signal.RL:
             gap = plain_logprobs(start, row, temperature).detach() - ours
             assert gap.abs().max() > 0.01
             expected = expected + row.weight * 0.7 * (gap.exp() - gap - 1).sum()
@@ -99,7 +100,7 @@ def test_the_frozen_copy_leaves_the_device_between_uses(world: Path) -> None:
     assert not any(tensor.requires_grad for tensor in tensors)
     before = [(tensor.data_ptr(), tensor.clone()) for tensor in tensors]
     reference.device = torch.float64  # type: ignore[assignment]  # stands for a GPU: a copy in another place
-    with reference.at_hand():
+    with reference.on_device():
         assert {tensor.dtype for tensor in tensors} == {torch.float64}
     assert [tensor.data_ptr() for tensor in tensors] == [place for place, _ in before]
     assert all(torch.equal(tensor, value) for tensor, (_, value) in zip(tensors, before, strict=True))
@@ -111,7 +112,7 @@ def test_adapters_need_no_copy_and_come_back(world: Path) -> None:
     assert reference.frozen is None
     (batch,) = micro_batches(rows()[:1], 99, packed=True)
     before = policy.logprobs(batch)
-    with reference.at_hand() as logprobs:
+    with reference.on_device() as logprobs:
         assert (logprobs(batch) - before).abs().max() > 0.01
     assert torch.equal(policy.logprobs(batch), before)
     assert all(parameter.requires_grad for name, parameter in policy.model.named_parameters() if "lora_" in name)

@@ -129,7 +129,7 @@ def test_the_order_in_which_rollouts_finish_changes_nothing(world: Path, tmp_pat
         with assemble(config, None, Console(file=StringIO())) as trainer:
             trainer.rollout_engine = wrap(trainer.rollout_engine)
             steps = [trainer.step(step) for step in (1, 2)]
-            seen.append([(experience.responses, experience.verdicts) for _, step in steps for experience in step])
+            seen.append([experience.rollouts for _, step in steps for experience in step])
             seen.append([metrics["train/loss"] for metrics, _ in steps])
             calls = getattr(trainer.rollout_engine, "calls", [])
     assert seen[:2] == seen[2:]

@@ -1,0 +1,53 @@
+"""The objective of each signal, from its name and options in a recipe."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import upge
+
+from hpt.support.named_functions import resolve
+
+Signal = Literal["rl", "sft", "off_policy"]
+
+
+def make_objective(signal: Signal, name: str, options: Mapping[str, Any]) -> upge.Objective:
+    """`upge.NAME(**options)`, or an objective from the function that `name` ("module:function") refers to.
+
+    ValueError, naming the field, where there is no such preset for this signal or the options do not fit it.
+    """
+    make: Callable[..., upge.Objective]
+    if ":" in name:
+        function = resolve(name, field=f"{signal}.objective", arguments=["logprobs", "batch"])
+
+        def make(per_token: bool = False) -> upge.Objective:
+            return upge.Objective.from_function(function, name=name, per_token=per_token)
+    else:
+        presets = _presets(signal)
+        if name not in presets:
+            allowed = ", ".join(map(repr, presets))
+            raise ValueError(f"{signal}.objective = {name!r}: allowed are {allowed}, or module:function")
+        make = presets[name]
+    known = list(inspect.signature(make).parameters)
+    if unknown := [key for key in options if key not in known]:
+        raise ValueError(
+            f"{signal}.options: {signal}.objective {name} has no {unknown[0]!r}; allowed: {', '.join(known) or 'none'}"
+        )
+    try:
+        return make(**options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{signal}.options = {dict(options)} do not fit {signal}.objective {name}: {error}") from error
+
+
+def _presets(signal: Signal) -> dict[str, Callable[..., upge.Objective]]:
+    """The presets of upge whose parts make sense for a signal."""
+    return {name: preset for name, preset in upge.PRESETS.items() if _fits(signal, preset())}
+
+
+def _fits(signal: Signal, objective: upge.Objective) -> bool:
+    if signal == "sft":
+        return objective.advantage == "one"  # demonstrations have no advantage
+    # pi_ref = 1 is for tokens that no known policy sampled: demonstrations trained by off-policy RL.
+    return objective.advantage == "given" and (objective.reference == "one") == (signal == "off_policy")

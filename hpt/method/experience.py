@@ -1,0 +1,34 @@
+"""What one step learns about a question, completed by one part of the method after the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hpt.data.questions import Question
+from hpt.method.gate import NOTHING, Decision
+from hpt.rollout import Rollout
+
+
+@dataclass
+class Experience:
+    """A question on its way through a step: rollouts, their verdicts, the gate's decision, advantages."""
+
+    question: Question
+    prompt: list[int]  # token ids
+    rollouts: list[Rollout] = field(default_factory=list)  # none where the gate asks for none
+    decision: Decision = NOTHING
+    demonstration: list[int] = field(default_factory=list)  # response tokens, where the decision trains on them
+    demonstration_advantage: float = 1.0  # of its off-policy row
+    trained: bool = True  # dynamic sampling leaves questions out
+
+    @property
+    def score(self) -> float:
+        """P: the mean score of its rollouts; 0 without rollouts."""
+        if not self.rollouts:
+            return 0.0
+        return sum(rollout.score for rollout in self.rollouts) / len(self.rollouts)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether its rollouts have different scores."""
+        return len({rollout.score for rollout in self.rollouts}) > 1

@@ -1,0 +1,57 @@
+"""A rollout: one sampled response, from the engine that samples it to the advantage it is trained with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from hpt.verify import Status, Verdict
+
+Advantage: TypeAlias = float | list[float]
+"""Of a response: one number, or one per token."""
+
+
+@dataclass(frozen=True)
+class CriticValues:
+    """What a critic says about a rollout, one number per response token."""
+
+    before: list[float]  # V of the state before the token, under the critic that the advantages come from
+    returns: list[float]  # the target of V: advantage estimate + before
+
+
+@dataclass
+class Rollout:
+    """One sampled response. The engine makes it; the steps that follow complete it."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    """log pi(token) in nats at the sampling temperature (1 where greedy), before any top-p cut; one per token.
+
+    NaN where the engine cannot tell: vLLM with a top_p below 1 beside a temperature other than 1, or in an evaluation.
+    """
+    finish_reason: Literal["stop", "length"]  # ended by a stop token, or at the token limit
+    text: str = ""  # what the verifier reads
+    verdict: Verdict | None = None
+    overlong_penalty: float | None = None  # <= 0, with rl.overlong
+    advantage: Advantage = 0.0
+    values: CriticValues | None = None  # with a critic
+
+    @property
+    def verified(self) -> Verdict:
+        """The verdict, which must be there."""
+        assert self.verdict is not None, "this rollout has not been verified"
+        return self.verdict
+
+    @property
+    def score(self) -> float:
+        """What the verdict is worth; the gate reads it."""
+        return self.verified.score
+
+    @property
+    def status(self) -> Status:
+        return self.verified.status
+
+    @property
+    def reward(self) -> float:
+        """What RL is given: the score and, with `rl.overlong`, a penalty for its length."""
+        return self.score + (self.overlong_penalty or 0.0)

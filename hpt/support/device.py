@@ -1,0 +1,20 @@
+"""The device that a setting means."""
+
+from __future__ import annotations
+
+import torch
+
+from hpt.support.errors import ConfigError
+
+
+def pick_device(name: str) -> torch.device:
+    """auto is a GPU where there is one. ConfigError where there is no such device."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device = {name!r}: allowed are auto, cpu, cuda and cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device = {name!r}: torch sees no GPU; allowed here are auto and cpu")
+    return device

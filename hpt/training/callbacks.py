@@ -1,0 +1,140 @@
+"""What only some methods do around the updates of a step. `assemble` attaches what the recipe asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hpt.config.schema import Config, LossConfig
+from hpt.method.entropy_weights import weigh_by_entropy
+from hpt.method.importance import set_importance
+from hpt.method.micro_batches import MicroBatcher
+from hpt.method.rows import Row, Signal
+from hpt.model.critic import Critic
+from hpt.model.policy import Policy
+from hpt.model.reference import Reference
+from hpt.training.metrics import StepStats
+from hpt.training.phases import PhaseClock
+
+
+class Callback:
+    """Hooks around the optimizer updates of a step; each is a no-op unless overridden. Every rank calls them alike."""
+
+    def before_updates(self, updates: Sequence[Sequence[Row]], stats: StepStats) -> None:
+        """Before the first update, with the rows of each. The policy is in eval mode."""
+
+    def before_update(self, rows: Sequence[Row], stats: StepStats) -> None:
+        """Before the micro-batches of one update."""
+
+    def after_update(self, rows: Sequence[Row], stats: StepStats) -> None:
+        """After one update."""
+
+    def after_updates(self) -> None:
+        """At the end of a step."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """This rank's state for a checkpoint, under keys of its own."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Reads its keys from the state of all callbacks."""
+
+
+class OldLogprobs(Callback):
+    """log pi_old: the policy's log-probabilities before the first update, for ratios and importance sampling."""
+
+    def __init__(self, policy: Policy, batches: MicroBatcher) -> None:
+        self.policy = policy
+        self.batches = batches
+
+    def before_updates(self, updates: Sequence[Sequence[Row]], stats: StepStats) -> None:
+        for rows in updates:
+            for row, logprobs in self.batches.measure(rows, self.policy.logprobs):
+                row.old_logprobs = logprobs
+        if self.batches.world.main:  # every rank has the numbers of all rows
+            for rows in updates:
+                stats.own.add_mismatch_of_rows(rows)
+
+
+class ImportanceSampling(Callback):
+    """Truncated importance sampling; needs `OldLogprobs` before it."""
+
+    def __init__(self, settings: LossConfig) -> None:
+        self.settings = settings
+
+    def before_updates(self, updates: Sequence[Sequence[Row]], stats: StepStats) -> None:
+        for rows in updates:
+            for row in rows:
+                set_importance(row, self.settings)
+            stats.add_importance(rows, self.settings)
+
+
+class ReferenceLogprobs(Callback):
+    """What the KL penalty reads. Only rollouts have one, since its estimators want samples of the policy itself."""
+
+    def __init__(self, reference: Reference, batches: MicroBatcher, clock: PhaseClock) -> None:
+        self.reference = reference
+        self.batches = batches
+        self.clock = clock
+
+    def before_updates(self, updates: Sequence[Sequence[Row]], stats: StepStats) -> None:
+        with self.clock.phase("reference"), self.reference.on_device() as logprobs_of:
+            for rows in updates:
+                rollouts = [row for row in rows if row.signal == Signal.RL]
+                for row, logprobs in self.batches.measure(rollouts, logprobs_of):
+                    row.ref_logprobs = logprobs
+
+
+class EntropyWeights(Callback):
+    """SRFT's weights, by the policy as each update finds it."""
+
+    def __init__(self, policy: Policy, batches: MicroBatcher) -> None:
+        self.policy = policy
+        self.batches = batches
+
+    def before_update(self, rows: Sequence[Row], stats: StepStats) -> None:
+        for row, entropies in self.batches.measure(rows, self.policy.entropies):
+            weigh_by_entropy(row, entropies)
+
+
+class CriticUpdates(Callback):
+    """Trains the critic beside the policy, on the same rows."""
+
+    def __init__(self, critic: Critic) -> None:
+        self.critic = critic
+
+    def after_update(self, rows: Sequence[Row], stats: StepStats) -> None:
+        stats.add_critic_update(*self.critic.learn(rows))
+
+    def after_updates(self) -> None:
+        self.critic.engine.end_step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"critic": self.critic.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.critic.load_state_dict(state["critic"])
+
+
+def callbacks_of(
+    config: Config,
+    policy: Policy,
+    batches: MicroBatcher,
+    clock: PhaseClock,
+    *,
+    reference: Reference | None,
+    critic: Critic | None,
+) -> list[Callback]:
+    """The callbacks that a recipe asks for, in the order they need."""
+    callbacks: list[Callback] = []
+    if policy.needs_old_logprobs or config.loss.tis != "none":
+        callbacks.append(OldLogprobs(policy, batches))
+    if config.loss.tis != "none":
+        callbacks.append(ImportanceSampling(config.loss))
+    if reference:
+        callbacks.append(ReferenceLogprobs(reference, batches, clock))
+    if config.loss.entropy_weights:
+        callbacks.append(EntropyWeights(policy, batches))
+    if critic:
+        callbacks.append(CriticUpdates(critic))
+    return callbacks

@@ -1,0 +1,22 @@
+"""The check that a verifier can use the gold answers of a data set, before anything is trained or sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hpt.data.questions import Question
+from hpt.support.errors import DataError
+from hpt.verify.verifier import Verifier
+
+
+def check_answers(verifier: Verifier, questions: Sequence[Question], source: str) -> None:
+    """DataError where the verifier could not recognise a right response to a question of `source`."""
+    usable = verifier.parsable([question.answer for question in questions])
+    unusable = [question for question, fine in zip(questions, usable, strict=True) if not fine]
+    if unusable:
+        first = unusable[0]
+        field = f"field {first.place.answer!r}" if first.place else "its answer"
+        raise DataError(
+            f"{source}, {first.named}: {field} is {first.answer!r}, which the verifier cannot parse; {len(unusable)} "
+            f"of {len(questions)} questions are like that. Fix or remove them, or use a verify.function of your own"
+        )
