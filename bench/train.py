@@ -194,14 +194,8 @@ def _hpt_step(config: Config, made_up: bool, plain: bool) -> dict[str, Any]:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
         metrics, experiences = trainer.step(2)
-    groups = [experience.group for experience in experiences]
-    trained = sum(
-        len(group.prompt) + len(rollout.tokens)
-        for group in groups
-        if group.alpha > 0
-        for rollout, advantage in zip(group.rollouts, group.advantages, strict=True)
-        if advantage
-    ) + sum(len(group.prompt) + len(group.demonstration) for group in groups if group.beta > 0)
+    rows = [row for update in trainer.rows(experiences) for row in update]
+    trained = sum(len(row.tokens) for row in rows if row.has_signal)
     times = {key.removeprefix("time/"): value for key, value in metrics.items() if key.startswith("time/")}
     return {"trained_tokens": trained, "seconds": times}
 

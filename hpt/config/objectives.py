@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import upge
 
 from hpt.support.named_functions import resolve
 
-Signal = Literal["rl", "sft", "off_policy"]
 
-
-def make_objective(signal: Signal, name: str, options: Mapping[str, Any]) -> upge.Objective:
+def make_objective(signal: str, name: str, options: Mapping[str, Any]) -> upge.Objective:
     """`upge.NAME(**options)`, or an objective from the function that `name` ("module:function") refers to.
 
+    signal: "rl", "sft" or "off_policy", the section of the recipe.
     ValueError, naming the field, where there is no such preset for this signal or the options do not fit it.
     """
     make: Callable[..., upge.Objective]
@@ -41,12 +40,12 @@ def make_objective(signal: Signal, name: str, options: Mapping[str, Any]) -> upg
         raise ValueError(f"{signal}.options = {dict(options)} do not fit {signal}.objective {name}: {error}") from error
 
 
-def _presets(signal: Signal) -> dict[str, Callable[..., upge.Objective]]:
+def _presets(signal: str) -> dict[str, Callable[..., upge.Objective]]:
     """The presets of upge whose parts make sense for a signal."""
     return {name: preset for name, preset in upge.PRESETS.items() if _fits(signal, preset())}
 
 
-def _fits(signal: Signal, objective: upge.Objective) -> bool:
+def _fits(signal: str, objective: upge.Objective) -> bool:
     if signal == "sft":
         return objective.advantage == "one"  # demonstrations have no advantage
     # pi_ref = 1 is for tokens that no known policy sampled: demonstrations trained by off-policy RL.
