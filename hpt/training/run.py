@@ -147,7 +147,7 @@ def _save(trainer: Trainer, folder: Path, step: int) -> dict[str, float]:
 
 @contextmanager
 def _failure_saves(trainer: Trainer, folder: Path, done: int) -> Iterator[None]:
-    """Where the rollout engine fails, saves the policy, which has the weights of step `done`: no finished step is lost."""
+    """Where the rollout engine fails, saves the policy as of step `done`: no finished step is lost."""
     try:
         yield
     except RolloutError as error:

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import statistics
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpt.method.advantage import STD_FLOOR, advantages, advantages_with_demonstrations, overlong_penalty
+from hpt.commands.main import main
+from hpt.method.advantage import (
+    STD_FLOOR,
+    advantages,
+    advantages_with_demonstrations,
+    find_estimator,
+    overlong_penalty,
+)
+from hpt.support.errors import ConfigError, HptError
 
 GROUPS = [[1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.5], [0.0, 0.0]]
 scores = st.lists(st.lists(st.sampled_from([0.0, 0.1, 0.3, 1.0]), min_size=1, max_size=9), max_size=5)
@@ -86,3 +97,32 @@ def test_the_overlong_penalty_is_equation_13(cache: int, more: int) -> None:
 def test_the_overlong_penalty_at_the_papers_lengths() -> None:
     found = [overlong_penalty(length, 20_480, 4_096) for length in (1, 16_384, 17_408, 18_432, 20_479, 20_480, 30_000)]
     assert found == [0, 0, -0.25, -0.5, -4_095 / 4_096, -1, -1]
+
+
+def halves(rewards: list[np.ndarray]) -> list[np.ndarray]:
+    return [group / 2 for group in rewards]
+
+
+def too_few(rewards: list[np.ndarray]) -> list[np.ndarray]:
+    return [group[1:] for group in rewards]
+
+
+def test_a_function_of_the_users_is_an_estimator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "my_advantages", sys.modules[__name__])
+    assert advantages(GROUPS, "my_advantages:halves") == [[reward / 2 for reward in group] for group in GROUPS]
+    with pytest.raises(HptError, match=r"too_few returned \[7, 2, 1\] advantages per question for \[8, 3, 2\]"):
+        advantages(GROUPS, "my_advantages:too_few")
+
+
+@pytest.mark.parametrize("name", ["medean", "my_advantages:absent", "no_module:f"])
+def test_an_estimator_that_does_not_exist_is_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setitem(sys.modules, "my_advantages", sys.modules[__name__])
+    with pytest.raises(ConfigError, match=f"rl.advantage = '{name}'"):
+        find_estimator(name)
+
+
+def test_a_run_is_refused_before_the_model_loads(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(world), "rl.advantage=medean", "model.path=nowhere", f"output={tmp_path}"]) == 2
+    assert "rl.advantage = 'medean': allowed are mean, mean_std" in capsys.readouterr().err

@@ -1,0 +1,48 @@
+"""Metrics of several ranks, and what reaches which number."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+import torch
+
+from hpt.method.rows import Row, Signal
+from hpt.optim.local import Update
+from hpt.training.metrics import RankStats, StepStats, over_ranks
+
+
+def test_every_number_of_the_ranks_is_added_up_but_the_largest_mismatch() -> None:
+    names = [number.name for number in fields(RankStats)]
+    first, second = ({name: scale * (place + 1) for place, name in enumerate(names)} for scale in (1, 10))
+    combined = over_ranks([RankStats(**first), RankStats(**second)])
+    for name in names:
+        expected = max(first[name], second[name]) if name == "mismatch_max" else first[name] + second[name]
+        assert getattr(combined, name) == expected, name
+
+
+def test_rows_are_counted_by_whether_they_reach_the_model() -> None:
+    stats = StepStats()
+    rows = [
+        Row([1, 2], 1, Signal.RL, 0.5, advantage=1.0),
+        Row([1, 2], 1, Signal.RL, 0.5, advantage=0.0),
+        Row([1, 2], 1, Signal.RL, 0.5, advantage=[0.0]),
+        Row([1, 2], 1, Signal.RL, 0.5, advantage=0.0, regularised=True),
+        Row([1, 2], 1, Signal.SFT, 0.0),
+        Row([1, 2], 1, Signal.SFT, 0.5),
+        Row([1, 2], 1, Signal.OFF_POLICY, 0.5, advantage=-0.5),
+        Row([1, 2], 1, Signal.RL, 0.5, advantage=1.0, importance=[0.0]),
+    ]
+    stats.add_update(rows, Update(1.0, 0.1, skipped=False))
+    assert (stats.rows, stats.rows_skipped) == (4, 4)
+    assert dict(stats.demonstrations) == {Signal.SFT: 1, Signal.OFF_POLICY: 1}
+
+
+def test_the_mismatch_leaves_out_what_the_engine_could_not_tell() -> None:
+    stats = RankStats()
+    nan = float("nan")
+    row = Row([1, 2, 3, 4], 1, Signal.RL, 1.0, rollout_logprobs=[-1.0, nan, -2.0], old_logprobs=[-1.5, -9.0, -2.0])
+    demonstration = Row([1, 2], 1, Signal.SFT, 1.0, rollout_logprobs=[-1.0], old_logprobs=[-5.0])
+    stats.add_mismatch_of_rows([row, demonstration])
+    assert (stats.mismatch_tokens, stats.mismatch_abs, stats.mismatch_max) == (2, 0.5, 0.5)
+    assert stats.mismatch_kl == pytest.approx(torch.expm1(torch.tensor(-0.5)).item() + 0.5)
