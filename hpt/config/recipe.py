@@ -1,4 +1,4 @@
-"""Recipes: YAML files and `key=value` changes, read into one `Config` that is valid or says why not.
+"""Recipes: YAML files and `key=value` changes, read into one valid `Config`.
 
 Layers, later ones winning: the defaults of `hpt.config.schema`, the method (`recipes/methods/NAME.yaml`), the recipe
 that this one `extends` (a shipped one's name, or a file), the recipe, every `key=value` of the command line. A
@@ -68,7 +68,7 @@ def _read_recipe(recipe: str | Path, below: tuple[str, ...] = ()) -> dict[str, A
             return settings
         above = str(settings.pop("extends"))
         if above in (*below, str(recipe)):
-            raise ConfigError(f"{recipe}: extends = {above!r}: recipes that extend each other in a circle")
+            raise ConfigError(f"{recipe}: extends = {above!r}: these recipes extend each other in a circle")
         merged = _read_recipe(above, (*below, str(recipe)))
         merge(merged, settings)
         return merged
@@ -103,7 +103,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _parse_override(override: str) -> tuple[str, Any]:
-    """The value is YAML in one line: a scalar, or a list or mapping in brackets; "Q: {question}" is plain text."""
+    """The value is YAML on one line: a scalar, or a list or mapping in brackets; "Q: {question}" is plain text."""
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"{override!r}: settings are changed by key=value, e.g. optimizer.lr=1e-5")
@@ -125,13 +125,13 @@ def _nest(key: str, value: Any) -> dict[str, Any]:
 
 def merge(into: dict[str, Any], layer: dict[str, Any]) -> None:
     for key, value in layer.items():
-        # `options` belong to the objective named beside them, so another layer's objective brings its own.
+        # `options` belong to the objective they are given with: another layer's objective replaces both.
         if key == "objective" and into.get(key) != value:
             into.pop("options", None)
         if isinstance(value, dict) and isinstance(into.get(key), dict):
             merge(into[key], value)
         else:
-            into[key] = copy.deepcopy(value)  # a later layer must not change this one
+            into[key] = copy.deepcopy(value)  # later layers are merged into it
 
 
 def _fill(value: Any, fields: dict[str, str]) -> Any:
@@ -163,7 +163,7 @@ def _explain(error: Any) -> str:
 def _known_keys(location: list[str]) -> list[str]:
     section: Any = Config
     for part in location:
-        # The parts of a list[Section] are numbers; an optional one has its section first.
+        # Parts of a list[Section] are named by number; in Section | None the section comes first.
         section = get_args(section)[0] if get_args(section) else section.model_fields[part].annotation
     return list((get_args(section) or [section])[0].model_fields)
 
@@ -174,7 +174,7 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 
 
 def describe_settings() -> str:
-    """Every setting with its default, one a line, for `hpt train --help`."""
+    """Every setting with its default, one per line, for `hpt train --help`."""
     return "\n".join(_describe(Config, prefix=""))
 
 

@@ -1,4 +1,4 @@
-"""What a run is: one typed object, every setting with its default and limits. `recipe` reads it from YAML."""
+"""The settings of a run as one typed object, each with its default and limits. `recipe` reads it from YAML."""
 
 from __future__ import annotations
 
@@ -29,16 +29,18 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        kinds = _parts(cls.model_fields[str(info.field_name)].annotation)
+    def _refuse_booleans_as_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        kinds = _types_in(cls.model_fields[str(info.field_name)].annotation)
         if isinstance(value, bool) and not kinds & {bool, Any} and kinds & {int, float}:
-            raise ValueError("should be a number, neither true nor false")
+            raise ValueError("should be a number, not true or false")
         return value
 
 
-def _parts(annotation: Any) -> set[Any]:
-    """A type and, of a union and the like, its members."""
-    return {annotation}.union(*(_parts(part) for part in get_args(annotation) if get_origin(annotation) is not Literal))
+def _types_in(annotation: Any) -> set[Any]:
+    """A type and the members of a union or container."""
+    return {annotation}.union(
+        *(_types_in(part) for part in get_args(annotation) if get_origin(annotation) is not Literal)
+    )
 
 
 class LoraConfig(Section):
@@ -54,20 +56,24 @@ class LoraConfig(Section):
 
 class ModelConfig(Section):
     path: str = Field(description="a Hugging Face folder or hub name")
-    dtype: Dtype = Field("float32", description="dtype of the weights; those of 16 bits are trained in float32")
-    trust_remote_code: bool = Field(False, description="run code that the model's folder brings along")
+    dtype: Dtype = Field(
+        "float32", description="dtype of the weights; 16-bit weights have float32 masters in the optimizer"
+    )
+    trust_remote_code: bool = Field(False, description="run code that comes with the model's folder")
     attention: Literal["auto", "sdpa", "flash_attention_2", "flex_attention", "eager"] = Field(
         "auto",
         description="auto: flash attention where it is installed and can run, else sdpa, with a mask for packed rows; "
-        "flex_attention needs no such mask in memory, and a GPU",
+        "flex_attention needs a GPU, but no such mask in memory",
     )
     gradient_checkpointing: bool | Literal["offload"] = Field(
-        False, description="activations are computed again in the backward pass; offload: and wait in CPU memory"
+        False, description="recompute activations in the backward pass; offload: and keep layer inputs in CPU memory"
     )
     liger: Literal["auto"] | bool = Field(
         "auto", description="Liger's norms, rotary embeddings and MLPs; auto: on a GPU where liger-kernel is installed"
     )
-    lora: LoraConfig | None = Field(None, description="train low-rank adapters, e.g. {rank: 32}; null: all weights")
+    lora: LoraConfig | None = Field(
+        None, description="train low-rank adapters, e.g. {rank: 32}; null: train all weights"
+    )
     quantization: Literal["nf4"] | None = Field(None, description="frozen weights in 4 bits (QLoRA); needs model.lora")
 
 
@@ -87,15 +93,19 @@ class DataConfig(Section):
     )
     eval: str | None = Field(None, description="held-out questions, in the same forms")
     columns: ColumnsConfig = ColumnsConfig()
-    max_prompt_tokens: int | None = Field(None, ge=1, description="longer prompts are handled as `too_long` says")
+    max_prompt_tokens: int | None = Field(None, ge=1, description="longer prompts are dropped or refused, see too_long")
     max_demonstration_tokens: int | None = Field(None, ge=1, description="default: rollout.max_tokens")
-    too_long: Literal["drop", "error"] = Field("drop", description="never truncated: dropped and counted, or an error")
+    too_long: Literal["drop", "error"] = Field(
+        "drop", description="nothing is truncated: long questions are dropped and counted, or an error"
+    )
 
 
 class PromptConfig(Section):
-    style: Literal["chat", "plain"] = Field("chat", description="chat: by the tokenizer's template; plain: as it is")
+    style: Literal["chat", "plain"] = Field(
+        "chat", description="chat: the tokenizer's chat template; plain: the text as it is"
+    )
     system: str | None = Field(None, description="system message of a chat; null: the data's own")
-    template: str = Field("{question}", description="wraps the question's text; only {question} is replaced")
+    template: str = Field("{question}", description="text around the question; only {question} is replaced")
 
     @model_validator(mode="after")
     def _has_question(self) -> PromptConfig:
@@ -105,37 +115,45 @@ class PromptConfig(Section):
 
 
 class VllmConfig(Section):
-    """Read by `rollout.engine: vllm` alone."""
+    """Read by `rollout.engine: vllm` only."""
 
     url: str | None = Field(
-        None, description="of a server (python -m hpt.rollout.vllm_server); null: in the trainer's process"
+        None, description="URL of a server (python -m hpt.rollout.vllm_server); null: inside the trainer's process"
     )
-    timeout: float = Field(300.0, gt=0, description="seconds without a sign of life after which a server is given up")
+    timeout: float = Field(300.0, gt=0, description="seconds without an answer after which a server counts as dead")
     tensor_parallel: int = Field(
         1,
         ge=1,
-        description="GPUs that share one copy of the model; in the trainer's processes, one each: so many ranks",
+        description="GPUs that share one copy of the model; inside the trainer each is a rank of the launcher",
     )
-    memory_share: float = Field(0.4, gt=0, lt=1, description="of a GPU's memory, weights and KV cache")
+    memory_share: float = Field(0.4, gt=0, lt=1, description="share of a GPU's memory for weights and KV cache")
     sleep_level: Literal[0, 1, 2] = Field(
-        2, description="while the trainer trains: 0 stays, 1 moves the weights to CPU memory, 2 drops them"
+        2,
+        description="while the trainer trains: 0 stays in GPU memory, 1 moves the weights to CPU memory, 2 drops them",
     )
-    adapters: Literal["merged", "lora"] = Field("merged", description="how model.lora reaches the engine")
+    adapters: Literal["merged", "lora"] = Field("merged", description="how the adapters of model.lora reach the engine")
     options: dict[str, Any] = Field({}, description="further arguments of vllm.LLM")
 
 
 class RolloutConfig(Section):
     engine: Literal["transformers", "vllm"] = "transformers"
     vllm: VllmConfig = VllmConfig()
-    n: int = Field(8, ge=1, description="rollouts a question")
-    temperature: float = Field(1.0, gt=0, description="of the sampling, and of the policy that is trained")
-    top_p: float = Field(1.0, gt=0, le=1, description="samples from the likeliest tokens of this share; 1: from all")
-    max_tokens: int = Field(1024, ge=1, description="tokens of a rollout, its end included")
-    batch_size: int = Field(64, ge=1, description="sequences generated at once; vLLM sees to that itself")
+    n: int = Field(8, ge=1, description="rollouts per question")
+    temperature: float = Field(1.0, gt=0, description="of sampling, and of the log-probabilities that are trained")
+    top_p: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="nucleus sampling: probability mass of the likeliest tokens that are kept; 1: all tokens",
+    )
+    max_tokens: int = Field(1024, ge=1, description="most tokens of a rollout, stop token included")
+    batch_size: int = Field(
+        64, ge=1, description="sequences generated at once by transformers; vLLM chooses for itself"
+    )
     dynamic_rounds: int = Field(
         1,
         ge=1,
-        description="dynamic sampling (DAPO): up to this many batches of questions a step, until batch.questions of "
+        description="dynamic sampling (DAPO): up to this many batches of questions per step, until batch.questions of "
         "them have rollouts of different scores; only those are trained on. 1: off",
     )
 
@@ -150,7 +168,7 @@ class VerifyConfig(Section):
 
 class GateConfig(Section):
     kind: Literal["switch", "rl", "sft", "both", "table", "function"] = Field(
-        "switch", description="how the share of right rollouts decides; rl, sft, both: always the same"
+        "switch", description="switch, table, function: by the share of right rollouts; rl, sft, both: always the same"
     )
     gamma: int | float = Field(
         0, ge=0, description="switch: RL where P > gamma. An integer counts rollouts, a float is a share"
@@ -172,11 +190,15 @@ class GateConfig(Section):
 
 
 class OverlongConfig(Section):
-    """Soft overlong punishment (DAPO, arXiv 2503.14476, eq. 13): added to the scores behind the advantages alone."""
+    """Soft overlong punishment (DAPO, arXiv 2503.14476, eq. 13), added to the rewards but not to the scores."""
 
-    max_tokens: int | None = Field(None, ge=1, description="length of the full penalty; default: rollout.max_tokens")
+    max_tokens: int | None = Field(
+        None, ge=1, description="length at which the penalty is full; default: rollout.max_tokens"
+    )
     cache: int | float = Field(
-        0.2, gt=0, description="tokens before that length over which the penalty grows; a float is a share of it"
+        0.2,
+        gt=0,
+        description="tokens before that length over which the penalty grows; a float is a share of the length",
     )
     penalty: float = Field(1.0, gt=0, description="the full penalty")
 
@@ -200,18 +222,18 @@ class RLConfig(Section):
 
 
 class CriticConfig(Section):
-    """The value model of `rl.advantage: gae`; the rest of its optimizer is as in `optimizer`."""
+    """The value model of `rl.advantage: gae`; its optimizer is otherwise as in `optimizer`."""
 
     lr: float = Field(1e-5, gt=0, description="learning rate of the critic")
-    gamma: float = Field(1.0, gt=0, le=1, description="discount a token")
+    gamma: float = Field(1.0, gt=0, le=1, description="discount per token")
     lam: float = Field(0.95, ge=0, le=1, description="lambda of generalised advantage estimation")
-    clip: float | None = Field(0.2, gt=0, description="how far a value may move from the rollout's; null: no limit")
+    clip: float | None = Field(0.2, gt=0, description="clip of a value around the one at sampling time; null: no clip")
 
 
 class SFTConfig(Section):
     objective: str = Field("SFT", description="SFT or DFT, or module:function as in rl")
     options: Options = {}
-    coef: float = Field(1.0, ge=0, description="weight of SFT in the loss of a demonstration")
+    coef: float = Field(1.0, ge=0, description="weight of SFT on demonstrations in the loss")
 
 
 class OffPolicyConfig(Section):
@@ -219,10 +241,10 @@ class OffPolicyConfig(Section):
     options: Options = {}
     advantage: Literal["one", "mean", "mean_std"] = Field(
         "one",
-        description="of the demonstration. one: 1. mean, mean_std: it takes the place of one of the rollout.n "
-        "rollouts, with score 1, in the group that every advantage is computed over",
+        description="advantage of the demonstration. one: 1. mean, mean_std: it replaces one of the rollout.n "
+        "rollouts, with score 1, in the group that advantages are computed over",
     )
-    coef: float = Field(0.0, ge=0, description="weight of off-policy RL in the loss of a demonstration")
+    coef: float = Field(0.0, ge=0, description="weight of off-policy RL on demonstrations in the loss")
 
 
 class LossConfig(Section):
@@ -236,23 +258,23 @@ class LossConfig(Section):
     kl_coef: float = Field(
         0.0,
         ge=0,
-        description="k3 estimate of the KL divergence from model.path on rollouts, added to the loss; above 0 every "
-        "rollout reaches the model, those of advantage 0 too",
+        description="weight of the k3 estimate of the KL divergence from model.path on rollouts; above 0 every rollout "
+        "reaches the model, those of advantage 0 too",
     )
     tis: Literal["none", "token", "sequence"] = Field(
-        "none", description="importance ratio pi_old / pi_engine of rollouts, truncated, a token or a whole sequence"
+        "none", description="truncated importance ratio pi_old / pi_engine of rollouts, per token or per sequence"
     )
     tis_mode: Literal["clip", "mask"] = Field(
-        "clip", description="a ratio above tis_clip counts as tis_clip, or leaves the token or sequence out"
+        "clip", description="a ratio above tis_clip counts as tis_clip (clip) or as 0 (mask)"
     )
-    tis_clip: float = Field(2.0, gt=1, description="largest ratio that counts as it is")
+    tis_clip: float = Field(2.0, gt=1, description="largest ratio that is not truncated")
     entropy_weights: bool = Field(
         False,
-        description="SRFT: SFT rows weigh exp(-H) / 2, rollouts with a positive advantage exp(H) / 10, "
-        "H the mean entropy of the row's tokens",
+        description="SRFT: SFT rows weighted by exp(-H) / 2, rollouts with a positive advantage by exp(H) / 10, "
+        "with H the mean entropy of the row's tokens",
     )
     backend: Literal["auto", "torch", "triton", "reference"] = Field(
-        "auto", description="of the fused loss; auto: triton on a GPU, else torch"
+        "auto", description="backend of the fused loss; auto: triton on a GPU, else torch"
     )
 
 
@@ -260,57 +282,59 @@ class OptimizerConfig(Section):
     lr: float = Field(5e-6, gt=0, description="learning rate of AdamW")
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     weight_decay: float = Field(0.01, ge=0)
-    clip_grad_norm: float = Field(1.0, gt=0, description="largest norm of the gradient, others are scaled down to it")
+    clip_grad_norm: float = Field(1.0, gt=0, description="a gradient of larger norm is scaled down to this norm")
     skip_grad_norm: float | None = Field(
         None, gt=0, description="skip the update where the norm before clipping is larger"
     )
     warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises from 0")
     schedule: Literal["constant", "cosine", "linear"] = Field(
-        "constant", description="after that, down to 0 or constant"
+        "constant", description="after the warm-up: constant, or down to 0"
     )
-    states: Literal["float32", "8bit"] = Field("float32", description="of AdamW; 8bit by bitsandbytes, in blocks")
-    offload: bool = Field(
-        False, description="what AdamW keeps (states, master weights) waits in CPU memory; of engine local"
+    states: Literal["float32", "8bit"] = Field(
+        "float32", description="AdamW's moments; 8bit: block-wise, by bitsandbytes"
     )
+    offload: bool = Field(False, description="keep AdamW's states and master weights in CPU memory; engine local only")
 
 
 class DeepSpeedConfig(Section):
-    """Read by `engine: deepspeed` alone."""
+    """Read by `engine: deepspeed` only."""
 
     stage: Literal[1, 2, 3] = Field(2, description="ZeRO: 1 shards optimizer states, 2 gradients too, 3 weights too")
     offload_optimizer: bool = Field(False, description="optimizer states and master weights in CPU memory")
     offload_parameters: bool = Field(False, description="weights in CPU memory; needs stage 3")
     timeout: float = Field(
-        10.0, gt=0, description="minutes that a process waits for the slowest one before all give up"
+        10.0, gt=0, description="minutes that a collective waits for the slowest process before the run fails"
     )
     options: dict[str, Any] = Field({}, description="further entries of DeepSpeed's own configuration")
 
 
 class HardwareConfig(Section):
-    """What `hpt plan` checks against; null: what this machine has. With no GPU here or in the recipe, a CPU."""
+    """What `hpt plan` checks against; null: what this machine has. Without a GPU here or in the recipe, the CPU."""
 
-    gpus: int | None = Field(None, ge=1, description="how many")
-    gpu_memory_gib: float | None = Field(None, gt=0, description="of each GPU")
+    gpus: int | None = Field(None, ge=1, description="number of GPUs")
+    gpu_memory_gib: float | None = Field(None, gt=0, description="memory of each GPU")
     host_memory_gib: float | None = Field(
-        None, gt=0, description="CPU memory; null: not checked where the GPUs are of another machine"
+        None, gt=0, description="CPU memory; null: not checked where the recipe describes another machine's GPUs"
     )
-    check: bool = Field(True, description="hpt train refuses what does not fit; false: it tries")
+    check: bool = Field(True, description="hpt train refuses a run that does not fit; false: it tries")
 
 
 class BatchConfig(Section):
-    questions: int = Field(128, ge=1, description="questions a step")
-    tokens: int = Field(16384, ge=1, description="tokens of a micro-batch; one longer row is a micro-batch of its own")
+    questions: int = Field(128, ge=1, description="questions per step")
+    tokens: int = Field(
+        16384, ge=1, description="most tokens of a micro-batch; a longer row is a micro-batch of its own"
+    )
     packing: Literal["auto", "padded", "packed"] = Field("auto", description="auto: packed on a GPU, padded on a CPU")
-    updates: int = Field(1, ge=1, description="optimizer updates a step, each on an equal part of the questions")
+    updates: int = Field(1, ge=1, description="optimizer updates per step, each on an equal part of the questions")
 
 
 class EvalConfig(Section):
     every: int = Field(
         0, ge=0, description="steps between evaluations, also before the first and after the last; 0: never"
     )
-    n: int = Field(1, ge=1, description="responses a question; pass@k up to k = n")
+    n: int = Field(1, ge=1, description="responses per question; pass@k up to k = n")
     temperature: float = Field(1.0, ge=0, description="0 is greedy")
-    top_p: float = Field(1.0, gt=0, le=1, description="as rollout.top_p")
+    top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling, as rollout.top_p")
     max_tokens: int | None = Field(None, ge=1, description="default: rollout.max_tokens")
 
 
@@ -320,7 +344,7 @@ class CheckpointConfig(Section):
 
 
 class StageConfig(Section):
-    """A part of a run, with a method of its own."""
+    """A part of a run with its own method."""
 
     method: str
     steps: int | float | None = Field(
@@ -334,17 +358,17 @@ class StageConfig(Section):
 class Config(Section):
     output: str = Field(description="the run's folder")
     steps: int = Field(ge=1, description="training steps, each on batch.questions questions")
-    seed: int = Field(0, ge=0, lt=2**31, description="decides every draw of the run")
+    seed: int = Field(0, ge=0, lt=2**31, description="decides every random draw of the run")
     method: str = Field("hpt", description="a shipped method, or a YAML file of settings")
     stages: list[StageConfig] = Field(
-        [], description="parts of the run one after the other, each from the weights of the one before"
+        [], description="parts of the run in order, each starting from the weights of the one before"
     )
     prepare: FunctionReference | None = Field(
         None,
-        description="called with this config once, to make the model and the data files that are missing",
+        description="called once with this config, to make a model and data files that are missing",
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    threads: int | None = Field(None, ge=1, description="CPU threads of torch; default: torch's own choice")
+    threads: int | None = Field(None, ge=1, description="CPU threads of torch; default: torch chooses")
     engine: Literal["local", "deepspeed"] = Field("local", description="local: one process; deepspeed: ZeRO, several")
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     hardware: HardwareConfig = HardwareConfig()
@@ -363,7 +387,9 @@ class Config(Section):
     batch: BatchConfig = BatchConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
-    track: list[Literal["tensorboard", "trackio", "wandb"]] = Field([], description="where metrics go, too")
+    track: list[Literal["tensorboard", "trackio", "wandb"]] = Field(
+        [], description="trackers that metrics are also sent to"
+    )
 
     @model_validator(mode="after")
     def _keeps_the_rules(self) -> Config:

@@ -1,4 +1,4 @@
-"""Runs in stages: each with a method of its own, an optimizer of its own, and the weights of the stage before."""
+"""Runs in stages: each has its own method and optimizer, and starts from the weights of the stage before."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Stage:
 
 
 def stages_of(config: Config) -> list[Stage]:
-    """The stages of a run, one where the recipe names none. ConfigError where they do not fit its steps."""
+    """The stages of a run; one where the recipe names none. ConfigError where they do not fit its steps."""
     if not config.stages:
         return [Stage(1, config.steps, config)]
     found: list[Stage] = []

@@ -121,7 +121,7 @@ class EvalResult:
     def pass_at(self, k: int) -> Estimate:
         """Unbiased pass@k with its confidence interval over questions. HptError unless 1 <= k <= n."""
         if not 1 <= k <= self.n:
-            raise HptError(f"pass@{k}: k must be from 1 to the number of responses a question, n = {self.n}")
+            raise HptError(f"pass@{k}: k must be from 1 to the number of responses per question, n = {self.n}")
         return bootstrap([pass_at_k(self.n, result.correct, k) for result in self.questions])
 
     def metrics(self) -> dict[str, float]:
@@ -161,7 +161,7 @@ class EvalResult:
         }
 
     def write(self, folder: Path, ks: Sequence[int], settings: Mapping[str, Any]) -> None:
-        """results.jsonl, one object a question, and summary.json with the settings that led to them.
+        """results.jsonl, one object per question, and summary.json with the settings that led to them.
 
         HptError where they cannot be written whole.
         """
