@@ -18,9 +18,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from hpt.config.recipe import load_config
 from hpt.config.schema import ColumnsConfig, ModelConfig, PromptConfig, Section, VerifyConfig
 from hpt.data.benchmarks import MAX_TOKENS, find_benchmark, load_benchmark, load_file, unknown_benchmark
-from hpt.data.prompt import PromptRenderer, generation_ends, load_tokenizer
+from hpt.data.prompt import PromptRenderer
 from hpt.data.questions import Question
 from hpt.data.readers import FILE_KINDS
+from hpt.data.tokenizer import generation_ends, load_tokenizer
 from hpt.evaluation.estimates import Estimate, bootstrap_average
 from hpt.evaluation.evaluate import SUMMARY, EvalResult, QuestionResult, evaluate, write_json
 from hpt.evaluation.tables import benchmark_table, result_tables

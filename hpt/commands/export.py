@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from hpt.config.schema import ModelConfig
-from hpt.data.prompt import load_tokenizer
+from hpt.data.tokenizer import load_tokenizer
 from hpt.model.loading import load_model
 from hpt.support.errors import ConfigError, HptError
 from hpt.training.checkpoint import checkpoints

@@ -1,9 +1,8 @@
-"""Questions as tokens: what the model is asked, what it is shown as a response, and where it should stop.
+"""Render questions as token ids: the prompt, the demonstration as its response, and the tokens that end a response.
 
-A prompt's tokens and a response's are made apart and laid side by side, never tokenised again as one text: training
-sees exactly the prompt that rollouts saw. A demonstration never passes through the chat template, which could
-rewrite it (Qwen3's drops or adds <think> blocks); only what the template puts around an assistant's message is
-learnt from it, once.
+A prompt and its response are encoded separately and concatenated, never encoded again as one text: training sees
+exactly the prompt that rollouts saw. A demonstration never passes through the chat template, which could rewrite it
+(Qwen3's drops or adds <think> blocks); it only gets what the template puts around an assistant's message.
 """
 
 from __future__ import annotations
@@ -11,86 +10,58 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
-from rich.console import Group, RenderableType
-from rich.text import Text
 
-from hpt.data.questions import Message, Question
-from hpt.data.readers import first_few
-from hpt.support.errors import ConfigError, DataError, HptError
-from hpt.support.hub import find_hub
+from hpt.data.encoding import TextEncoder
+from hpt.data.fields import Message
+from hpt.data.questions import Question
+from hpt.data.tokenizer import model_name
+from hpt.support.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from hpt.config.schema import PromptConfig
 
-VOCABULARY_FILES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
-_QUESTION, _ANSWER = "hpt-question", "hpt-answer"  # what no template holds
-_CHUNK = 256  # questions tokenised at once
-_SHOWN = 3000  # characters of a text shown at start
-_CONTROL = {code: chr(0x2400 + code) for code in range(32)} | {ord("\n"): "↵\n", ord("\t"): "\t"}
-_OPEN_THINK = re.compile(r"<think>\s*\Z")
-_CLOSED_THINK = re.compile(r"</think>\s*\Z")
+# A question and an answer to try a template with; no template contains these texts.
+_PROBE = Question("(any)", "hpt-question", "")
+_PROBE_ANSWER: Message = {"role": "assistant", "content": "hpt-answer"}
 
 
-def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a Hugging Face folder or hub name; HptError where there is none."""
-    from transformers import AutoTokenizer
+@dataclass(frozen=True)
+class ResponseFormat:
+    """What stands around a response.
 
-    folder = Path(path).expanduser()
-    # Without its files transformers builds an empty tokenizer for some models (Qwen2) rather than fail.
-    if folder.is_dir() and not any(any(folder.glob(name)) for name in VOCABULARY_FILES):
-        raise HptError(
-            f"model.path: the folder {path} has no tokenizer: expected one of {', '.join(VOCABULARY_FILES)}, "
-            "as tokenizer.save_pretrained writes them"
-        )
-    if not folder.is_dir() and path.startswith(("/", "./", "../", "~")):
-        raise HptError(f"model.path: {path} is no folder")
-    if not folder.is_dir():
-        find_hub()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(folder) if folder.is_dir() else path, trust_remote_code=trust_remote_code
-        )
-    except Exception as error:  # broken JSON, a missing library, an unreachable hub, a model without a tokenizer
-        reason = str(error).strip().splitlines()[:1] or [""]
-        raise HptError(
-            f"model.path: no tokenizer could be loaded from {path}: {type(error).__name__}: {reason[0]}"
-        ) from error
-    if len(tokenizer) < 2:
-        raise HptError(f"model.path: the tokenizer of {path} has {len(tokenizer)} tokens: its vocabulary is missing")
-    return tokenizer
+    opened_thought: the <think> at the end of the prompt, with the white space after it; "" if there is none.
+    closed_thought: whether the prompt ends in </think>.
+    lead: white space between prompt and answer, part of the response.
+    end_ids: tokens after the answer, up to and including the one that ends a response.
+    """
 
-
-def generation_ends(path: str) -> list[int]:
-    """The end tokens that a model's generation_config.json names; none where there is no such file."""
-    from transformers import GenerationConfig
-
-    try:
-        ends = GenerationConfig.from_pretrained(str(Path(path).expanduser())).eos_token_id
-    except OSError:
-        return []
-    return [ends] if isinstance(ends, int) else list(ends or [])
+    opened_thought: str
+    closed_thought: bool
+    lead: str
+    end_ids: list[int]
 
 
 class PromptRenderer:
     """Turns questions into token ids.
 
-    Prompt, style "chat": the chat template over the question's messages, with the generation prompt. `system`, where
-    given, takes the place of the data's system message (empty: there is none); `template` wraps the last user message.
-    Prompt, style "plain": `template` with the last user message in place of {question} and nothing else (the data's
-    system message, written for a chat, is left out). Either way it starts with a BOS token, once, where the tokenizer
-    adds one. A prompt of which a small vocabulary has no token at all is an EOS token.
+    Prompt, style "chat": the chat template over the question's messages, with the generation prompt. If `system` is
+    given, it replaces the data's system message (if it is empty, there is none); `template` wraps the last user
+    message.
+    Prompt, style "plain": `template` with {question} replaced by the last user message, and nothing else; a system
+    message in the data, written for a chat, is left out.
+    In both styles a prompt begins with a BOS token, once, if the tokenizer adds one. A prompt for which a small
+    vocabulary has no token at all is an EOS token.
 
-    Response: the demonstration, verbatim, and the token that ends an answer, which is one of `stop_ids`: what the chat
-    template puts after an assistant's message, or else, and in style "plain", the tokenizer's EOS. Where the prompt
-    ends in an opened <think>, the demonstration's own <think> is that one.
+    Response: the demonstration, verbatim, and the token that ends a response, which is one of `stop_ids`: what the chat
+    template puts after an assistant's message; if it puts none, and in style "plain", the tokenizer's EOS. If the
+    prompt ends in <think>, that is the demonstration's own <think>.
 
-    eos_token_ids: end tokens of the model (`generation_ends`); these end a rollout, too.
+    eos_token_ids: end tokens of the model (`generation_ends`); they end a rollout, too.
     """
 
     def __init__(
@@ -102,35 +73,11 @@ class PromptRenderer:
     ) -> None:
         self.tokenizer = tokenizer
         self.config = config
-        if config.style == "plain" and config.system is not None:
-            raise ConfigError("prompt.system needs prompt.style=chat; a plain prompt is all in prompt.template")
-        if config.style == "chat" and not tokenizer.chat_template:
-            raise ConfigError(
-                f"prompt.style=chat, but the tokenizer of {self._model} has no chat template: "
-                "set prompt.style=plain, and the wording in prompt.template"
-            )
-        with_special, plain = (self._encode([_QUESTION], special=special)[0] for special in (True, False))
-        bos = tokenizer.bos_token_id
-        self._adds_bos = bos is not None and with_special[:1] == [bos] != plain[:1]
-        # Tokenizers in the manner of SentencePiece put a space before every text; "\n" takes it upon itself.
-        newline, text, both = self._encode(["\n", _QUESTION, "\n" + _QUESTION])
-        self._anchor = [] if newline + text == both else newline
-
-        self._before, self._after = "", [tokenizer.eos_token_id]
-        probe = Question("(any)", _QUESTION, "")
-        prompt = self.prompt_text(probe)
-        self._opened = "".join(_OPEN_THINK.findall(prompt))
-        self._closed = _CLOSED_THINK.search(prompt) is not None
-        if config.style == "chat":
-            self._before, self._after = self._around_assistant(probe, prompt)
-        if self._after == [None]:
-            raise ConfigError(f"the tokenizer of {self._model} has no eos_token, so no answer could end")
-        ends = [self._after[-1], *eos_token_ids, tokenizer.eos_token_id]
+        self._check_settings()
+        self._encoder = TextEncoder(tokenizer)
+        self._format = self._find_response_format()
+        ends = [self._format.end_ids[-1], *eos_token_ids, tokenizer.eos_token_id]
         self.stop_ids: list[int] = list(dict.fromkeys(end for end in ends if end is not None))
-
-    @property
-    def _model(self) -> str:
-        return self.tokenizer.name_or_path or "this model"
 
     def prompt_text(self, question: Question) -> str:
         """The prompt as rendered, without a BOS that only the tokenizer adds."""
@@ -140,7 +87,7 @@ class PromptRenderer:
         return self._render(messages, question, generation_prompt=True)
 
     def prompt_ids(self, question: Question) -> list[int]:
-        """Token ids of the prompt, for rollouts and for training alike."""
+        """Token ids of the prompt, the same for rollouts and training."""
         return self.encode_prompts([question])[0]
 
     def demonstration_ids(self, question: Question) -> list[int]:
@@ -148,36 +95,34 @@ class PromptRenderer:
         return self.encode_demonstrations([question])[0]
 
     def encode_prompts(self, questions: Sequence[Question]) -> list[list[int]]:
-        """`prompt_ids` of each question; tokenising many at once is faster."""
-        prompts = self._encode([self.prompt_text(question) for question in questions])
-        bos = self.tokenizer.bos_token_id
-        prompts = [[bos, *ids] if self._adds_bos and ids[:1] != [bos] else ids for ids in prompts]
-        return [ids or [self.tokenizer.eos_token_id] for ids in prompts]
+        """`prompt_ids` of each question; faster than one by one."""
+        return self._encoder.beginnings([self.prompt_text(question) for question in questions])
 
     def encode_demonstrations(self, questions: Sequence[Question]) -> list[list[int]]:
-        """`demonstration_ids` of each question; tokenising many at once is faster."""
-        texts = [self._before + self._demonstration(question) for question in questions]
+        """`demonstration_ids` of each question; faster than one by one."""
+        end_ids = self._format.end_ids
+        texts = [self._format.lead + self._demonstration_text(question) for question in questions]
         responses = []
-        for question, ids in zip(questions, self._encode_continuations(texts), strict=True):
-            response = ids if ids[-1:] == self._after[-1:] else ids + self._after
-            early = next((id for id in response[:-1] if id in self.stop_ids), None)
-            if early is not None:
-                raise DataError(
-                    f"question {question.id}: its demonstration goes on after {self.tokenizer.decode([early])!r}, "
-                    "at which an answer stops; remove that token from the data"
-                )
+        for question, ids in zip(questions, self._encoder.continuations(texts), strict=True):
+            ends_itself = ids[-1:] == end_ids[-1:]
+            response = ids if ends_itself else ids + end_ids
+            self._check_ends_once(question, response)
             responses.append(response)
         return responses
 
+    # ---- prompts
+
     def _messages(self, question: Question) -> list[Message]:
         prompt = question.prompt
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        system, turns = ([], messages) if messages[0]["role"] != "system" else (messages[:1], messages[1:])
+        turns: list[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        system: list[Message] = []
+        if turns[0]["role"] == "system":
+            system, turns = turns[:1], turns[1:]
         if self.config.style == "plain" and len(turns) > 1:
             raise DataError(f"question {question.id} has several turns, which needs prompt.style=chat")
         if self.config.system is not None:
             system = [{"role": "system", "content": self.config.system}] if self.config.system else []
-        # Not str.format: templates hold braces of their own, as in \\boxed{}.
+        # Not str.format: templates have braces of their own, as in \\boxed{}.
         wrapped = self.config.template.replace("{question}", turns[-1]["content"])
         return [*system, *turns[:-1], {"role": "user", "content": wrapped}]
 
@@ -189,155 +134,98 @@ class PromptRenderer:
         except (TemplateError, TypeError) as error:
             roles = ", ".join(message["role"] for message in messages)
             raise DataError(
-                f"question {question.id}: the chat template of {self._model} refuses messages of {roles}: {error}. "
-                'prompt.system="" leaves the system message out'
+                f"question {question.id}: the chat template of {model_name(self.tokenizer)} refuses messages of "
+                f'{roles}: {error}. prompt.system="" leaves the system message out'
             ) from error
 
-    def _around_assistant(self, probe: Question, prompt: str) -> tuple[str, list[int]]:
-        """Text between prompt and answer (white space, if any), and the tokens after an answer, its end token last."""
-        messages = self._messages(probe)
-        answered = self._render([*messages, {"role": "assistant", "content": _ANSWER}], probe, generation_prompt=False)
-        head, _, tail = answered.rpartition(_ANSWER)
-        between = head[len(prompt) :] if head.startswith(prompt) else ""
-        if between.strip() and prompt == self._render(messages, probe, generation_prompt=False):
-            raise ConfigError(
-                f"the chat template of {self._model} ignores add_generation_prompt: a prompt would stop before "
-                f"{between!r}. Mend the template, or set prompt.style=plain"
-            )
-        after = self._encode_continuations([tail])[0]
-        special = {id for id, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-        special.update(self.tokenizer.all_special_ids)
-        end = next((place for place, id in enumerate(after) if id in special), None)
-        return (
-            between if between.isspace() else "",
-            [self.tokenizer.eos_token_id] if end is None else after[: end + 1],
-        )
+    # ---- responses
 
-    def _demonstration(self, question: Question) -> str:
+    def _demonstration_text(self, question: Question) -> str:
+        """The demonstration without a <think> that already ends the prompt."""
         text = question.demonstration
         if text is None:
             raise DataError(f"question {question.id} has no demonstration")
+        opened = self._format.opened_thought
         thinks = text.lstrip().startswith("<think>")
-        if self._closed and thinks:
+        if thinks and self._format.closed_thought:
             raise DataError(
                 f"question {question.id}: its demonstration begins with <think>, but the prompt ends in </think>"
             )
-        if self._opened:
-            if "</think>" not in text:
+        if opened and "</think>" not in text:
+            raise DataError(
+                f"question {question.id}: the prompt ends in <think>, but its demonstration has no </think> to end "
+                "the thought; use demonstrations that have one, or a template that does not end in <think>"
+            )
+        if not (opened and thinks):
+            return text
+        if text.startswith(opened):
+            return text.removeprefix(opened)
+        return text.lstrip().removeprefix("<think>")
+
+    def _check_ends_once(self, question: Question, response: list[int]) -> None:
+        """DataError if the response goes on after a token that ends it."""
+        for id in response[:-1]:
+            if id in self.stop_ids:
                 raise DataError(
-                    f"question {question.id}: the prompt ends in <think>, but its demonstration never ends the thought "
-                    "with </think>; use such demonstrations, or a template that opens no <think>"
+                    f"question {question.id}: its demonstration goes on after {self.tokenizer.decode([id])!r}, "
+                    "which ends a response; remove that token from the data"
                 )
-            if thinks:
-                whole = text.startswith(self._opened)
-                text = text[len(self._opened) :] if whole else text.lstrip().removeprefix("<think>")
-        return text
 
-    def _encode_continuations(self, texts: list[str]) -> list[list[int]]:
-        """Tokens of texts that follow others."""
-        if not self._anchor:
-            return self._encode(texts)
-        encoded = self._encode(["\n" + text for text in texts])
-        for text, ids in zip(texts, encoded, strict=True):
-            if ids[: len(self._anchor)] != self._anchor:
-                raise DataError(f"the tokenizer of {self._model} joins a line break with {text[:20]!r}")
-        return [ids[len(self._anchor) :] for ids in encoded]
+    # ---- what the tokenizer and its template do
 
-    def _encode(self, texts: list[str], *, special: bool = False) -> list[list[int]]:
-        return self.tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"] if texts else []
+    def _check_settings(self) -> None:
+        if self.config.style == "plain" and self.config.system is not None:
+            raise ConfigError(
+                "prompt.system needs prompt.style=chat; in style plain, prompt.template is all of the prompt"
+            )
+        if self.config.style == "chat" and not self.tokenizer.chat_template:
+            raise ConfigError(
+                f"prompt.style=chat, but the tokenizer of {model_name(self.tokenizer)} has no chat template: "
+                "set prompt.style=plain, and the wording in prompt.template"
+            )
 
-
-@dataclass(frozen=True)
-class Selection:
-    """Questions that fit, and how many did not because of their prompt or their demonstration.
-
-    longest_prompt, longest_example: tokens, of those that fit; an example is a prompt and its demonstration, if any.
-    """
-
-    questions: list[Question]
-    long_prompts: int
-    long_demonstrations: int
-    longest_prompt: int
-    longest_example: int
-
-    @property
-    def dropped(self) -> int:
-        return self.long_prompts + self.long_demonstrations
-
-
-def select_by_length(
-    questions: Sequence[Question],
-    renderer: PromptRenderer,
-    *,
-    max_prompt_tokens: int | None,
-    max_demonstration_tokens: int | None,
-    on_long: Literal["drop", "error"] = "drop",
-    source: str = "the data",
-) -> Selection:
-    """The questions whose prompt and demonstration fit their limits, in tokens (None: any length).
-
-    Nothing is truncated: a demonstration that stops half way would teach half solutions. What is too long is dropped
-    and counted, or with on_long="error" raises DataError with id, length and limit, beginning with
-    the name `source`. A demonstration's length counts
-    the token that ends it; a question without one has only its prompt to fit.
-    """
-    kept: list[Question] = []
-    lengths = [(0, 0)]
-    long_prompts: list[str] = []
-    long_demonstrations: list[str] = []
-    for start in range(0, len(questions), _CHUNK):
-        chunk = questions[start : start + _CHUNK]
-        demonstrated = [question for question in chunk if question.demonstration is not None]
-        responses = iter(renderer.encode_demonstrations(demonstrated))
-        for question, prompt in zip(chunk, renderer.encode_prompts(chunk), strict=True):
-            response = [] if question.demonstration is None else next(responses)
-            if max_prompt_tokens is not None and len(prompt) > max_prompt_tokens:
-                long_prompts.append(f"{question.named}: prompt of {len(prompt)} tokens, limit {max_prompt_tokens}")
-            elif max_demonstration_tokens is not None and len(response) > max_demonstration_tokens:
-                long_demonstrations.append(
-                    f"{question.named}: demonstration of {len(response)} tokens, limit {max_demonstration_tokens}"
-                )
-            else:
-                kept.append(question)
-                lengths.append((len(prompt), len(prompt) + len(response)))
-    if on_long == "error" and len(kept) < len(questions):
-        lines = first_few([*long_prompts, *long_demonstrations])
-        raise DataError(
-            "\n  ".join([f"{source}: {len(questions) - len(kept)} of {len(questions)} questions are too long:", *lines])
+    def _find_response_format(self) -> ResponseFormat:
+        """Render a made-up question and answer, and look at what surrounds the answer."""
+        prompt = self.prompt_text(_PROBE)
+        opened = re.search(r"<think>\s*\Z", prompt)
+        lead, end_ids = "", [self.tokenizer.eos_token_id]
+        if self.config.style == "chat":
+            before, after = self._around_answer(prompt)
+            lead = before if before.isspace() else ""
+            end_ids = self._end_ids(after)
+        if end_ids == [None]:
+            raise ConfigError(
+                f"the tokenizer of {model_name(self.tokenizer)} has no eos_token, so no response could end"
+            )
+        return ResponseFormat(
+            opened_thought=opened[0] if opened else "",
+            closed_thought=re.search(r"</think>\s*\Z", prompt) is not None,
+            lead=lead,
+            end_ids=end_ids,
         )
-    longest = [max(column) for column in zip(*lengths, strict=True)]
-    return Selection(kept, len(long_prompts), len(long_demonstrations), *longest)
 
+    def _around_answer(self, prompt: str) -> tuple[str, str]:
+        """The texts that the chat template puts between prompt and answer, and after the answer.
 
-def show_first(renderer: PromptRenderer, question: Question) -> RenderableType:
-    """What the model gets of a question, to print: prompt and response with every special token, trained or not."""
+        The text between is "" if the template rewrites the prompt once there is an answer.
+        """
+        messages = self._messages(_PROBE)
+        answered = self._render([*messages, _PROBE_ANSWER], _PROBE, generation_prompt=False)
+        head, _, after = answered.rpartition(_PROBE_ANSWER["content"])
+        between = head.removeprefix(prompt) if head.startswith(prompt) else ""
+        if between.strip() and prompt == self._render(messages, _PROBE, generation_prompt=False):
+            raise ConfigError(
+                f"the chat template of {model_name(self.tokenizer)} ignores add_generation_prompt: a prompt would "
+                f"stop before {between!r}. Fix the template, or set prompt.style=plain"
+            )
+        return between, after
 
-    def name(token: int) -> str:
-        return f"{renderer.tokenizer.decode([token])} ({token})"
-
-    prompt = renderer.prompt_ids(question)
-    shown = [
-        Text(f"Prompt of question {question.id}: {len(prompt)} tokens, not trained", style="bold"),
-        _visible(renderer, prompt, "dim"),
-    ]
-    if question.demonstration is None:
-        shown.append(Text("Response: sampled by the model", style="bold"))
-    else:
-        response = renderer.demonstration_ids(question)
-        title = f"Demonstration: {len(response)} tokens, trained, the last one {name(response[-1])}"
-        shown += [Text(title, style="bold green"), _visible(renderer, response, "green")]
-    shown.append(Text(f"Rollouts stop at {', '.join(map(name, renderer.stop_ids))}", style="bold"))
-    return Group(*shown)
-
-
-def _visible(renderer: PromptRenderer, ids: list[int], style: str) -> Text:
-    """The text of tokens with line breaks and control characters to be seen; the middle of a long one is left out."""
-    text = str(renderer.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-    if len(text) > _SHOWN:
-        hidden = len(text) - _SHOWN
-        text = f"{text[: _SHOWN // 2]} [{hidden} characters not shown] {text[-(_SHOWN // 2) :]}"
-    names = sorted((str(token) for token in renderer.tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
-    shown = Text(style=style)
-    for place, piece in enumerate(re.split(f"({'|'.join(map(re.escape, names))})", text)):
-        shown.append(piece.translate(_CONTROL), style="bold magenta" if place % 2 else "")
-    return shown
+    def _end_ids(self, after: str) -> list[int]:
+        """The tokens of the text after an answer, up to the first special one; the EOS if it has none."""
+        special = {id for id, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        special.update(self.tokenizer.all_special_ids)
+        ids = self._encoder.continuations([after])[0]
+        for place, id in enumerate(ids):
+            if id in special:
+                return ids[: place + 1]
+        return [self.tokenizer.eos_token_id]

@@ -1,63 +1,53 @@
-"""Records of .jsonl, .json, .csv, .parquet files and Hugging Face datasets, and one message for what is wrong."""
+"""Read the records of .jsonl, .json, .csv and .parquet files and of Hugging Face datasets."""
 
 from __future__ import annotations
 
 import csv
 import json
-import reprlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+from hpt.data.problems import Problems, describe
 from hpt.support.errors import DataError, HptError
 from hpt.support.hub import find_hub
 
 FILE_KINDS = (".jsonl", ".json", ".csv", ".parquet")
-PROBLEMS_SHOWN = 5
 
-_repr = reprlib.Repr()
-_repr.maxstring = _repr.maxother = 60
-_repr.maxdict = _repr.maxlist = _repr.maxlevel = 3
+Record: TypeAlias = dict[str, Any]
 
 
-def describe(value: Any) -> str:
-    """A value of a data file, short enough for a message."""
-    return "null" if value is None else _repr.repr(value)
+@dataclass(frozen=True)
+class Source:
+    """A file or dataset, read whole.
+
+    name: its path or hub name.
+    records: each with its number, from 1 (in a .jsonl file: its line).
+    problems: what is wrong with the source; a record that could not be read is only here.
+    """
+
+    name: str
+    records: list[tuple[int, Record]]
+    problems: Problems
+
+    @cached_property
+    def columns(self) -> set[str]:
+        """The columns that any record has."""
+        return {key for _, record in self.records for key in record}
 
 
-def first_few(lines: list[str]) -> list[str]:
-    """The first lines and a count of the others."""
-    more = len(lines) - PROBLEMS_SHOWN
-    return [*lines[:PROBLEMS_SHOWN], f"and {more} more"] if more > 0 else lines
+def read_source(name: str) -> Source:
+    """Read a file or dataset whole; errors as in `read_records`."""
+    problems = Problems(name, "line" if Path(name).suffix == ".jsonl" else "record")
+    return Source(name, list(read_records(name, problems)), problems)
 
 
-class Problems:
-    """What is wrong with a file, gathered into one message."""
+def read_records(source: str, problems: Problems) -> Iterator[tuple[int, Record]]:
+    """Yield the objects that `source` holds, each with its number from 1 (the line of a .jsonl file).
 
-    def __init__(self, source: str, unit: str) -> None:
-        self.source = source
-        self.unit = unit
-        self.found: list[tuple[int, str]] = []
-
-    def add(self, number: int, text: str) -> None:
-        self.found.append((number, text))
-
-    def raise_if_any(self) -> None:
-        if not self.found:
-            return
-        self.found.sort(key=lambda problem: problem[0])
-        if len(self.found) == 1:
-            number, text = self.found[0]
-            raise DataError(f"{self.source}, {self.unit} {number}: {text}")
-        lines = first_few([f"{self.unit} {number}: {text}" for number, text in self.found])
-        raise DataError("\n  ".join([f"{self.source} has {len(self.found)} problems:", *lines]))
-
-
-def read_records(source: str, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects that `source` holds, each with its number from 1 (the line of a .jsonl file).
-
-    What is wrong with one record is added to `problems`; a source that cannot be read at all raises
-    DataError, a library that is missing for it HptError.
+    A record that cannot be read is added to `problems`. A source that cannot be read at all raises DataError.
     """
     path = Path(source)
     if path.is_file():
@@ -100,22 +90,6 @@ def _read_json(path: Path, problems: Problems) -> Iterator[tuple[int, Any]]:
     yield from enumerate(value, start=1)
 
 
-def _read_csv(path: Path, problems: Problems) -> Iterator[tuple[int, Any]]:
-    """The first row names the columns; a value is a text."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file, strict=True))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start + 1}") from None
-    except csv.Error as error:
-        raise DataError(f"{path} cannot be read as CSV: {error}") from None
-    for number, row in enumerate(rows, start=1):
-        if None in row or None in row.values():
-            problems.add(number, f"has {'more' if None in row else 'fewer'} fields than the first row has names")
-        else:
-            yield number, row
-
-
 def _parse_json(raw: bytes) -> Any:
     """The value; ValueError says what is wrong, and where within `raw`."""
     try:
@@ -128,8 +102,31 @@ def _parse_json(raw: bytes) -> Any:
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
         near = text[max(0, error.pos - 20) : error.pos + 20]
         raise ValueError(f"is broken JSON at {line}column {error.colno}: {error.msg}, near {near!r}") from None
-    except (ValueError, RecursionError) as error:  # a number of too many digits, too deep a nesting
+    except (ValueError, RecursionError) as error:  # a number with too many digits, or nesting that is too deep
         raise ValueError(f"is JSON that cannot be read: {error}") from None
+
+
+def _read_csv(path: Path, problems: Problems) -> Iterator[tuple[int, Any]]:
+    """The first row names the columns; every value is text.
+
+    Not read by `datasets`, whose CSV reader turns 007 into 7 and NA into null, fills short rows with null, and shifts
+    the values of long rows into the wrong columns.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file, strict=True))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start + 1}") from None
+    except csv.Error as error:
+        raise DataError(f"{path} cannot be read as CSV: {error}") from None
+    for number, row in enumerate(rows, start=1):
+        # DictReader puts surplus values under the key None, and None for missing values.
+        if None in row:
+            problems.add(number, "has more fields than the first row has names")
+        elif None in row.values():
+            problems.add(number, "has fewer fields than the first row has names")
+        else:
+            yield number, row
 
 
 def _read_parquet(path: Path, problems: Problems) -> Iterator[tuple[int, Any]]:

@@ -10,8 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
+from hpt.data.problems import Problems, describe
 from hpt.data.questions import Question
-from hpt.data.readers import Problems, describe, read_records
+from hpt.data.readers import read_records
 from hpt.evaluation.estimates import Estimate, bootstrap, pass_at_k
 from hpt.records.files import make_folder, write_atomically
 from hpt.rollout import Rollout

@@ -1,4 +1,4 @@
-"""Whether the model has positions enough for the longest sequences it is asked for."""
+"""Check that the model has enough positions for the longest sequences."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ from hpt.support.errors import ConfigError
 
 
 def check_positions(path: str, needed: Mapping[str, int], console: Console, *, trust_remote_code: bool = False) -> None:
-    """Compares what is needed with the model's max_position_embeddings, before any weights are loaded.
+    """Compare the tokens needed with the model's max_position_embeddings, before any weights are loaded.
 
-    needed: tokens of the longest sequence by what it comes from, as in "a prompt and rollout.max_tokens = 8192".
-    A model with learned positions has no others: ConfigError. Rotary ones go on, less well: a warning.
+    needed: tokens of the longest sequence, by what it consists of, as in "a prompt and rollout.max_tokens = 8192".
+    ConfigError if the positions are learned, since there are no others. A warning if they are rotary: those can be
+    exceeded, with worse results.
     """
     try:
         config = AutoConfig.from_pretrained(str(Path(path).expanduser()), trust_remote_code=trust_remote_code)
     except (OSError, ValueError):
-        return  # loading the model will say what is wrong with it
-    text = config.get_text_config()
-    limit = getattr(text, "max_position_embeddings", None)
+        return  # loading the model will report what is wrong with it
+    text_config = config.get_text_config()
+    limit = getattr(text_config, "max_position_embeddings", None)
     if not isinstance(limit, int):
         return
     for what, length in needed.items():
-        if length > limit:
-            message = f"{what} make {length:,} tokens; the model has {limit:,} positions (max_position_embeddings)"
-            if not getattr(text, "rope_parameters", None):
-                raise ConfigError(f"{message}. Lower the limit, or leave long ones out")
-            console.print(f"[bold yellow]warning:[/] {escape(message)} and may do badly beyond them", soft_wrap=True)
+        if length <= limit:
+            continue
+        message = f"{what} make {length:,} tokens; the model has {limit:,} positions (max_position_embeddings)"
+        if not getattr(text_config, "rope_parameters", None):
+            raise ConfigError(f"{message}. Lower the limit, or leave long questions out")
+        console.print(f"[bold yellow]warning:[/] {escape(message)} and may do badly beyond them", soft_wrap=True)

@@ -28,7 +28,8 @@ from transformers import AutoConfig
 
 from hpt.config.recipe import load_config
 from hpt.config.schema import Config
-from hpt.data.prompt import PromptRenderer, generation_ends, load_tokenizer
+from hpt.data.prompt import PromptRenderer
+from hpt.data.tokenizer import generation_ends, load_tokenizer
 from hpt.rollout.engine import Rollout, Sampling
 from hpt.rollout.vllm import VllmEngine
 from hpt.rollout.vllm_client import identity

@@ -11,8 +11,11 @@ import torch
 from rich.console import Console
 
 from hpt.config.schema import Config
-from hpt.data.prompt import PromptRenderer, generation_ends, load_tokenizer, select_by_length, show_first
+from hpt.data.preview import show_first
+from hpt.data.prompt import PromptRenderer
 from hpt.data.questions import Question, load_questions
+from hpt.data.selection import select_by_length
+from hpt.data.tokenizer import generation_ends, load_tokenizer
 from hpt.memory import check_memory
 from hpt.memory.out_of_memory import memory_phase
 from hpt.method.advantage import EstimateAdvantages, after_overlong_penalty, group_advantages

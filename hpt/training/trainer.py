@@ -22,8 +22,9 @@ from typing import Any
 import torch
 
 from hpt.config.schema import Config
+from hpt.data.order import QuestionOrder
 from hpt.data.prompt import PromptRenderer
-from hpt.data.questions import Question, QuestionOrder
+from hpt.data.questions import Question
 from hpt.evaluation.evaluate import EvalResult, answer
 from hpt.memory.out_of_memory import memory_phase
 from hpt.method.advantage import EstimateAdvantages

@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Tokenizer
 
 from hpt.config.recipe import load_config
 from hpt.config.schema import Config, PromptConfig
-from hpt.data.prompt import PromptRenderer, generation_ends, load_tokenizer
+from hpt.data.prompt import PromptRenderer
 from hpt.data.questions import Question, load_questions
+from hpt.data.tokenizer import generation_ends, load_tokenizer
 from hpt.demos import demo
 from hpt.demos.sums import DECLINED, GRADES, NEW, Sum, make_questions, pairs
 

@@ -1,0 +1,87 @@
+"""Every kind of file and dataset is read, and a bad one is named with the place of what is wrong."""
+
+import builtins
+import json
+
+import pytest
+from question_files import GOOD, OPENR1, error_of, load
+
+from hpt.data.questions import Question
+from hpt.support.errors import HptError
+
+
+def test_json_list_with_ids_and_grades(tmp_path):
+    path = tmp_path / "test.json"
+    records = [{"prompt": "p", "answer": "1", "id": "a/807.json", "grade": 3}, {"prompt": "q", "answer": "2"}]
+    path.write_text(json.dumps(records))
+    assert load(str(path)) == [Question("a/807.json", "p", "1", grade="3"), Question("#2", "q", "2")]
+
+
+def test_text_is_kept_verbatim(jsonl):
+    record = {"prompt": " \tWas ist 3×4? \n", "answer": " 12 ", "demonstration": "🧮 3×4\u2028= 12\n\n"}
+    assert load(jsonl(json.dumps(record, ensure_ascii=False).encode())) == [Question("#1", *record.values())]
+
+
+def test_blank_lines_and_byte_order_mark_are_skipped_but_counted(jsonl):
+    assert [q.id for q in load(jsonl(b"\xef\xbb\xbf" + json.dumps(GOOD).encode(), b"", GOOD))] == ["#1", "#3"]
+
+
+def test_parquet_and_dataset_folder(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    dataset = datasets.Dataset.from_list([OPENR1, OPENR1 | {"target": None}])
+    dataset.to_parquet(tmp_path / "train.parquet")
+    questions = load(str(tmp_path / "train.parquet"))
+    assert [q.demonstration is None for q in questions] == [False, True]
+    assert questions[0].prompt[0] == {"role": "system", "content": "Think first."}
+
+    dataset.save_to_disk(tmp_path / "one")
+    assert load(str(tmp_path / "one")) == questions
+    datasets.DatasetDict(train=dataset, test=dataset.select([0])).save_to_disk(tmp_path / "two")
+    assert load(f"{tmp_path / 'two'}@test") == questions[:1]
+    assert "name one of its splits, train, test" in error_of(str(tmp_path / "two"))
+    message = error_of(str(tmp_path / "train.parquet"), need_demonstration=True)
+    assert "train.parquet, record 2: field 'target' is null" in message
+
+
+def test_missing_library_names_the_extra(tmp_path, monkeypatch):
+    (tmp_path / "train.parquet").write_bytes(b"")
+    real = builtins.__import__
+
+    def without(name, *rest, **more):
+        if name.partition(".")[0] in ("pyarrow", "datasets"):
+            raise ImportError(name)
+        return real(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    for source in (str(tmp_path / "train.parquet"), str(tmp_path)):
+        with pytest.raises(HptError, match=r"pip install 'hpt\[eval\]'"):
+            load(source)
+
+
+def test_missing_and_unreadable_files(tmp_path):
+    assert "nowhere.jsonl: no such file" in error_of(str(tmp_path / "nowhere.jsonl"))
+    assert "no such file or folder" in error_of(str(tmp_path / "nowhere"))
+    for name, content, expected in [
+        ("a.jsonl", b"\n \n", "holds no questions: it is empty"),
+        ("a.json", b"", "holds no questions: it is empty"),
+        ("b.json", b"[]", "holds no questions: it is empty"),
+        ("c.json", b'{"data": []}', "is one dict"),
+        ("d.json", b'[\n{"prompt": }]', "broken JSON at line 2, column 12"),
+        ("e.json", b"[" * 200_000, "JSON that cannot be read"),
+        ("f.tsv", b"prompt\tanswer", "a data file ends in .jsonl, .json, .csv, .parquet, not in '.tsv'"),
+        ("f.csv", b"prompt,answer\n1+1?,2\n2+2?\n", "f.csv, record 2: has fewer fields than the first row"),
+        ("f.csv", b"prompt,answer\n1+1?,2,3\n", "f.csv, record 1: has more fields than the first row"),
+        ("f.csv", b"prompt,answer\n\xff,2\n", "f.csv is not UTF-8 text: invalid start byte at byte 15"),
+        ("f.csv", b'prompt,answer\n"1+1?,2\n', "f.csv cannot be read as CSV: unexpected end of data"),
+        ("f.csv", b"", "f.csv holds no questions"),
+    ]:
+        (tmp_path / name).write_bytes(content)
+        message = error_of(str(tmp_path / name))
+        assert name in message
+        assert expected in message
+
+
+def test_broken_parquet(tmp_path):
+    pytest.importorskip("pyarrow")
+    (tmp_path / "g.parquet").write_bytes(b"PAR1 and then nothing")
+    assert "g.parquet cannot be read as parquet" in error_of(str(tmp_path / "g.parquet"))
