@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from hpt.data.problems import Problems, describe
-from hpt.support.errors import DataError, HptError
+from hpt.support.errors import DataError
 from hpt.support.hub import find_hub
+
+if TYPE_CHECKING:
+    import datasets
 
 FILE_KINDS = (".jsonl", ".json", ".csv", ".parquet")
 
@@ -130,50 +134,61 @@ def _read_csv(path: Path, problems: Problems) -> Iterator[tuple[int, Any]]:
 
 
 def _read_parquet(path: Path, problems: Problems) -> Iterator[tuple[int, Any]]:
+    # Dataset.from_parquet treats the path as a glob pattern, fails on a file without rows, and writes to the user's
+    # cache. Dataset decodes the columns that `datasets` itself has encoded, such as JSON.
+    import datasets
+    import pyarrow.parquet
+
     try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise HptError(f"{path}: reading parquet files needs pyarrow: pip install 'hpt[eval]'") from None
-    try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        rows = datasets.Dataset(pyarrow.parquet.read_table(path)).to_list()
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as parquet: {error}") from None
     yield from enumerate(rows, start=1)
 
 
-def _read_dataset(source: str) -> Iterable[Any]:
+def _read_dataset(source: str) -> list[Any]:
+    """The rows of a dataset folder, or of a dataset of the hub; either may name its split after an @."""
     name, split = (source, None) if Path(source).is_dir() else _split_off(source, "@")
     folder = Path(name).expanduser()
     if name.startswith(("/", "./", "../", "~")) and not folder.is_dir():
         raise DataError(f"{source}: no such file or folder")
     try:
-        import datasets
-    except ImportError:
-        raise HptError(f"{source}: reading datasets needs the datasets library: pip install 'hpt[eval]'") from None
-    try:
-        if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
-            dataset = datasets.load_from_disk(str(folder))
-        elif folder.is_dir():
-            dataset = datasets.load_dataset(str(folder))
-        else:
-            find_hub()
-            name, config = _split_off(name, ":")
-            dataset = datasets.load_dataset(name, config, split=split)
-    except Exception as error:  # whatever the hub, the network or a builder raises
+        dataset = _load_folder(folder) if folder.is_dir() else _load_from_hub(name, split)
+    except Exception as error:  # the hub, the network and each dataset builder raise errors of their own
         raise DataError(
             f"{source}: the datasets library cannot load it: {type(error).__name__}: {error}\n"
             f"allowed: a {', '.join(FILE_KINDS)} file, a dataset folder, or NAME[:CONFIG]@SPLIT of the hub"
         ) from error
     if not isinstance(dataset, dict):
-        return dataset
+        return dataset.to_list()
     if split is None and len(dataset) == 1:
-        return next(iter(dataset.values()))
+        (only_split,) = dataset.values()
+        return only_split.to_list()
     if split not in dataset:
         raise DataError(f"{source}: name one of its splits, {', '.join(dataset)}, as {name}@SPLIT; got {split!r}")
-    return dataset[split]
+    return dataset[split].to_list()
+
+
+def _load_folder(folder: Path) -> datasets.Dataset | datasets.DatasetDict:
+    """A dataset that `save_to_disk` wrote, or a folder of data files."""
+    import datasets
+
+    if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
+        return datasets.load_from_disk(str(folder))
+    # The files are read afresh each time, so the user's cache need not keep a copy.
+    with TemporaryDirectory() as cache:
+        return datasets.load_dataset(str(folder), cache_dir=cache, keep_in_memory=True)
+
+
+def _load_from_hub(name: str, split: str | None) -> datasets.Dataset | datasets.DatasetDict:
+    import datasets
+
+    find_hub()
+    name, config = _split_off(name, ":")
+    return datasets.load_dataset(name, config, split=split)
 
 
 def _split_off(text: str, separator: str) -> tuple[str, str | None]:
+    """`text` before and after its last `separator`; None where it has none."""
     head, found, tail = text.rpartition(separator)
     return (head, tail) if found else (text, None)

@@ -3,6 +3,7 @@
 import csv
 import json
 
+import pyarrow.parquet
 import pytest
 
 from hpt.config.schema import ColumnsConfig
@@ -55,3 +56,7 @@ def write_csv(path, records):
         writer = csv.DictWriter(file, records[0])
         writer.writeheader()
         writer.writerows(records)
+
+
+def write_parquet(path, records):
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), path)

@@ -1,11 +1,11 @@
 """Benchmarks by name: local files first, the hub, and how they are scored."""
 
 import json
-import sys
 from pathlib import Path
 
+import datasets
 import pytest
-from question_files import GPQA, write_csv
+from question_files import GPQA, write_csv, write_parquet
 
 from hpt.config.schema import ColumnsConfig
 from hpt.data.benchmarks import (
@@ -79,8 +79,7 @@ def test_places_of_a_local_file(tmp_path, form, kind):
     path.parent.mkdir(exist_ok=True)
     records = [{"problem": "1+1?", "solution": r"\boxed{2}"}]
     if kind == ".parquet":
-        pyarrow = pytest.importorskip("pyarrow")
-        pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist(records), path)
+        write_parquet(path, records)
     elif kind == ".csv":
         write_csv(path, records)
     else:
@@ -92,8 +91,11 @@ def test_places_of_a_local_file(tmp_path, form, kind):
     assert (question.prompt, question.answer) == ("1+1?", r"\boxed{2}")
 
 
-def test_without_a_file_and_a_library_the_places_are_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "datasets", None)
+def test_without_a_file_and_a_hub_the_places_are_named(tmp_path, monkeypatch):
+    def load_dataset(name, config=None, split=None):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.delenv(DATA_DIR, raising=False)
     benchmark = find_benchmark("GPQA-Diamond")
     with pytest.raises(
@@ -104,18 +106,17 @@ def test_without_a_file_and_a_library_the_places_are_named(tmp_path, monkeypatch
     with pytest.raises(HptError) as error:
         load_benchmark(benchmark, tmp_path, ColumnsConfig(), seed=0)
     assert f"in {tmp_path}." in str(error.value)
-    assert "pip install 'hpt[eval]'" in str(error.value)
+    assert "Hub: Idavidrein/gpqa:gpqa_diamond@train: the datasets library cannot load it: Conn" in str(error.value)
     with pytest.raises(HptError, match=r"nothing, the folder of benchmark files, cannot be read: No such file"):
         load_benchmark(benchmark, tmp_path / "nothing", ColumnsConfig(), seed=0)
 
 
 def test_the_hub_is_asked_by_name_config_and_split(tmp_path, monkeypatch):
-    datasets = pytest.importorskip("datasets")
     asked = []
 
     def load_dataset(name, config=None, split=None):
         asked.append((name, config, split))
-        return [GPQA]
+        return datasets.Dataset.from_list([GPQA])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     source, (question,) = load_benchmark(find_benchmark("gpqa"), tmp_path, ColumnsConfig(), seed=0)

@@ -1,13 +1,13 @@
 """Every kind of file and dataset is read, and a bad one is named with the place of what is wrong."""
 
-import builtins
 import json
+import subprocess
+import sys
 
-import pytest
-from question_files import GOOD, OPENR1, error_of, load
+import datasets
+from question_files import GOOD, OPENR1, error_of, load, write_parquet
 
 from hpt.data.questions import Question
-from hpt.support.errors import HptError
 
 
 def test_json_list_with_ids_and_grades(tmp_path):
@@ -27,7 +27,6 @@ def test_blank_lines_and_byte_order_mark_are_skipped_but_counted(jsonl):
 
 
 def test_parquet_and_dataset_folder(tmp_path):
-    datasets = pytest.importorskip("datasets")
     dataset = datasets.Dataset.from_list([OPENR1, OPENR1 | {"target": None}])
     dataset.to_parquet(tmp_path / "train.parquet")
     questions = load(str(tmp_path / "train.parquet"))
@@ -43,19 +42,43 @@ def test_parquet_and_dataset_folder(tmp_path):
     assert "train.parquet, record 2: field 'target' is null" in message
 
 
-def test_missing_library_names_the_extra(tmp_path, monkeypatch):
-    (tmp_path / "train.parquet").write_bytes(b"")
-    real = builtins.__import__
+def test_reading_leaves_the_users_cache_alone_and_sees_changes(tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    (tmp_path / "folder").mkdir()
+    for number in (1, 2):
+        for path in (tmp_path / "a[1] *.parquet", tmp_path / "folder" / "train.parquet"):
+            write_parquet(path, [{"prompt": "p", "answer": number}])
+        for source in (tmp_path / "a[1] *.parquet", tmp_path / "folder"):
+            assert load(str(source)) == [Question("#1", "p", str(number))]
+    assert not cache.exists()
 
-    def without(name, *rest, **more):
-        if name.partition(".")[0] in ("pyarrow", "datasets"):
-            raise ImportError(name)
-        return real(name, *rest, **more)
 
-    monkeypatch.setattr(builtins, "__import__", without)
-    for source in (str(tmp_path / "train.parquet"), str(tmp_path)):
-        with pytest.raises(HptError, match=r"pip install 'hpt\[eval\]'"):
-            load(source)
+def test_parquet_of_mixed_types_is_read_as_it_was_written(tmp_path):
+    """`datasets` stores such a column as JSON, which Parquet alone would give as text with quotes."""
+    records = [{"prompt": "p", "reward_model": {"ground_truth": value}} for value in (4, "x")]
+    datasets.Dataset.from_list(records, on_mixed_types="use_json").to_parquet(tmp_path / "train.parquet")
+    assert [question.answer for question in load(str(tmp_path / "train.parquet"))] == ["4", "x"]
+
+
+def test_a_parquet_file_without_rows(tmp_path):
+    write_parquet(tmp_path / "train.parquet", [])
+    assert "train.parquet holds no questions: it is empty" in error_of(str(tmp_path / "train.parquet"))
+
+
+def test_csv_values_are_kept_as_text(tmp_path):
+    (tmp_path / "train.csv").write_text("prompt,answer\n1+1?,007\n2+2?,NA\n3+3?,1.0\n")
+    assert [question.answer for question in load(str(tmp_path / "train.csv"))] == ["007", "NA", "1.0"]
+
+
+def test_datasets_is_imported_only_where_it_is_needed(tmp_path):
+    (tmp_path / "train.csv").write_text("prompt,answer\n1+1?,2\n")
+    code = (
+        "import sys; from hpt.config.schema import ColumnsConfig; from hpt.data.questions import load_questions; "
+        "load_questions(sys.argv[1], ColumnsConfig(), need_demonstration=False); "
+        "assert not {'datasets', 'pyarrow', 'pandas'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "train.csv")], check=True)
 
 
 def test_missing_and_unreadable_files(tmp_path):
@@ -74,14 +97,9 @@ def test_missing_and_unreadable_files(tmp_path):
         ("f.csv", b"prompt,answer\n\xff,2\n", "f.csv is not UTF-8 text: invalid start byte at byte 15"),
         ("f.csv", b'prompt,answer\n"1+1?,2\n', "f.csv cannot be read as CSV: unexpected end of data"),
         ("f.csv", b"", "f.csv holds no questions"),
+        ("g.parquet", b"PAR1 and then nothing", "g.parquet cannot be read as parquet: "),
     ]:
         (tmp_path / name).write_bytes(content)
         message = error_of(str(tmp_path / name))
         assert name in message
         assert expected in message
-
-
-def test_broken_parquet(tmp_path):
-    pytest.importorskip("pyarrow")
-    (tmp_path / "g.parquet").write_bytes(b"PAR1 and then nothing")
-    assert "g.parquet cannot be read as parquet" in error_of(str(tmp_path / "g.parquet"))
