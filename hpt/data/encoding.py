@@ -16,14 +16,14 @@ _PROBE = "hpt-question"
 class TextEncoder:
     """Encodes prompts and responses separately, so that no token crosses the boundary between them.
 
-    A prompt begins with a BOS token, once, if the tokenizer adds one. A response has no special tokens but its own, and
-    no space before it that the tokenizer adds to every text (as SentencePiece does).
+    A prompt begins with a BOS token, once, if the tokenizer adds one. A response gets no BOS token, and not the space
+    that SentencePiece-style tokenizers put before every text.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        self._adds_bos = self._find_adds_bos()
-        self._newline = self._find_newline()
+        self._adds_bos = self._is_bos_added()
+        self._newline_ids = self._find_newline_ids()
 
     def beginnings(self, texts: list[str]) -> list[list[int]]:
         """Token ids of texts that begin a sequence; one without any token becomes an EOS token."""
@@ -35,27 +35,26 @@ class TextEncoder:
 
     def continuations(self, texts: list[str]) -> list[list[int]]:
         """Token ids of texts that follow others."""
-        if not self._newline:
+        if not self._newline_ids:
             return self._encode(texts)
-        length = len(self._newline)
+        length = len(self._newline_ids)
         encoded = self._encode(["\n" + text for text in texts])
         for text, ids in zip(texts, encoded, strict=True):
-            if ids[:length] != self._newline:
-                raise DataError(
-                    f"the tokenizer of {model_name(self.tokenizer)} joins a line break with {text[:20]!r} to one token"
-                )
+            if ids[:length] != self._newline_ids:
+                raise DataError(f"the tokenizer of {model_name(self.tokenizer)} merges a line break with {text[:20]!r}")
         return [ids[length:] for ids in encoded]
 
-    def _find_adds_bos(self) -> bool:
+    def _is_bos_added(self) -> bool:
         bos = self.tokenizer.bos_token_id
         with_special = self._encode([_PROBE], special=True)[0]
         without = self._encode([_PROBE])[0]
         return bos is not None and with_special[:1] == [bos] and without[:1] != [bos]
 
-    def _find_newline(self) -> list[int]:
-        """The tokens of a line break that continuations are encoded behind; none if they can be encoded as they are.
+    def _find_newline_ids(self) -> list[int]:
+        """The tokens of a line break to encode before a continuation and remove again; [] if none is needed.
 
-        The space that SentencePiece puts before every text then stands before the line break, which is removed.
+        A SentencePiece-style tokenizer puts a space before every text. With a line break first, the space comes before
+        the line break and is removed with it.
         """
         newline, text, both = self._encode(["\n", _PROBE, "\n" + _PROBE])
         return [] if newline + text == both else newline

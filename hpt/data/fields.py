@@ -1,6 +1,7 @@
 """Check the values of a question's fields and convert them.
 
-Each function takes what a record holds (or `MISSING`). Its ValueError says what is wrong, to follow "field 'NAME' ".
+Each function takes the value of a record, or `MISSING`, and returns the value of a `Question`. Its ValueError says what
+is wrong; the message is to follow "field 'NAME' ".
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def answer(value: Any) -> str:
 
 
 def demonstration(value: Any) -> str | None:
-    """A text, or the content of an only message; None where there is none."""
+    """A text, or the content of a single message; None where there is none."""
     if value is MISSING or value is None or value == "" or value == []:
         return None
     if isinstance(value, list):
@@ -114,5 +115,5 @@ def _check_characters(text: str) -> str:
     bad = _NOT_TEXT.search(text)
     if bad:
         what = "a NUL character" if bad[0] == "\0" else f"half of a surrogate pair ({bad[0]!a})"
-        raise ValueError(f"holds {what} at position {bad.start()}; no tokenizer takes it")
+        raise ValueError(f"holds {what} at position {bad.start()}; no tokenizer accepts it")
     return text

@@ -32,7 +32,7 @@ _PROBE_ANSWER: Message = {"role": "assistant", "content": "hpt-answer"}
 
 @dataclass(frozen=True)
 class ResponseFormat:
-    """What stands around a response.
+    """What surrounds a response.
 
     opened_thought: the <think> at the end of the prompt, with the white space after it; "" if there is none.
     closed_thought: whether the prompt ends in </think>.

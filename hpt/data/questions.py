@@ -24,7 +24,7 @@ COLUMN_SETTING = "data.columns.{field}=NAME"
 
 
 class Place(NamedTuple):
-    """Where a question stands in its source.
+    """The position of a question in its source, for error messages.
 
     unit: "line" or "record". number: counted from 1. answer: the column of its answer.
     """

@@ -84,7 +84,7 @@ def test_a_benchmarks_layout_is_known_by_its_fields_in_any_file(tmp_path, name, 
     assert (question.prompt, question.answer, scoring) == ("Which?", "A", None)
 
 
-def test_gpqas_choices_are_shuffled_by_the_seed_alone(tmp_path):
+def test_gpqas_choices_are_shuffled_by_the_seed_only(tmp_path):
     records = [GPQA | {"Question": f"Question {i}?", "Record ID": f"rec{i}"} for i in range(200)]
     one = load_local(tmp_path, "GPQA", records)
     assert one == load_local(tmp_path, "GPQA", records)

@@ -124,7 +124,7 @@ def test_prompt_and_response_are_the_text_and_nothing_else(name, style, text, st
     if style == "plain" and made.tokenizer.bos_token:
         rendered = made.tokenizer.bos_token + rendered
     if name == "mistral":
-        # The space that this tokenizer puts before a text stands before the prompt, and nowhere else.
+        # The space that this tokenizer puts before a text comes before the prompt, and nowhere else.
         joint = joint.removeprefix("<s>").lstrip(" ")
         rendered = rendered.removeprefix("<s>").lstrip(" ")
     assert joint == rendered + lead + text + end
@@ -176,7 +176,7 @@ def test_thoughts_that_do_not_fit_the_prompt_are_errors():
     assert decode(closed.tokenizer, closed.demonstration_ids(question(demonstration="7"))) == "7<|im_end|>"
 
 
-def test_end_token_spelt_out_is_not_doubled_and_never_stands_inside():
+def test_end_token_spelt_out_is_not_doubled_and_is_refused_inside():
     made = renderer("qwen")
     plain = made.demonstration_ids(question(demonstration="7"))
     assert made.demonstration_ids(question(demonstration="7<|im_end|>")) == plain
