@@ -1,7 +1,7 @@
-"""Rollouts: responses sampled from the policy, with the log-probabilities they were sampled at."""
+"""Rollouts: responses sampled from the policy, with the log-probability of each sampled token."""
 
 from hpt.rollout.engine import OnRollout, RolloutEngine, Sampling
-from hpt.rollout.engines import check_rollout_engine, make_rollout_engine
+from hpt.rollout.engines import check_rollout_engine, make_rollout_engine, require_rollout_packages
 from hpt.rollout.rollout import Advantage, CriticValues, Rollout
 from hpt.rollout.transformers import TransformersEngine
 
@@ -15,4 +15,5 @@ __all__ = [
     "TransformersEngine",
     "check_rollout_engine",
     "make_rollout_engine",
+    "require_rollout_packages",
 ]

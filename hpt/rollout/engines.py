@@ -1,11 +1,11 @@
-"""The rollout engine of a recipe."""
+"""Which rollout engine a recipe gets (`rollout.engine`). A new engine is registered in ENGINES."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from transformers import AutoConfig, PreTrainedModel
@@ -13,21 +13,97 @@ from transformers import AutoConfig, PreTrainedModel
 from hpt.config.schema import Config
 from hpt.rollout.engine import RolloutEngine
 from hpt.rollout.transformers import TransformersEngine
+from hpt.rollout.vllm import VllmEngine
+from hpt.rollout.vllm_arguments import check_options
 from hpt.rollout.vllm_client import VllmClient
-from hpt.rollout.weights import named_weights
+from hpt.rollout.vllm_connection import ServerConnection
+from hpt.rollout.weights import named_weights, save_adapters
+from hpt.support.optional_packages import require
+
+
+@dataclass(frozen=True)
+class EngineInputs:
+    """What a rollout engine may be made from.
+
+    model: the policy, trained on `device`. stop_ids: any of them ends a response. longest_prompt: counts the tokens of
+    the run's longest prompt, which takes time. gathered_parameters: context in which every rank has all of the model's
+    weights; a collective.
+    """
+
+    config: Config
+    model: PreTrainedModel
+    device: torch.device
+    stop_ids: Sequence[int]
+    longest_prompt: Callable[[], int]
+    gathered_parameters: Callable[[], AbstractContextManager[None]]
+
+
+class EngineFactory:
+    """Checks and makes one kind of rollout engine. A kind without requirements only defines `make`."""
+
+    def require_packages(self, config: Config) -> None:
+        """ConfigError if a package is missing. Called first, so it must be quick."""
+
+    def check(self, config: Config, stop_ids: Sequence[int]) -> None:
+        """HptError if the engine cannot sample for this run. Called before the model is loaded."""
+
+    def make(self, inputs: EngineInputs) -> RolloutEngine:
+        raise NotImplementedError
+
+
+class TransformersFactory(EngineFactory):
+    """`generate` on the model being trained."""
+
+    def make(self, inputs: EngineInputs) -> RolloutEngine:
+        return TransformersEngine(
+            inputs.model,
+            stop_ids=inputs.stop_ids,
+            batch_size=inputs.config.rollout.batch_size,
+            gathered_parameters=inputs.gathered_parameters,
+        )
+
+
+class VllmFactory(EngineFactory):
+    """vLLM: in the trainer's process, or a server if the recipe has `rollout.vllm.url`."""
+
+    def require_packages(self, config: Config) -> None:
+        if config.rollout.vllm.url is None:
+            require("vllm", 'rollout.engine "vllm"', "'hpt[vllm]'")
+
+    def check(self, config: Config, stop_ids: Sequence[int]) -> None:
+        if config.rollout.vllm.url is None:
+            check_options(config)
+        else:
+            model = AutoConfig.from_pretrained(config.model.path, trust_remote_code=config.model.trust_remote_code)
+            ServerConnection(config).check(model, stop_ids)
+
+    def make(self, inputs: EngineInputs) -> RolloutEngine:
+        config, model = inputs.config, inputs.model
+        if config.rollout.vllm.url is not None:
+            return VllmClient(config, partial(named_weights, model), model.config, inputs.stop_ids)
+        separate_adapters = config.rollout.vllm.adapters == "lora"
+        return VllmEngine(
+            config,
+            partial(named_weights, model, merged=not separate_adapters),
+            stop_ids=inputs.stop_ids,
+            device=inputs.device,
+            longest_prompt=inputs.longest_prompt(),
+            save_adapters=partial(save_adapters, model) if separate_adapters else None,
+        )
+
+
+ENGINES: dict[str, EngineFactory] = {"transformers": TransformersFactory(), "vllm": VllmFactory()}
+"""By the value of `rollout.engine`."""
+
+
+def require_rollout_packages(config: Config) -> None:
+    """ConfigError if a package that the recipe's rollout engine needs is missing."""
+    ENGINES[config.rollout.engine].require_packages(config)
 
 
 def check_rollout_engine(config: Config, stop_ids: Sequence[int]) -> None:
-    """For before a model is loaded: HptError where vLLM is missing, or its server absent or with another model."""
-    if config.rollout.engine != "vllm":
-        return
-    if config.rollout.vllm.url is None:
-        from hpt.rollout.vllm import check_options
-
-        check_options(config)
-    else:
-        model = AutoConfig.from_pretrained(config.model.path, trust_remote_code=config.model.trust_remote_code)
-        VllmClient(config, list, model, stop_ids)
+    """HptError if the recipe's rollout engine cannot sample for this run. To be called before the model is loaded."""
+    ENGINES[config.rollout.engine].check(config, stop_ids)
 
 
 def make_rollout_engine(
@@ -36,31 +112,8 @@ def make_rollout_engine(
     device: torch.device,
     stop_ids: Sequence[int],
     longest_prompt: Callable[[], int],
-    whole_weights: Callable[[], AbstractContextManager[None]],
+    gathered_parameters: Callable[[], AbstractContextManager[None]],
 ) -> RolloutEngine:
-    """An engine that samples from `model`, which is trained on `device`, as it is.
-
-    longest_prompt: counts tokens, asked for by vLLM alone. whole_weights: see `TransformersEngine`.
-    """
-    if config.rollout.engine == "transformers":
-        batch_size = config.rollout.batch_size
-        return TransformersEngine(model, stop_ids=stop_ids, batch_size=batch_size, whole_weights=whole_weights)
-    if config.rollout.vllm.url:
-        return VllmClient(config, partial(named_weights, model), model.config, stop_ids)
-    from hpt.rollout.vllm import VllmEngine
-
-    apart = config.rollout.vllm.adapters == "lora"
-    response = max(config.rollout.max_tokens, config.eval.max_tokens or 0)
-    return VllmEngine(
-        config,
-        partial(named_weights, model, merged=not apart),
-        stop_ids=stop_ids,
-        device=device,
-        longest=longest_prompt() + response,
-        save_adapters=partial(_save_adapters, model) if apart else None,
-    )
-
-
-def _save_adapters(model: PreTrainedModel, folder: Path) -> None:
-    # peft's own choice for embeddings would ask the hub for the base model's configuration.
-    model.save_pretrained(folder, save_embedding_layers=False)
+    """The recipe's rollout engine, sampling from `model` as it is trained. See `EngineInputs` for the arguments."""
+    inputs = EngineInputs(config, model, device, stop_ids, longest_prompt, gathered_parameters)
+    return ENGINES[config.rollout.engine].make(inputs)

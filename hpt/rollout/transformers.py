@@ -1,4 +1,4 @@
-"""Rollouts by `generate` of the very model that is trained: no second copy of the weights, nothing to synchronise."""
+"""Rollouts by transformers' `generate` on the model being trained: no second copy of the weights to keep in sync."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from hpt.rollout.engine import OnRollout, Rollout, RolloutEngine, Sampling
+from hpt.rollout.engine import OnRollout, RolloutEngine, Sampling
+from hpt.rollout.rollout import Rollout
 
 
 class TransformersEngine(RolloutEngine):
-    """Any of `stop_ids`, at least one, ends a response; `batch_size` sequences are generated at once.
+    """Samples from `model`, `batch_size` sequences at a time.
 
-    `whole_weights` is entered around a call, by every rank: in it the model must have all its weights.
+    stop_ids: at least one; any of them ends a response. gathered_parameters: context in which the model has all its weights.
+    It is entered around each call, by every rank (ZeRO-3 gathers shards in it).
     """
 
     def __init__(
@@ -23,13 +25,13 @@ class TransformersEngine(RolloutEngine):
         *,
         stop_ids: Sequence[int],
         batch_size: int,
-        whole_weights: Callable[[], AbstractContextManager[None]] = nullcontext,
+        gathered_parameters: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.model = model
         self.device = model.device
-        self.whole_weights = whole_weights
+        self.gathered_parameters = gathered_parameters
         self.stop_ids = list(stop_ids)
-        self.pad_id = self.stop_ids[0]  # attended by nothing; it fills up what has ended
+        self.pad_id = self.stop_ids[0]  # padding is masked out, so any token will do
         self.batch_size = batch_size
 
     def generate(
@@ -40,22 +42,23 @@ class TransformersEngine(RolloutEngine):
         on_rollout: OnRollout | None = None,
     ) -> list[list[Rollout]]:
         requests = [index for index in range(len(prompts)) for _ in range(sampling.n)]
-        requests.sort(key=lambda index: len(prompts[index]))  # stable: like lengths share a batch, so little padding
+        requests.sort(key=lambda index: len(prompts[index]))  # prompts of similar length share a batch: less padding
         rollouts: list[list[Rollout]] = [[] for _ in prompts]
         was_training = self.model.training
         self.model.eval()
         devices = [self.device] if self.device.type == "cuda" else []
         try:
             with (
-                self.whole_weights(),
-                _attention_of_generation(self.model),
+                self.gathered_parameters(),
+                _attention_for_generation(self.model),
                 torch.random.fork_rng(devices=devices),
                 torch.inference_mode(),
             ):
                 torch.manual_seed(seed)
                 for start in range(0, len(requests), self.batch_size):
                     batch = requests[start : start + self.batch_size]
-                    for index, rollout in zip(batch, self._sample([prompts[i] for i in batch], sampling), strict=True):
+                    sampled = self._sample([prompts[index] for index in batch], sampling)
+                    for index, rollout in zip(batch, sampled, strict=True):
                         rollouts[index].append(rollout)
                         if on_rollout:
                             on_rollout(index, len(rollouts[index]) - 1, rollout)
@@ -64,25 +67,30 @@ class TransformersEngine(RolloutEngine):
         return rollouts
 
     def _sample(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Rollout]:
+        """One rollout per prompt. Prompts are padded on the left."""
         width = max(len(prompt) for prompt in prompts)
         ids = torch.tensor([[self.pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts])
-        attended = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        attention_mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         recorder = _LogprobRecorder(sampling.temperature or 1.0)
         sequences = self.model.generate(  # type: ignore[operator]
             ids.to(self.device),
-            attention_mask=attended.to(self.device),
+            attention_mask=attention_mask.to(self.device),
             generation_config=self._generation_config(sampling),
             logits_processor=LogitsProcessorList([recorder]),
         )
         responses = sequences[:, width:]
         logprobs = recorder.finish(responses)
-        return [self._rollout(*row) for row in zip(responses.tolist(), logprobs.tolist(), strict=True)]
+        return [
+            self._rollout(row_tokens, row_logprobs)
+            for row_tokens, row_logprobs in zip(responses.tolist(), logprobs.tolist(), strict=True)
+        ]
 
     def _rollout(self, tokens: list[int], logprobs: list[float]) -> Rollout:
-        stop = next((place for place, token in enumerate(tokens) if token in self.stop_ids), None)
-        if stop is None:
-            return Rollout(tokens, logprobs, "length")
-        return Rollout(tokens[: stop + 1], logprobs[: stop + 1], "stop")
+        """Ends a response at its first stop token."""
+        for place, token in enumerate(tokens):
+            if token in self.stop_ids:
+                return Rollout(tokens[: place + 1], logprobs[: place + 1], "stop")
+        return Rollout(tokens, logprobs, "length")
 
     def _generation_config(self, sampling: Sampling) -> GenerationConfig:
         settings = {
@@ -90,7 +98,7 @@ class TransformersEngine(RolloutEngine):
             "eos_token_id": self.stop_ids,
             "pad_token_id": self.pad_id,
             "use_cache": True,
-            # A model folder's own sampling defaults must not reach in here.
+            # Override the sampling defaults in the model's folder.
             "top_k": 0,
             "repetition_penalty": 1.0,
         }
@@ -100,21 +108,21 @@ class TransformersEngine(RolloutEngine):
 
 
 @contextmanager
-def _attention_of_generation(model: PreTrainedModel) -> Iterator[None]:
-    """sdpa in place of flex attention, which is compiled for its shapes, and a cache grows with every token."""
-    own = model.config._attn_implementation
-    if own != "flex_attention":
+def _attention_for_generation(model: PreTrainedModel) -> Iterator[None]:
+    """Replaces flex attention by sdpa: it is compiled per shape, and the shape of a KV cache grows with every token."""
+    configured = model.config._attn_implementation
+    if configured != "flex_attention":
         yield
         return
     model.set_attn_implementation("sdpa")
     try:
         yield
     finally:
-        model.set_attn_implementation(own)
+        model.set_attn_implementation(configured)
 
 
 class _LogprobRecorder(LogitsProcessor):
-    """Takes the log-probability of each sampled token from the raw logits, holding one step's logits at a time."""
+    """Records the log-probability of each sampled token from the raw logits; holds one step's logits at a time."""
 
     def __init__(self, temperature: float) -> None:
         self.temperature = temperature
@@ -128,8 +136,9 @@ class _LogprobRecorder(LogitsProcessor):
         return scores
 
     def finish(self, responses: torch.Tensor) -> torch.Tensor:
-        """(B, T) log-probabilities of `responses` (B, T). generate may have run a step past the last token kept."""
+        """Log-probabilities (B, T) of `responses` (B, T)."""
         length = responses.shape[1]
+        # The last token was sampled after the last call, unless generate ran a step beyond it.
         if len(self.steps) < length and self.previous is not None:
             self.steps.append(self.previous.gather(-1, responses[:, -1:]).squeeze(-1))
         return torch.stack(self.steps[:length], dim=1).float()

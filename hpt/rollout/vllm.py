@@ -1,78 +1,93 @@
-"""Rollouts by vLLM inside the trainer's process, on the trainer's GPU.
+"""Rollouts by vLLM in the trainer's process, on the trainer's GPU.
 
-The engine sleeps while the trainer trains. It starts with weights of no meaning and is given the policy's before it
-generates, tensor by tensor and in place; nothing is written to a disk but, where asked for, LoRA adapters.
+The engine is in sleep mode while the trainer trains. It starts with dummy weights, and the policy's weights are loaded
+in place, tensor by tensor, before it generates. Nothing is written to disk except LoRA adapters
+(`rollout.vllm.adapters: lora`).
 """
 
 from __future__ import annotations
 
-import dataclasses
-import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import product
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from hpt.config.schema import Config
-from hpt.rollout.engine import OnRollout, Rollout, RolloutEngine, Sampling
-from hpt.support.errors import ConfigError, HptError, RolloutError
+from hpt.rollout.engine import OnRollout, RolloutEngine, Sampling
+from hpt.rollout.rollout import Rollout
+from hpt.rollout.vllm_arguments import engine_arguments, import_vllm
+from hpt.rollout.weights import GetWeights
+from hpt.support.errors import HptError, RolloutError
 from hpt.support.seeds import request_seeds
 
-Weights = Callable[[], Iterable[tuple[str, torch.Tensor]]]
+T = TypeVar("T")
 
-LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""Sizes that vLLM has room for adapters of."""
+
+@dataclass(frozen=True)
+class _Request:
+    """One response to sample, for one rank of the tensor parallel group."""
+
+    rank: int
+    prompt_index: int
+    sample_index: int
+    prompt: list[int]
+    seed: int
+
+    @property
+    def id(self) -> str:
+        return f"{self.rank}-{self.prompt_index}-{self.sample_index}"
 
 
 class VllmEngine(RolloutEngine):
-    """vLLM with the model of `config.model`, asleep until the first `generate`.
+    """vLLM with the model of `config.model`, in sleep mode until the first `generate`.
 
-    weights: gives the policy's weights as they are now, under the names of a checkpoint.
-    save_adapters: writes the policy's adapters into a folder; `weights` are then those below them, and both are used.
-    stop_ids: any of them ends a response. device: of the trainer. longest: tokens of the longest prompt with its
-    response; None leaves it to the memory.
+    weights: gives the policy's current weights. save_adapters: writes the policy's adapters into a folder; `weights`
+    must then be those of the base model. stop_ids: any of them ends a response. device: the trainer's.
+    longest_prompt: in tokens; None: vLLM chooses the longest sequence by the memory it has.
 
-    With `rollout.vllm.tensor_parallel` = k every k neighbouring ranks of the launcher share a model. They generate
-    together, so all of them must call `generate` as often.
-    HptError where vLLM cannot be set up so.
+    With `rollout.vllm.tensor_parallel` = k, every k neighbouring ranks form a tensor parallel group and share one copy
+    of the model. `generate` is then a collective within the group.
+    HptError if vLLM cannot be set up with these settings.
     """
 
     def __init__(
         self,
         config: Config,
-        weights: Weights,
+        weights: GetWeights,
         *,
         stop_ids: Sequence[int],
         device: torch.device,
-        longest: int | None,
+        longest_prompt: int | None,
         save_adapters: Callable[[Path], None] | None = None,
     ) -> None:
         self._weights = weights
         self._save_adapters = save_adapters
         self._stop_ids = list(stop_ids)
-        self._raw = config.rollout.top_p < 1  # the log-probabilities that vLLM gives
+        self._device = device
         self._sleep_level = config.rollout.vllm.sleep_level if device.type == "cuda" else 0
-        self._on_cpu = device.type == "cpu"
-        self._llm: Any = None
-        self.steps = 0  # of all requests so far: a sign of life
         self._asleep = False
-        self._base_stale = self._adapters_stale = True
+        self._weights_outdated = True
+        self._adapters_outdated = True
+        self._llm: Any = None
+        self.steps = 0
+        """Engine steps so far, in all calls: a heartbeat."""
         vllm = import_vllm()
-        arguments = engine_arguments(config, device, longest)
-        self._parallel = arguments["tensor_parallel_size"]
-        self._external = arguments.get("distributed_executor_backend") == "external_launcher"
-        self._own_group = not dist.is_initialized()
+        arguments = engine_arguments(config, device, longest_prompt)
+        self._raw_logprobs = arguments["logprobs_mode"] == "raw_logprobs"
+        self._tensor_parallel = arguments["tensor_parallel_size"]
+        self._runs_on_trainer_ranks = arguments.get("distributed_executor_backend") == "external_launcher"
+        self._owns_process_group = not dist.is_initialized()
         try:
             self._llm = vllm.LLM(**arguments)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            raise HptError(f"rollout.engine vllm cannot start: {describe(error)}") from error
+            raise HptError(f"rollout.engine vllm cannot start: {_with_causes(error)}") from error
         self.sleep()
 
     def generate(
@@ -84,48 +99,68 @@ class VllmEngine(RolloutEngine):
     ) -> list[list[Rollout]]:
         from vllm.inputs import TokensPrompt
 
+        self.load_weights()
         rollouts: list[list[Rollout | None]] = [[None] * sampling.n for _ in prompts]
-        with self._failing("loading the policy's weights"):
-            self._wake()
         engine = self._llm.llm_engine
-        known = sampling.temperature in (0, 1) if self._raw else sampling.top_p == 1
-        wanted: dict[str, tuple[int, int] | None] = {}  # our own requests, and None for those of ranks beside us
-        with self._failing("generating"):
-            engine.reset_prefix_cache()  # so that what is sampled does not depend on what was sampled before
-            adapter = self._adapter()
+        logprobs_known = self._logprobs_known(sampling)
+        unfinished: dict[str, _Request] = {}
+        with _errors_named("generating"):
+            engine.reset_prefix_cache()  # otherwise the sampled tokens could depend on earlier calls
+            adapters = self._load_adapters()
             try:
-                for rank, (theirs, their_seed) in enumerate(self._shared((list(prompts), seed))):
-                    seeds = iter(request_seeds(their_seed, len(theirs) * sampling.n))
-                    for index, place in product(range(len(theirs)), range(sampling.n)):
-                        name = f"{rank}-{index}-{place}"
-                        wanted[name] = (index, place) if rank == self._rank else None
-                        request = TokensPrompt(prompt_token_ids=list(theirs[index]))
-                        parameters = self._parameters(sampling, next(seeds))
-                        engine.add_request(name, request, parameters, lora_request=adapter)
+                for request in self._requests(prompts, sampling, seed):
+                    unfinished[request.id] = request
+                    engine.add_request(
+                        request.id,
+                        TokensPrompt(prompt_token_ids=request.prompt),
+                        self._sampling_params(sampling, request.seed),
+                        lora_request=adapters,
+                    )
                 while engine.has_unfinished_requests():
                     outputs = engine.step()
                     self.steps += 1
                     for output in outputs:
-                        if output.finished and (own := wanted.pop(output.request_id)):
-                            rollouts[own[0]][own[1]] = rollout = _rollout(output.outputs[0], known)
-                            if on_rollout:
-                                on_rollout(*own, rollout)
+                        if not output.finished:
+                            continue
+                        request = unfinished.pop(output.request_id)
+                        if request.rank != self._group_rank:
+                            continue
+                        rollout = _rollout(output.outputs[0], logprobs_known)
+                        rollouts[request.prompt_index][request.sample_index] = rollout
+                        if on_rollout:
+                            on_rollout(request.prompt_index, request.sample_index, rollout)
             finally:
-                if wanted:
-                    engine.abort_request(list(wanted))
+                if unfinished:
+                    engine.abort_request(list(unfinished))
         return [[rollout for rollout in group if rollout] for group in rollouts]
 
+    def load_weights(self) -> None:
+        """Wakes the engine up and loads the policy's weights if they changed; `generate` does this by itself."""
+        with _errors_named("loading the policy's weights"):
+            if self._asleep:
+                torch.cuda.empty_cache()  # vLLM needs the memory that the trainer's allocator holds back
+                self._llm.wake_up(tags=["weights"])
+            if self._weights_outdated:
+                self._update_weights()
+                self._weights_outdated = False
+            if self._asleep:
+                self._llm.wake_up(tags=["kv_cache"])
+                self._asleep = False
+
     def sleep(self) -> None:
-        if self._sleep_level and not self._asleep:
-            with self._failing("going to sleep"):
-                self._llm.sleep(level=self._sleep_level)
-            self._asleep = True
-            if self._sleep_level == 2:
-                self._base_stale = self._adapters_stale = True
+        if self._sleep_level == 0 or self._asleep:
+            return
+        with _errors_named("going to sleep"):
+            self._llm.sleep(level=self._sleep_level)
+        self._asleep = True
+        if self._sleep_level == 2:  # which discards the weights
+            self._weights_outdated = True
+            self._adapters_outdated = True
 
     def weights_changed(self) -> None:
-        self._adapters_stale = True
-        self._base_stale |= self._save_adapters is None
+        self._adapters_outdated = True
+        if self._save_adapters is None:
+            self._weights_outdated = True
 
     def close(self) -> None:
         if self._llm is None:
@@ -134,48 +169,67 @@ class VllmEngine(RolloutEngine):
 
         core = self._llm.llm_engine.engine_core
         self._llm = None
-        if self._own_group:
+        if self._owns_process_group:
             core.shutdown()
-        else:  # the same, but for the trainer's connections, which vLLM would end with its own
+        else:  # shutdown() would also destroy the trainer's process group
             core._finalizer.detach()
             core.engine_core.model_executor.shutdown()
             destroy_model_parallel()
 
     @property
-    def _rank(self) -> int:
-        """Among the ranks that share a model."""
-        return dist.get_rank() % self._parallel if self._external else 0
+    def _group_rank(self) -> int:
+        """This process's rank in its tensor parallel group."""
+        return dist.get_rank() % self._tensor_parallel if self._runs_on_trainer_ranks else 0
 
-    def _wake(self) -> None:
-        if self._asleep:
-            torch.cuda.empty_cache()  # what the trainer no longer uses
-            self._llm.wake_up(tags=["weights"])
-        if self._base_stale:
-            tensors: Any = self._weights()
-            if self._parallel > 1 and not self._external:
-                tensors = list(tensors)  # on their way to other processes
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
-            if self._on_cpu:
-                self._llm.apply_model(_pack_head)
-            self._base_stale = False
-        if self._asleep:
-            self._llm.wake_up(tags=["kv_cache"])
-            self._asleep = False
+    def _update_weights(self) -> None:
+        weights: Any = self._weights()
+        if self._tensor_parallel > 1 and not self._runs_on_trainer_ranks:
+            weights = list(weights)  # sent to vLLM's worker processes
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        if self._device.type == "cpu":
+            self._llm.apply_model(_repack_head)
 
-    def _adapter(self) -> Any:
-        """The policy's adapters, given to vLLM where they changed; None where they are merged."""
+    def _load_adapters(self) -> Any:
+        """vLLM's request for the policy's adapters, loaded again if they changed; None if adapters are merged."""
         if self._save_adapters is None:
             return None
         from vllm.lora.request import LoRARequest
 
-        if self._adapters_stale:
+        if self._adapters_outdated:
             with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
                 self._save_adapters(Path(folder))
                 self._llm.llm_engine.add_lora(LoRARequest("policy", 1, folder, load_inplace=True))
-            self._adapters_stale = False
-        return LoRARequest("policy", 1, "loaded already")
+            self._adapters_outdated = False
+        return LoRARequest("policy", 1, "already loaded")
 
-    def _parameters(self, sampling: Sampling, seed: int) -> Any:
+    def _requests(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int) -> list[_Request]:
+        """The requests of all ranks in the tensor parallel group: each must add all of them, in the same order."""
+        requests = []
+        own_prompts = [list(prompt) for prompt in prompts]
+        for rank, (rank_prompts, rank_seed) in enumerate(self._gather((own_prompts, seed))):
+            seeds = iter(request_seeds(rank_seed, len(rank_prompts) * sampling.n))
+            for prompt_index, prompt in enumerate(rank_prompts):
+                for sample_index in range(sampling.n):
+                    requests.append(_Request(rank, prompt_index, sample_index, prompt, next(seeds)))
+        return requests
+
+    def _gather(self, value: T) -> list[T]:
+        """The values of all ranks in the tensor parallel group."""
+        if not self._runs_on_trainer_ranks or self._tensor_parallel == 1:
+            return [value]
+        from vllm.distributed.parallel_state import get_tp_group
+
+        values: list[Any] = [None] * self._tensor_parallel
+        dist.all_gather_object(values, value, group=get_tp_group().cpu_group)
+        return values
+
+    def _logprobs_known(self, sampling: Sampling) -> bool:
+        """Whether vLLM reports log-probabilities at the sampling temperature before the top-p cut."""
+        if self._raw_logprobs:  # always at temperature 1
+            return sampling.temperature in (0, 1)
+        return sampling.top_p == 1
+
+    def _sampling_params(self, sampling: Sampling, seed: int) -> Any:
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 
         return SamplingParams(
@@ -184,116 +238,47 @@ class VllmEngine(RolloutEngine):
             top_p=sampling.top_p,
             seed=seed,
             stop_token_ids=self._stop_ids,
-            ignore_eos=True,  # stop_ids are all that ends a response
-            logprobs=0,  # of the sampled token alone
+            ignore_eos=True,  # only stop_token_ids end a response
+            logprobs=0,  # only the sampled token's
             flat_logprobs=True,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
-    def _shared(self, own: Any) -> list[Any]:
-        """What each of the ranks has that share a model."""
-        if not self._external or self._parallel == 1:
-            return [own]
-        from vllm.distributed.parallel_state import get_tp_group
 
-        everyone: list[Any] = [None] * self._parallel
-        dist.all_gather_object(everyone, own, group=get_tp_group().cpu_group)
-        return everyone
-
-    @contextmanager
-    def _failing(self, doing: str) -> Iterator[None]:
-        try:
-            yield
-        except (HptError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:
-            raise RolloutError(f"vLLM failed while {doing}: {describe(error)}") from error
-
-
-def engine_arguments(config: Config, device: torch.device, longest: int | None) -> dict[str, Any]:
-    """Arguments of vllm.LLM for the model and the rollouts of a recipe; `rollout.vllm.options` win."""
-    settings = config.rollout.vllm
-    arguments: dict[str, Any] = {
-        "model": config.model.path,
-        "dtype": config.model.dtype,
-        "trust_remote_code": config.model.trust_remote_code,
-        "load_format": "dummy",  # the policy's weights come from the trainer
-        "skip_tokenizer_init": True,
-        "generation_config": "vllm",  # a model folder's own sampling defaults must not reach in here
-        # Of log pi at the sampling temperature vLLM has either the temperature or what is before the top-p cut.
-        "logprobs_mode": "raw_logprobs" if config.rollout.top_p < 1 else "processed_logprobs",
-        "max_model_len": longest or -1,
-        "gpu_memory_utilization": settings.memory_share,
-        "tensor_parallel_size": settings.tensor_parallel,
-        "enforce_eager": device.type == "cpu",
-        "enable_sleep_mode": device.type == "cuda" and settings.sleep_level > 0,
-        "disable_log_stats": True,
-    }
-    if settings.adapters == "lora":
-        assert config.model.lora is not None
-        arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _room(config.model.lora.rank)}
-    if (ranks := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
-        if ranks % settings.tensor_parallel:
-            raise ConfigError(
-                f"rollout.vllm.tensor_parallel = {settings.tensor_parallel} does not divide the {ranks} processes "
-                "of this run"
-            )
-        arguments["distributed_executor_backend"] = "external_launcher"
-    return arguments | settings.options
-
-
-def check_options(config: Config) -> None:
-    """ConfigError where `rollout.vllm.options` or the adapters are not what vLLM takes. Imports vLLM."""
-    import_vllm()
-    from vllm.engine.arg_utils import EngineArgs
-
-    allowed = {field.name for field in dataclasses.fields(EngineArgs)}
-    if unknown := sorted(set(config.rollout.vllm.options) - allowed):
-        raise ConfigError(
-            f"rollout.vllm.options: vLLM has no {', '.join(map(repr, unknown))}; allowed are the arguments of vllm.LLM"
-        )
-
-
-def import_vllm() -> Any:
-    """The package; ConfigError where it is missing."""
-    # In-process: the engine shares the trainer's process, and with it the weights on the GPU.
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+@contextmanager
+def _errors_named(doing: str) -> Iterator[None]:
+    """Turns vLLM's errors into a RolloutError that says what was being done."""
     try:
-        import vllm
-    except ImportError as error:
-        raise ConfigError(f"rollout.engine \"vllm\" needs vLLM ({error}): pip install 'hpt[vllm]'") from error
-    return vllm
+        yield
+    except (HptError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise RolloutError(f"vLLM failed while {doing}: {_with_causes(error)}") from error
 
 
-def describe(error: BaseException) -> str:
-    """An error and what it came from, in a line."""
-    causes = [f"{type(error).__name__}: {error}".strip()]
-    while (cause := error.__cause__) is not None:
-        error = cause
-        causes.append(f"{type(error).__name__}: {error}".strip())
-    return " <- ".join(" ".join(cause.split()) for cause in causes)
+def _with_causes(error: BaseException) -> str:
+    """One line with the error and the chain of errors that caused it."""
+    chain = []
+    cause: BaseException | None = error
+    while cause is not None:
+        text = f"{type(cause).__name__}: {cause}"
+        chain.append(" ".join(text.split()))
+        cause = cause.__cause__
+    return " <- ".join(chain)
 
 
-def _room(rank: int) -> int:
-    fitting = [size for size in LORA_RANKS if size >= rank]
-    if not fitting:
-        raise ConfigError(f"model.lora.rank = {rank}: vLLM takes adapters up to rank {LORA_RANKS[-1]}")
-    return fitting[0]
-
-
-def _pack_head(model: Any) -> None:
-    """On a CPU matrix products read packed copies of the weights. vLLM renews them, but not that of a tied head."""
+def _repack_head(model: Any) -> None:
+    """On a CPU vLLM computes with packed copies of the weights, and does not renew the copy of a tied head."""
     model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
 
 
-def _rollout(output: Any, known: bool) -> Rollout:
+def _rollout(output: Any, logprobs_known: bool) -> Rollout:
     tokens = list(output.token_ids)
-    logprobs = list(output.logprobs.logprobs) if known else [float("nan")] * len(tokens)
+    logprobs = list(output.logprobs.logprobs) if logprobs_known else [float("nan")] * len(tokens)
     if output.finish_reason not in ("stop", "length") or len(logprobs) != len(tokens):
         raise RolloutError(
-            f"vLLM ended a response as {output.finish_reason!r}, with {len(tokens)} tokens and {len(logprobs)} "
-            "log-probabilities"
+            f"vLLM ended a response with finish reason {output.finish_reason!r}, {len(tokens)} tokens and "
+            f"{len(logprobs)} log-probabilities"
         )
     return Rollout(tokens, logprobs, output.finish_reason)

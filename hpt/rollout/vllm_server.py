@@ -1,13 +1,14 @@
-"""vLLM as a server of its own, on GPUs of its own: `python -m hpt.rollout.vllm_server RECIPE [key=value ...]`.
+"""A vLLM server on its own GPUs: `python -m hpt.rollout.vllm_server RECIPE [key=value ...]`.
 
-It serves the model of a recipe to one run, which names it by `rollout.vllm.url`:
+It samples for one run, whose recipe names it as `rollout.vllm.url`:
 
-    GET  /health                    what it serves, as JSON
-    POST /weights?version=V&last=0  a part of the policy's weights in safetensors format; the last part (last=1) puts
-                                    them all in place at once, so half an update never reaches the model
-    POST /generate                  prompts as token ids, JSON; the answer is a JSON object a line: each rollout as it
-                                    is finished, {"alive": ...} every few seconds, then {"done": true}
-An error is {"error": ...}, in an answer of status 4xx or 5xx or as the last line.
+    GET  /health                    the model it serves, as JSON
+    POST /weights?version=V&last=0  a part of the policy's weights, in safetensors format. The last part (last=1) starts
+                                    the weight update, so the model never has half of one
+    POST /generate                  prompts as token ids, in JSON. The answer has one JSON object per line: each rollout
+                                    when it is finished, a heartbeat {"alive": ENGINE STEPS} every few seconds, and
+                                    {"done": true} at the end
+An error is {"error": MESSAGE}: in an answer with status 500, or as the last line of an answer to /generate.
 """
 
 from __future__ import annotations
@@ -30,70 +31,62 @@ from hpt.config.recipe import load_config
 from hpt.config.schema import Config
 from hpt.data.prompt import PromptRenderer
 from hpt.data.tokenizer import generation_ends, load_tokenizer
-from hpt.rollout.engine import Rollout, Sampling
+from hpt.rollout.engine import Sampling
+from hpt.rollout.rollout import Rollout
 from hpt.rollout.vllm import VllmEngine
-from hpt.rollout.vllm_client import identity
+from hpt.rollout.vllm_connection import identity
+from hpt.rollout.weights import GetWeights
 from hpt.support.device import pick_device
 from hpt.support.errors import HptError
 
-ALIVE_EVERY = 5.0
-"""Seconds between signs of life while nothing is finished."""
+HEARTBEAT_SECONDS = 5.0
+"""Time between heartbeats while no rollout is finished."""
 
 
 class RolloutServer:
-    """The engine and the weights it was sent. One thread at a time may use the engine."""
+    """An engine with the weights that the trainer sent. Only one thread at a time uses the engine.
 
-    def __init__(self, make_engine: Callable[[Callable[[], Any]], VllmEngine], about: dict[str, Any]) -> None:
-        self.about = about
+    make_engine: is given a function that returns the weights to load. description: what `/health` answers.
+    """
+
+    def __init__(self, make_engine: Callable[[GetWeights], VllmEngine], description: dict[str, Any]) -> None:
+        self.description = description
         self.version: str | None = None
-        self._arriving: tuple[str, dict[str, torch.Tensor]] = ("", {})
-        self._tensors: dict[str, torch.Tensor] = {}
-        self._busy = threading.Lock()
-        self._engine = make_engine(lambda: self._tensors.items())
+        self._arriving_version = ""
+        self._arriving: dict[str, torch.Tensor] = {}
+        self._to_load: dict[str, torch.Tensor] = {}
+        self._engine_lock = threading.Lock()
+        self._engine = make_engine(lambda: self._to_load.items())
 
     def health(self) -> dict[str, Any]:
-        return self.about | {"version": self.version}
+        return self.description | {"version": self.version}
 
     def receive(self, version: str, tensors: dict[str, torch.Tensor], last: bool) -> dict[str, Any]:
-        """Takes a part of the weights `version`; all are put in place with the last. Returns `health`."""
-        with self._busy:
-            if self._arriving[0] != version:
-                self._arriving = (version, {})
-            self._arriving[1].update(tensors)
+        """Keeps a part of the weights `version`; with the last part all of them are loaded. Returns `health`."""
+        with self._engine_lock:
+            if version != self._arriving_version:
+                self._arriving_version, self._arriving = version, {}
+            self._arriving.update(tensors)
             if last:
-                self._tensors, self.version = self._arriving[1], None
-                self._engine.weights_changed()
-                self._engine.generate([], Sampling(n=1, max_tokens=1), 0)  # loads them
-                self.version = version
-                self._tensors, self._arriving = {}, ("", {})
+                self._load_arrived()
         return self.health()
 
+    def _load_arrived(self) -> None:
+        self.version = None  # none is complete until the engine has loaded all tensors
+        self._to_load = self._arriving
+        self._engine.weights_changed()
+        self._engine.load_weights()
+        self.version = self._arriving_version
+        self._arriving_version, self._arriving, self._to_load = "", {}, {}
+
     def generate(self, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Rollouts as they are finished, with signs of life between them."""
+        """Yields the lines of an answer to `/generate`."""
         lines: SimpleQueue[dict[str, Any]] = SimpleQueue()
-
-        def finished(index: int, place: int, rollout: Rollout) -> None:
-            lines.put({"index": index, "place": place} | vars(rollout))
-
-        def work() -> None:
-            try:
-                with self._busy:
-                    if request["version"] != self.version:
-                        raise HptError(
-                            f"the server has the weights {self.version}, not {request['version']}: "
-                            "does another run use it?"
-                        )
-                    sampling = Sampling(**request["sampling"])
-                    self._engine.generate(request["prompts"], sampling, request["seed"], on_rollout=finished)
-                lines.put({"done": True})
-            except Exception as error:
-                lines.put({"error": str(error)})
-
-        thread = threading.Thread(target=work)
+        thread = threading.Thread(target=self._generate_into, args=(lines, request))
         thread.start()
         while True:
             try:
-                line = lines.get(timeout=ALIVE_EVERY)
+                line = lines.get(timeout=HEARTBEAT_SECONDS)
             except Empty:
                 line = {"alive": self._engine.steps}
             yield line
@@ -101,19 +94,47 @@ class RolloutServer:
                 thread.join()
                 return
 
+    def _generate_into(self, lines: SimpleQueue[dict[str, Any]], request: dict[str, Any]) -> None:
+        """Puts each rollout into `lines` when it is finished, and then {"done": true} or {"error": MESSAGE}."""
+
+        def on_rollout(index: int, place: int, rollout: Rollout) -> None:
+            lines.put(
+                {
+                    "index": index,
+                    "place": place,
+                    "tokens": rollout.tokens,
+                    "logprobs": rollout.logprobs,
+                    "finish_reason": rollout.finish_reason,
+                }
+            )
+
+        try:
+            with self._engine_lock:
+                if request["version"] != self.version:
+                    raise HptError(
+                        f"the server has the weights {self.version}, not {request['version']}: does another run use it?"
+                    )
+                sampling = Sampling(**request["sampling"])
+                self._engine.generate(request["prompts"], sampling, request["seed"], on_rollout=on_rollout)
+            lines.put({"done": True})
+        except Exception as error:
+            lines.put({"error": str(error)})
+
 
 class Handler(BaseHTTPRequestHandler):
     server: HttpServer
 
     def do_GET(self) -> None:
-        self._answer(lambda: self.server.rollouts.health())
+        self._answer_json(self.server.rollouts.health)
 
     def do_POST(self) -> None:
         target = urlsplit(self.path)
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if target.path == "/weights":
             query = parse_qs(target.query)
-            self._answer(lambda: self.server.rollouts.receive(query["version"][0], load(body), query["last"][0] == "1"))
+            self._answer_json(
+                lambda: self.server.rollouts.receive(query["version"][0], load(body), last=query["last"][0] == "1")
+            )
         elif target.path == "/generate":
             self.send_response(200)
             self.end_headers()
@@ -123,20 +144,21 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.send_error(404)
 
-    def _answer(self, work: Callable[[], dict[str, Any]]) -> None:
+    def _answer_json(self, work: Callable[[], dict[str, Any]]) -> None:
+        """Sends what `work` returns, or its error with status 500."""
         status = 200
         try:
-            found = work()
+            result = work()
         except Exception as error:
-            status, found = 500, {"error": str(error)}
-        body = json.dumps(found).encode()
+            status, result = 500, {"error": str(error)}
+        body = json.dumps(result).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 
     def log_message(self, format: str, *arguments: Any) -> None:
-        """A line a request would be a line a weight."""
+        """Logs nothing: the weights alone are many requests per step."""
 
 
 class HttpServer(ThreadingHTTPServer):
@@ -148,22 +170,25 @@ class HttpServer(ThreadingHTTPServer):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serves until it is stopped; returns 2 for an error the user can mend."""
+    """Serves until it is stopped; returns 2 after an error that the user can fix."""
     parser = argparse.ArgumentParser(
         prog="python -m hpt.rollout.vllm_server",
-        description="vLLM as a server for the rollouts of one run (hpt train ... rollout.engine=vllm "
-        "rollout.vllm.url=http://HOST:PORT). It takes model and rollout settings from the run's recipe; the weights "
-        "come from the trainer.",
+        description="A vLLM server that samples the rollouts of one run (hpt train ... rollout.engine=vllm "
+        "rollout.vllm.url=http://HOST:PORT). It takes model and rollout settings from the run's recipe; the trainer "
+        "sends the weights.",
     )
-    parser.add_argument("recipe", help="the recipe of the run that it serves")
+    parser.add_argument("recipe", help="the run's recipe")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="changes to the recipe, as for hpt train")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: only this machine)")
     parser.add_argument("--port", type=int, default=8000)
     options = parser.parse_args(arguments)
+    fixed = [
+        f"rollout.vllm.url=http://{options.host}:{options.port}",
+        "rollout.vllm.sleep_level=0",
+        "rollout.vllm.adapters=merged",
+    ]
     try:
-        url = f"rollout.vllm.url=http://{options.host}:{options.port}"
-        awake = [url, "rollout.vllm.sleep_level=0", "rollout.vllm.adapters=merged"]
-        config = load_config(options.recipe, [*options.settings, *awake])
+        config = load_config(options.recipe, [*options.settings, *fixed])
         server = HttpServer((options.host, options.port), make_rollout_server(config))
     except (HptError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -177,19 +202,22 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def make_rollout_server(config: Config) -> RolloutServer:
-    """An engine as the recipe has it, without weights."""
+    """A server with vLLM as the recipe sets it up, still with dummy weights."""
     tokenizer = load_tokenizer(config.model.path, trust_remote_code=config.model.trust_remote_code)
     renderer = PromptRenderer(tokenizer, config.prompt, eos_token_ids=generation_ends(config.model.path))
     model_config = AutoConfig.from_pretrained(config.model.path, trust_remote_code=config.model.trust_remote_code)
-    response = max(config.rollout.max_tokens, config.eval.max_tokens or 0)
-    longest = config.data.max_prompt_tokens and config.data.max_prompt_tokens + response
-    about = {"model": config.model.path, "identity": identity(model_config, config, renderer.stop_ids)}
-    return RolloutServer(
-        lambda weights: VllmEngine(
-            config, weights, stop_ids=renderer.stop_ids, device=pick_device(config.device), longest=longest
-        ),
-        about,
-    )
+
+    def make_engine(weights: GetWeights) -> VllmEngine:
+        return VllmEngine(
+            config,
+            weights,
+            stop_ids=renderer.stop_ids,
+            device=pick_device(config.device),
+            longest_prompt=config.data.max_prompt_tokens,
+        )
+
+    description = {"model": config.model.path, "identity": identity(model_config, config, renderer.stop_ids)}
+    return RolloutServer(make_engine, description)
 
 
 if __name__ == "__main__":

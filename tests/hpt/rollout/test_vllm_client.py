@@ -1,4 +1,4 @@
-"""The wire between trainer and rollout server, with the transformers engine behind it: no vLLM is needed here."""
+"""Client and server of rollouts, with the transformers engine in place of vLLM: these tests run without vLLM."""
 
 from __future__ import annotations
 
@@ -22,31 +22,29 @@ from hpt.commands.main import main
 from hpt.config.recipe import load_config
 from hpt.records.files import read_metrics
 from hpt.rollout import Rollout, Sampling, TransformersEngine, vllm_client, vllm_server
-from hpt.rollout.vllm_client import VllmClient, identity
+from hpt.rollout.vllm_client import VllmClient
+from hpt.rollout.vllm_connection import identity
 from hpt.rollout.vllm_server import HttpServer, RolloutServer
-from hpt.rollout.weights import named_weights
+from hpt.rollout.weights import GetWeights, named_weights
 from hpt.support.errors import ConfigError, HptError, RolloutError
 from hpt.training.checkpoint import checkpoints
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11]]
-STOPS = [1]  # as the world's tokenizer says
+STOPS = [1]  # the end token of the world's tokenizer
 SAMPLING = Sampling(n=2, max_tokens=6)
 
 
-class Copy(TransformersEngine):
-    """A model of its own, whose weights are what it is sent."""
+class StandInEngine(TransformersEngine):
+    """Stands in for VllmEngine: a second model, which loads the weights that the server was sent."""
 
     steps = 0
 
-    def __init__(self, model: PreTrainedModel, weights: Callable[[], Any]) -> None:
+    def __init__(self, model: PreTrainedModel, weights: GetWeights) -> None:
         super().__init__(model, stop_ids=STOPS, batch_size=4)
         self._weights = weights
 
-    def weights_changed(self) -> None:
+    def load_weights(self) -> None:
         self.model.load_state_dict(dict(self._weights()), strict=True)
-
-    def generate(self, prompts: Any, *arguments: Any, **options: Any) -> list[list[Rollout]]:
-        return super().generate(prompts, *arguments, **options) if prompts else []
 
 
 def load(world: Path) -> PreTrainedModel:
@@ -68,11 +66,11 @@ def listening(server: ThreadingHTTPServer) -> Iterator[str]:
 @pytest.fixture
 def rollouts(world: Path) -> RolloutServer:
     model = load(world)
-    about = {"model": "the world's", "identity": identity(model.config, load_config(world), STOPS)}
+    description = {"model": "the world's", "identity": identity(model.config, load_config(world), STOPS)}
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(float("nan"))
-    return RolloutServer(partial(Copy, model), about)  # type: ignore[arg-type]
+    return RolloutServer(partial(StandInEngine, model), description)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -92,22 +90,29 @@ def perturb(model: PreTrainedModel) -> None:
             parameter.add_(0.1 * torch.randn_like(parameter))
 
 
-def test_rollouts_are_those_of_the_policys_weights(world: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vllm_client, "PART_BYTES", 5_000)  # so that an update takes several parts
+def test_rollouts_are_sampled_from_the_policys_current_weights(
+    world: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_client, "PART_BYTES", 5_000)  # so that a weight update takes several parts
     model = load(world)
     client = client_of(world, url, model)
     local = TransformersEngine(model, stop_ids=STOPS, batch_size=4)
+    seen: dict[tuple[int, int], Rollout] = {}
+
+    def remember(index: int, place: int, rollout: Rollout) -> None:
+        seen[index, place] = rollout
+
     for _ in range(3):
-        seen: dict[tuple[int, int], Rollout] = {}
-        found = client.generate(PROMPTS, SAMPLING, 3, on_rollout=lambda *parts: seen.update({parts[:2]: parts[2]}))  # noqa: B023
+        seen.clear()
+        found = client.generate(PROMPTS, SAMPLING, 3, on_rollout=remember)
         assert found == local.generate(PROMPTS, SAMPLING, 3)
-        assert seen == {(i, j): one for i, group in enumerate(found) for j, one in enumerate(group)}
+        assert seen == {(i, j): rollout for i, group in enumerate(found) for j, rollout in enumerate(group)}
         perturb(model)
         assert client.generate(PROMPTS, SAMPLING, 3) == found  # the server still has the old ones
         client.weights_changed()
 
 
-def test_half_an_update_changes_nothing(world: Path, url: str, rollouts: RolloutServer) -> None:
+def test_half_a_weight_update_changes_nothing(world: Path, url: str, rollouts: RolloutServer) -> None:
     model = load(world)
     client = client_of(world, url, model)
     before = client.generate(PROMPTS, SAMPLING, 3)
@@ -115,17 +120,17 @@ def test_half_an_update_changes_nothing(world: Path, url: str, rollouts: Rollout
     assert client.generate(PROMPTS, SAMPLING, 3) == before
 
 
-def test_a_run_by_a_server_is_the_run_without_one(
+def test_a_run_with_a_server_equals_the_run_without_one(
     world: Path, url: str, tmp_path: Path, metrics_of: Callable[[Path], list[dict[str, Any]]]
 ) -> None:
-    alone, served = tmp_path / "alone", tmp_path / "served"
-    # Batches are as large as the server's, since rounding depends on them.
-    assert main(["train", str(world), f"output={alone}", "rollout.batch_size=4"]) == 0
+    local, served = tmp_path / "local", tmp_path / "served"
+    # The same batch size as on the server, since rounding depends on it.
+    assert main(["train", str(world), f"output={local}", "rollout.batch_size=4"]) == 0
     assert main(["train", str(world), f"output={served}", "rollout.engine=vllm", f"rollout.vllm.url={url}"]) == 0
-    assert metrics_of(served) == metrics_of(alone)
+    assert metrics_of(served) == metrics_of(local)
 
 
-def test_two_runs_at_one_server_are_told(world: Path, url: str) -> None:
+def test_two_runs_cannot_share_a_server(world: Path, url: str) -> None:
     model = load(world)
     one, other = client_of(world, url, model), client_of(world, url, model)
     one.generate(PROMPTS, SAMPLING, 3)
@@ -137,7 +142,7 @@ def test_two_runs_at_one_server_are_told(world: Path, url: str) -> None:
 def test_a_server_of_another_model_is_refused_before_a_model_is_loaded(
     world: Path, tmp_path: Path, rollouts: RolloutServer, url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rollouts.about["identity"]["vocab_size"] = 151_936
+    rollouts.description["identity"]["vocab_size"] = 151_936
     settings = [f"output={tmp_path / 'run'}", "rollout.engine=vllm", f"rollout.vllm.url={url}"]
     assert main(["train", str(world), *settings]) == 2
     error = " ".join(capsys.readouterr().err.split())
@@ -152,7 +157,9 @@ def test_a_server_with_other_settings_is_refused(world: Path, url: str, setting:
         client_of(world, url, load(world), setting)
 
 
-def test_an_absent_server_is_named_at_once(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unreachable_server_is_reported_before_a_model_is_loaded(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -164,7 +171,7 @@ def test_an_absent_server_is_named_at_once(world: Path, tmp_path: Path, capsys: 
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
-def test_a_missing_vllm_is_named_before_a_model_is_loaded(
+def test_a_missing_vllm_is_reported_before_a_model_is_loaded(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = ["rollout.engine=vllm", "model.path=/nowhere", f"output={tmp_path / 'run'}"]
@@ -172,7 +179,7 @@ def test_a_missing_vllm_is_named_before_a_model_is_loaded(
     assert "pip install 'hpt[vllm]'" in " ".join(capsys.readouterr().err.split())
 
 
-def test_the_failure_of_the_engine_behind_it_is_reported(world: Path, url: str, rollouts: RolloutServer) -> None:
+def test_an_engine_failure_on_the_server_is_reported(world: Path, url: str, rollouts: RolloutServer) -> None:
     client = client_of(world, url, load(world))
     rollouts._engine._weights = lambda: [("no.such.weight", torch.ones(1))]
     with pytest.raises(RolloutError, match=r"no\.such\.weight"):
@@ -180,12 +187,12 @@ def test_the_failure_of_the_engine_behind_it_is_reported(world: Path, url: str, 
 
 
 class Script(BaseHTTPRequestHandler):
-    """A server that takes weights and then goes wrong as `server.goes_wrong` does."""
+    """A server that accepts weights, and answers /generate by `server.fail`."""
 
     server: Any
 
     def do_GET(self) -> None:
-        self.reply(json.dumps(self.server.about).encode())
+        self.reply(json.dumps(self.server.description).encode())
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
@@ -194,7 +201,7 @@ class Script(BaseHTTPRequestHandler):
         else:
             self.send_response(200)
             self.end_headers()
-            self.server.goes_wrong(self.wfile)
+            self.server.fail(self.wfile)
 
     def reply(self, body: bytes) -> None:
         self.send_response(200)
@@ -206,17 +213,17 @@ class Script(BaseHTTPRequestHandler):
         pass
 
 
-def breaks_off(out: Any) -> None:
+def break_off(out: Any) -> None:
     out.write(b'{"index": 0, "place": 0, "tokens": [1], "logprobs": [-1.0], "finish_reason": "stop"}\n{"ind')
 
 
-def is_silent(out: Any) -> None:
+def stay_silent(out: Any) -> None:
     out.write(b'{"alive": 0}\n')
     out.flush()
     time.sleep(3)
 
 
-def stands_still(out: Any) -> None:
+def make_no_progress(out: Any) -> None:
     for _ in range(40):
         out.write(b'{"alive": 7}\n')
         out.flush()
@@ -224,19 +231,19 @@ def stands_still(out: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("goes_wrong", "message"),
+    ("fail", "message"),
     [
-        (breaks_off, "ended in the middle of an answer"),
-        (is_silent, "has not answered for 0.5 s"),
-        (stands_still, "has made no progress for 0.5 s"),
+        (break_off, "ended in the middle of an answer"),
+        (stay_silent, "has not answered for 0.5 s"),
+        (make_no_progress, "has made no progress for 0.5 s"),
     ],
 )
-def test_nothing_hangs(world: Path, goes_wrong: Callable[[Any], None], message: str) -> None:
+def test_the_client_never_hangs(world: Path, fail: Callable[[Any], None], message: str) -> None:
     model = load(world)
     script = ThreadingHTTPServer(("127.0.0.1", 0), Script)
     script.daemon_threads = True
-    script.goes_wrong = goes_wrong  # type: ignore[attr-defined]
-    script.about = {"identity": identity(model.config, load_config(world), STOPS)}  # type: ignore[attr-defined]
+    script.fail = fail  # type: ignore[attr-defined]
+    script.description = {"identity": identity(model.config, load_config(world), STOPS)}  # type: ignore[attr-defined]
     with listening(script) as url:
         client = client_of(world, url, model, "rollout.vllm.timeout=0.5")
         began = time.monotonic()
@@ -245,28 +252,28 @@ def test_nothing_hangs(world: Path, goes_wrong: Callable[[Any], None], message: 
         assert time.monotonic() - began < 10
 
 
-def test_another_web_server_is_no_rollout_server(world: Path) -> None:
+def test_another_web_server_is_refused(world: Path) -> None:
     script = ThreadingHTTPServer(("127.0.0.1", 0), Script)
-    script.about = ["hello"]  # type: ignore[attr-defined]
+    script.description = ["hello"]  # type: ignore[attr-defined]
     with listening(script) as url, pytest.raises(HptError, match=r"is no server of hpt.rollout.vllm_server"):
         client_of(world, url, load(world))
 
 
-def test_signs_of_life_keep_a_slow_answer_alive(
+def test_heartbeats_keep_a_slow_answer_from_timing_out(
     world: Path, url: str, rollouts: RolloutServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vllm_server, "ALIVE_EVERY", 0.1)
+    monkeypatch.setattr(vllm_server, "HEARTBEAT_SECONDS", 0.1)
     client = client_of(world, url, load(world), "rollout.vllm.timeout=1")
     client.generate(PROMPTS, SAMPLING, 3)
     sample = TransformersEngine._sample
 
     def slow(self: Any, *arguments: Any) -> Any:
-        for _ in range(30):  # 3 s, three times the limit
+        for _ in range(30):  # 3 s, three times the timeout
             time.sleep(0.1)
             self.steps += 1
         return sample(self, *arguments)
 
-    monkeypatch.setattr(Copy, "_sample", slow)
+    monkeypatch.setattr(StandInEngine, "_sample", slow)
     assert len(client.generate(PROMPTS[:1], SAMPLING, 3)[0]) == 2
 
 
@@ -276,14 +283,14 @@ def test_a_server_that_dies_stops_the_run_with_a_checkpoint(
     run = tmp_path / "run"
     generate, calls = rollouts.generate, []
 
-    def mortal(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def dies_in_step_3(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
         calls.append(1)
         for line in generate(request):
             if len(calls) == 3:
-                return  # in step 3, in the middle of an answer
+                return  # in the middle of an answer
             yield line
 
-    rollouts.generate = mortal  # type: ignore[method-assign]
+    rollouts.generate = dies_in_step_3  # type: ignore[method-assign]
     settings = [f"output={run}", "eval.every=0", "checkpoint.every=0", "rollout.engine=vllm"]
     assert main(["train", str(world), *settings, f"rollout.vllm.url={url}"]) == 2
     error = " ".join(capsys.readouterr().err.split())
@@ -302,7 +309,7 @@ def test_a_server_that_dies_stops_the_run_with_a_checkpoint(
         (["rollout.vllm.adapters=lora", "model.lora={rank: 4}", "rollout.vllm.url=http://there:1"], "merged"),
     ],
 )
-def test_settings_that_vllm_cannot_have_are_named(world: Path, settings: list[str], message: str) -> None:
-    load_config(world, settings)  # with the transformers engine they are fine, or read by nobody
+def test_settings_that_vllm_does_not_support_are_named(world: Path, settings: list[str], message: str) -> None:
+    load_config(world, settings)  # the transformers engine supports or ignores them
     with pytest.raises(ConfigError, match=message):
         load_config(world, ["rollout.engine=vllm", *settings])

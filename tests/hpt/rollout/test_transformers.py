@@ -1,4 +1,4 @@
-"""Rollouts of the transformers engine against the model's own log-probabilities."""
+"""Rollouts of the transformers engine, against the model's own log-probabilities."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def engine(model: Qwen2ForCausalLM, batch_size: int = 5) -> TransformersEngine:
 
 
 def model_logprobs(model: Qwen2ForCausalLM, prompt: list[int], rollout: Rollout, temperature: float) -> torch.Tensor:
-    """One unpadded sequence through the model, without a cache."""
+    """Log-probabilities of one unpadded sequence, computed without a KV cache."""
     with torch.no_grad():
         logits = model(torch.tensor([prompt + rollout.tokens]), use_cache=False).logits[0].double() / temperature
     predicting = logits[len(prompt) - 1 : -1]
@@ -46,7 +46,7 @@ def test_logprobs_are_the_models(model: Qwen2ForCausalLM, temperature: float, to
     for prompt, group in zip(PROMPTS, rollouts, strict=True):
         for rollout in group:
             expected = model_logprobs(model, prompt, rollout, temperature or 1.0)
-            # fp32 logits of order 1 through 2 layers: 1e-5 is some hundred roundings.
+            # fp32 logits of order 1 after 2 layers: 1e-5 is about a hundred rounding errors.
             assert torch.allclose(torch.tensor(rollout.logprobs).double(), expected, atol=1e-5)
 
 
@@ -65,7 +65,7 @@ def test_a_rollout_ends_at_its_first_stop_token_or_at_the_limit(model: Qwen2ForC
     assert reasons == {"stop", "length"}
 
 
-def test_the_seed_decides_and_the_outer_random_state_is_left_alone(model: Qwen2ForCausalLM) -> None:
+def test_rollouts_depend_on_the_seed_and_the_global_random_state_is_kept(model: Qwen2ForCausalLM) -> None:
     sampling = Sampling(n=2, max_tokens=8)
     torch.manual_seed(1)
     state = torch.get_rng_state()
@@ -83,10 +83,10 @@ def test_sampling_follows_the_distribution(model: Qwen2ForCausalLM) -> None:
     with torch.no_grad():
         expected = model(torch.tensor([[5, 6]])).logits[0, -1].double().softmax(-1) * draws
     chi_square = ((counts - expected) ** 2 / expected).sum().item()
-    assert chi_square < 39.25  # the 99.9% point at 16 degrees of freedom; the seed is fixed
+    assert chi_square < 39.25  # 99.9% quantile with 16 degrees of freedom; the seed is fixed
 
 
-def test_generation_leaves_the_mode_of_the_model(model: Qwen2ForCausalLM) -> None:
+def test_generation_keeps_the_training_mode_of_the_model(model: Qwen2ForCausalLM) -> None:
     model.train()
     engine(model).generate([[4]], Sampling(n=1, max_tokens=2), seed=0)
     assert model.training
