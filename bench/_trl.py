@@ -17,7 +17,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoConfig, PreTrainedTokenizerFast, TrainerCallback
 
 from hpt.config.schema import Config
-from hpt.model.loading import attention_kind
+from hpt.model.attention import attention_kind
 from hpt.support.device import pick_device
 
 from ._synthetic import Renderer, random_questions

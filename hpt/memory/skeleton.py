@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from hpt.config.recipe import RECIPES
 from hpt.config.schema import ModelConfig
-from hpt.model.loading import prepare_for_training, with_adapters
+from hpt.model.adapters import with_adapters
+from hpt.model.loading import prepare_for_training
 from hpt.support.errors import HptError
 from hpt.support.optional_packages import require
 

@@ -9,7 +9,8 @@ import torch
 
 from hpt.config.schema import Config
 from hpt.method.micro_batches import MicroBatch
-from hpt.model.loading import is_adapted, load_model, prepare_for_training
+from hpt.model.adapters import is_adapted
+from hpt.model.loading import load_model, prepare_for_training
 from hpt.model.policy import Policy
 
 

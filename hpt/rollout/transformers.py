@@ -15,8 +15,9 @@ from hpt.rollout.rollout import Rollout
 class TransformersEngine(RolloutEngine):
     """Samples from `model`, `batch_size` sequences at a time.
 
-    stop_ids: at least one; any of them ends a response. gathered_parameters: context in which the model has all its weights.
-    It is entered around each call, by every rank (ZeRO-3 gathers shards in it).
+    stop_ids: at least one; any of them ends a response.
+    gathered_parameters: context in which the model has all its weights (ZeRO-3 gathers them). Every rank enters it
+    around each call.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Models as the recipe asks for them: adapters, 4-bit weights, activations in CPU memory, kernels, attention."""
+"""Models as a recipe asks for them: adapters, 4-bit weights, gradient checkpointing, Liger's kernels, attention."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from hpt.config.recipe import load_config
 from hpt.config.schema import Config
 from hpt.method.micro_batches import MicroBatch, micro_batches
 from hpt.method.rows import Row, Signal
-from hpt.model.loading import ADAPTER, apply_liger, check_model_settings, load_model, load_policy
+from hpt.model.adapters import ADAPTER_CONFIG
+from hpt.model.liger import apply_liger
+from hpt.model.loading import check_model_settings, load_model, load_policy
 from hpt.model.policy import Policy
 from hpt.rollout import Sampling, TransformersEngine
 from hpt.support.errors import ConfigError, HptError
@@ -60,7 +62,7 @@ def gradients(model: PreTrainedModel, config: Config, packed: bool = False) -> d
 
 
 def with_signal(model: PreTrainedModel) -> PreTrainedModel:
-    """New adapters multiply by 0, which hides half of the gradients; these don't."""
+    """New adapters have B = 0, so that A has no gradient: makes B random."""
     generator = torch.Generator().manual_seed(2)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -75,7 +77,7 @@ def close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], **tolera
 
 
 class TestAdapters:
-    def test_only_adapters_are_trained_and_the_head_costs_nothing(self, world: Path) -> None:
+    def test_only_adapters_are_trained_and_the_head_is_frozen(self, world: Path) -> None:
         config = settings(world, LORA)
         model = load_policy(config, None, CPU)
         found = gradients(with_signal(model), config)
@@ -86,7 +88,7 @@ class TestAdapters:
         assert all(gradient.abs().max() > 0 for gradient in found.values())
         assert not Policy(model, config).module.head.weight.requires_grad
 
-    def test_they_start_at_no_change_and_from_the_seed(self, world: Path) -> None:
+    def test_new_adapters_change_nothing_and_depend_on_the_seed(self, world: Path) -> None:
         plain = Policy(load_policy(settings(world), None, CPU), settings(world))
         models = [load_policy(settings(world, LORA, f"seed={seed}"), None, CPU) for seed in (0, 0, 1)]
         (batch,) = batches(packed=True)
@@ -96,23 +98,23 @@ class TestAdapters:
         assert torch.equal(firsts[0], firsts[1])
         assert not torch.equal(firsts[0], firsts[2])
 
-    def test_they_have_the_models_dtype(self, world: Path) -> None:
+    def test_adapters_have_the_models_dtype(self, world: Path) -> None:
         for dtype in ("bfloat16", "float32"):
             model = load_policy(settings(world, LORA, f"model.dtype={dtype}"), None, CPU)
             assert {p.dtype for p in model.parameters() if p.requires_grad} == {getattr(torch, dtype)}
 
-    def test_modules_that_are_not_there(self, world: Path) -> None:
+    def test_unknown_target_modules_are_named(self, world: Path) -> None:
         with pytest.raises(HptError, match=r"model\.lora.*nowhere"):
             load_policy(settings(world, "model.lora={targets: [nowhere]}"), None, CPU)
 
-    @pytest.mark.parametrize("given", [True, False])
-    def test_a_run_keeps_to_adapters_or_weights(self, world: Path, tmp_path: Path, given: bool) -> None:
-        if not given:
-            (tmp_path / ADAPTER).write_text("{}")
+    @pytest.mark.parametrize("lora", [True, False])
+    def test_a_resumed_run_cannot_add_or_remove_adapters(self, world: Path, tmp_path: Path, lora: bool) -> None:
+        if not lora:
+            (tmp_path / ADAPTER_CONFIG).write_text("{}")
         with pytest.raises(ConfigError, match=r"model\.lora"):
-            load_policy(settings(world, *([LORA] if given else [])), tmp_path, CPU)
+            load_policy(settings(world, *([LORA] if lora else [])), tmp_path, CPU)
 
-    def test_combinations(self, world: Path) -> None:
+    def test_impossible_combinations_are_named(self, world: Path) -> None:
         for changes, word in (
             (["model.quantization=nf4"], "model.lora"),
             ([LORA, "method=ppo"], "critic"),
@@ -158,7 +160,7 @@ class TestRuns:
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)
         before = load_file(checkpoints(run[1])[0] / "adapter_model.safetensors")
-        assert not any(torch.equal(before[name], other[name]) for name in one)  # they learn, A and B
+        assert not any(torch.equal(before[name], other[name]) for name in one)  # both A and B are trained
 
     def test_the_checkpoint_is_small_and_evaluates(
         self, run: tuple[list[str], Path], world: Path, tmp_path: Path
@@ -181,7 +183,7 @@ class TestRuns:
         got, expected = merged.logprobs(batch), trained.logprobs(batch)
         bound = {"float32": 1e-5, "bfloat16": 0.05}[config.model.dtype]
         if config.model.quantization:
-            bound = 1.0  # the adapters were trained over 4-bit weights and are merged into the given ones
+            bound = 1.0  # trained over 4-bit weights, merged into the original ones
         torch.testing.assert_close(got, expected, atol=bound, rtol=0)
         start = Policy(load_model(config.model.path, config.model, CPU), config).logprobs(batch)
         assert (got - start).abs().max() > 2 * (got - expected).abs().max()
@@ -192,7 +194,7 @@ def test_export_is_a_plain_model(world: Path, tmp_path: Path, capsys: pytest.Cap
     asked = ["steps=1", "eval.every=0", "method=sft", "optimizer.lr=1e-1", LORA, "model.dtype=bfloat16"]
     assert main(["train", str(world), f"output={run}", *asked]) == 0
     assert main(["export", str(run), str(folder)]) == 0
-    assert not (folder / ADAPTER).exists()
+    assert not (folder / ADAPTER_CONFIG).exists()
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").state_dict()
     merged = load_model(str(checkpoints(run)[-1]), settings(world, *asked).model, CPU).state_dict()
     assert plain.keys() == merged.keys()
@@ -207,7 +209,7 @@ def test_export_is_a_plain_model(world: Path, tmp_path: Path, capsys: pytest.Cap
 
 
 def test_a_step_forms_no_logits(world: Path) -> None:
-    """With a vocabulary that outweighs the model, forward and backward stay below one matrix [tokens, vocabulary]."""
+    """With a vocabulary larger than the rest, forward and backward use less than one matrix [tokens, vocabulary]."""
     vocabulary = 30_000
     shape = Qwen2Config.from_pretrained(world.parent / "model", vocab_size=vocabulary)
     torch.manual_seed(0)
@@ -227,7 +229,7 @@ def test_a_step_forms_no_logits(world: Path) -> None:
     assert 0 < peak < 2000 * vocabulary * 4
 
 
-def test_qlora_holds_4_bit_weights_and_has_gradients_after_an_evaluation(world: Path) -> None:
+def test_qlora_has_4_bit_weights_and_the_same_gradients_after_a_forward_pass_in_eval_mode(world: Path) -> None:
     bitsandbytes = pytest.importorskip("bitsandbytes")
     config = settings(world, *KINDS["qlora"])
     model = with_signal(load_policy(config, None, CPU))
@@ -244,7 +246,7 @@ def test_qlora_holds_4_bit_weights_and_has_gradients_after_an_evaluation(world: 
 
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("mode", ["true", "offload"])
-def test_checkpointed_gradients_are_the_plain_ones(world: Path, mode: str, lora: bool) -> None:
+def test_gradient_checkpointing_does_not_change_gradients(world: Path, mode: str, lora: bool) -> None:
     changes = [LORA] if lora else []
     models = [
         with_signal(load_policy(settings(world, *changes, f"model.gradient_checkpointing={kind}"), None, CPU))
@@ -255,10 +257,10 @@ def test_checkpointed_gradients_are_the_plain_ones(world: Path, mode: str, lora:
     close(checkpointed, plain, rtol=0, atol=0)
 
 
-def test_offloaded_activations_leave_the_device(world: Path) -> None:
-    """What a layer was given is freed in the forward pass when its only holder is a copy in CPU memory."""
+def test_offload_frees_the_inputs_of_layers(world: Path) -> None:
+    """A layer's input is freed in the forward pass, since only its copy in CPU memory is kept for the backward pass."""
 
-    def held(mode: str) -> int:
+    def inputs_alive(mode: str) -> int:
         config = settings(world, f"model.gradient_checkpointing={mode}")
         model = load_policy(config, None, CPU)
         inputs: list[weakref.ref[torch.Tensor]] = []
@@ -271,14 +273,14 @@ def test_offloaded_activations_leave_the_device(world: Path) -> None:
         states.sum().backward()
         return alive
 
-    assert held("true") == 2
-    assert held("offload") == 0
+    assert inputs_alive("true") == 2
+    assert inputs_alive("offload") == 0
 
 
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("checkpointing", ["false", "true"])
-def test_packed_gradients_are_the_padded_ones(world: Path, checkpointing: str, lora: bool) -> None:
-    """sdpa; flash attention needs a GPU, flex attention one for its gradients, and eager attention is refused."""
+def test_packed_and_padded_gradients_are_equal(world: Path, checkpointing: str, lora: bool) -> None:
+    """With sdpa: flash attention and the backward pass of flex attention need a GPU; eager attention cannot pack."""
     config = settings(world, f"model.gradient_checkpointing={checkpointing}", *([LORA] if lora else []))
     model = with_signal(load_policy(config, None, CPU))
     assert model.config._attn_implementation == "sdpa"
@@ -287,16 +289,17 @@ def test_packed_gradients_are_the_padded_ones(world: Path, checkpointing: str, l
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-def test_flex_attention_keeps_packed_rows_apart_and_leaves_generation_to_sdpa(world: Path) -> None:
+def test_flex_attention_keeps_packed_rows_apart_and_generation_uses_sdpa(world: Path) -> None:
     config = settings(world)
     model = load_policy(config, None, CPU).eval()
     policy = Policy(model, config)
-    sampled = lambda: TransformersEngine(model, stop_ids=[1], batch_size=8).generate([[3, 4], [5]], Sampling(2, 9), 0)
-    padded, expected = policy.logprobs(batches(packed=False)[0]), sampled()
+    engine = TransformersEngine(model, stop_ids=[1], batch_size=8)
+    padded = policy.logprobs(batches(packed=False)[0])
+    expected = engine.generate([[3, 4], [5]], Sampling(2, 9), 0)
     model.set_attn_implementation("flex_attention")
-    with torch.compiler.set_stance("force_eager"):  # the same attention, without a minute of compiling
+    with torch.compiler.set_stance("force_eager"):  # the same attention without compiling, which takes a minute
         assert torch.allclose(policy.logprobs(batches(packed=True)[0]), padded, atol=1e-5)
-    assert sampled() == expected
+    assert engine.generate([[3, 4], [5]], Sampling(2, 9), 0) == expected
     assert model.config._attn_implementation == "flex_attention"
 
 
@@ -313,19 +316,19 @@ def test_flex_attention_keeps_packed_rows_apart_and_leaves_generation_to_sdpa(wo
         (["model.liger=false", "model.attention=sdpa"], "cuda", None),
     ],
 )
-def test_what_a_device_cannot_do_is_said_first(
+def test_settings_that_cannot_run_on_a_device_are_named(
     world: Path, changes: list[str], device: str, expected: str | None
 ) -> None:
-    check = lambda: check_model_settings(settings(world, *changes).model, torch.device(device))
+    model = settings(world, *changes).model
     if expected is None:
-        check()
+        check_model_settings(model, torch.device(device))
         return
     with pytest.raises(ConfigError, match=expected) as error:
-        check()
+        check_model_settings(model, torch.device(device))
     assert changes[0].split("=")[0] in str(error.value)
 
 
-def test_a_setting_that_cannot_run_stops_before_the_model(
+def test_a_setting_that_cannot_run_is_reported_before_data_and_model_are_loaded(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = ["model.attention=flex_attention", "data.train=/nowhere.jsonl", f"output={tmp_path / 'run'}"]
@@ -333,18 +336,18 @@ def test_a_setting_that_cannot_run_stops_before_the_model(
     assert "flex_attention" in capsys.readouterr().err
 
 
-def test_adapters_without_their_base(world: Path, tmp_path: Path) -> None:
+def test_adapters_without_their_base_model(world: Path, tmp_path: Path) -> None:
     config = settings(world, LORA)
     model = load_policy(config, None, CPU)
     model.save_pretrained(tmp_path)
-    saved = json.loads((tmp_path / ADAPTER).read_text())
-    (tmp_path / ADAPTER).write_text(json.dumps(saved | {"base_model_name_or_path": str(tmp_path / "gone")}))
+    saved = json.loads((tmp_path / ADAPTER_CONFIG).read_text())
+    (tmp_path / ADAPTER_CONFIG).write_text(json.dumps(saved | {"base_model_name_or_path": str(tmp_path / "gone")}))
     with pytest.raises(HptError, match="base model"):
         load_model(str(tmp_path), config.model, CPU)
 
 
-def test_adapters_are_a_start_model_too(world: Path, tmp_path: Path) -> None:
-    """Their merged weights are what a run starts from, and what its own adapters leave alone."""
+def test_a_run_can_start_from_adapters(world: Path, tmp_path: Path) -> None:
+    """The run starts from their merged weights, and its own new adapters leave these frozen."""
     config = settings(world, LORA)
     with_signal(load_policy(config, None, CPU)).save_pretrained(tmp_path)
     again = settings(world, LORA, f"model.path={tmp_path}")
@@ -356,22 +359,22 @@ def test_adapters_are_a_start_model_too(world: Path, tmp_path: Path) -> None:
         assert torch.equal(Policy(model, again).logprobs(batch), expected)
 
 
-def test_ligers_kernels_compute_the_same_model(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All but the loss are replaced; of the kernels only the rotary embeddings' runs in Triton's interpreter."""
+def test_ligers_kernels_compute_the_same(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything but the loss is replaced. Only the kernel of the rotary embeddings runs in Triton's interpreter."""
     pytest.importorskip("liger_kernel")
     from liger_kernel.transformers.rope import liger_rotary_pos_emb
     from transformers.models.qwen2 import modeling_qwen2
 
     for name in ("apply_rotary_pos_emb", "Qwen2RMSNorm", "Qwen2MLP"):
-        monkeypatch.setattr(modeling_qwen2, name, getattr(modeling_qwen2, name))  # put back when the test ends
+        monkeypatch.setattr(modeling_qwen2, name, getattr(modeling_qwen2, name))  # restored when the test ends
     theirs = modeling_qwen2.apply_rotary_pos_emb
     config = settings(world)
     plain, patched = (load_model(config.model.path, config.model, CPU) for _ in range(2))
     apply_liger(patched)
     assert "Liger" in patched.model.layers[0].mlp.forward.__qualname__
     assert "Liger" in patched.model.norm.forward.__qualname__
-    assert "forward" not in vars(patched)  # the fused loss would be a forward of its own
-    patched.model.norm = plain.model.norm  # Liger's norm and MLP are beyond Triton's interpreter
+    assert "forward" not in vars(patched)  # Liger's fused loss would replace forward
+    patched.model.norm = plain.model.norm  # Triton's interpreter cannot run Liger's norm and MLP
     for layer, own in zip(patched.model.layers, plain.model.layers, strict=True):
         layer.input_layernorm, layer.post_attention_layernorm = own.input_layernorm, own.post_attention_layernorm
         layer.mlp = own.mlp
