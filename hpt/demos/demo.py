@@ -18,7 +18,7 @@ import torch
 from rich.progress import track
 
 from hpt.config.schema import Config
-from hpt.demos.sums import DECLINED, KNOWN, NEW, Pair, Sum, make_questions, pairs
+from hpt.demos.addition import DECLINED, KNOWN, NEW, Pair, Sum, make_questions, pairs
 from hpt.records.files import write_atomically
 
 if TYPE_CHECKING:

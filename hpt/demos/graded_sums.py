@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from hpt.config.schema import Config
 from hpt.demos.demo import make_missing
-from hpt.demos.sums import KNOWN, NEW, Grades, make_questions
+from hpt.demos.addition import KNOWN, NEW, Grades, make_questions
 
 GRADES: Grades = {
     "1-digit": (1, KNOWN),

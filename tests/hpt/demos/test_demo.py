@@ -18,7 +18,7 @@ from hpt.data.prompt import PromptRenderer
 from hpt.data.questions import Question, load_questions
 from hpt.data.tokenizer import generation_ends, load_tokenizer
 from hpt.demos import demo
-from hpt.demos.sums import DECLINED, GRADES, NEW, Sum, make_questions, pairs
+from hpt.demos.addition import DECLINED, GRADES, NEW, Sum, make_questions, pairs
 
 
 def test_a_demonstration_adds_column_by_column() -> None:
