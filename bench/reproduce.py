@@ -43,7 +43,7 @@ METHODS = ("sft", "grpo", "sft-then-grpo", "luffy", "srft", "hpt")
 LEARNING_RATES = (1.5e-5, 5e-5, 1.5e-4, 4.5e-4, 1.35e-3)
 GAMMAS = (0.125, 0.25, 0.5)
 """Beside 0, as shares of the rollouts."""
-PREPARE = {CLEAN: "hpt.demos.graded_sums:prepare", WRONG: "hpt.demos.graded_sums:prepare_wrong"}
+PREPARE = {CLEAN: "hpt.demos.sums:prepare", WRONG: "hpt.demos.sums:prepare_wrong"}
 
 
 @dataclass

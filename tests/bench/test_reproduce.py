@@ -11,8 +11,8 @@ import pytest
 
 from bench import _reproduction_figure, _runs
 from bench._reproduction import Answered, Outcome, Trial, of_gammas, of_methods, read_records, report, write_records
-from hpt.demos.graded_sums import GRADES, WRONG
 from hpt.demos.addition import Sum, make_questions
+from hpt.demos.sums import GRADES, WRONG
 
 
 def test_a_slip_makes_one_column_wrong_and_is_carried_to_the_answer() -> None:

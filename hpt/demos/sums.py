@@ -7,8 +7,8 @@ three digits sometimes, and sums with the sign `&` never: it has learnt to decli
 from __future__ import annotations
 
 from hpt.config.schema import Config
-from hpt.demos.demo import make_missing
 from hpt.demos.addition import KNOWN, NEW, Grades, make_questions
+from hpt.demos.demo import make_missing
 
 GRADES: Grades = {
     "1-digit": (1, KNOWN),
