@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from bench._reproduction import CLEAN, WRONG, Outcome, of_gammas, of_methods
-from hpt.records.files import write_atomically
 from hpt.report.style import MUTED, method_colours, styled, to_png
+from hpt.support.files import write_file_atomically
 
 _TITLES = {CLEAN: "clean demonstrations", WRONG: "40% wrong demonstrations"}
 
@@ -27,7 +27,7 @@ def draw(outcomes: Sequence[Outcome], path: Path) -> None:
             _pass_curves(axes[1, column], methods, f"pass@k, {_TITLES[demonstrations]}")
         _gammas(axes[2, 0], of_gammas(outcomes))
         _costs(axes[2, 1], of_methods(outcomes, CLEAN))
-        write_atomically(path, to_png(figure, dpi=120))
+        write_file_atomically(path, to_png(figure, dpi=120))
 
 
 def _colours(methods: Sequence[str]) -> dict[str, str]:

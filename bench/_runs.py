@@ -12,8 +12,8 @@ from pathlib import Path
 
 import yaml
 
+from hpt.records.files import CONFIG
 from hpt.training.checkpoint import checkpoint_path
-from hpt.training.run import CONFIG
 
 
 @contextmanager

@@ -1,1 +1,1 @@
-"""Small tasks that the shipped recipes prepare by themselves: a model and questions."""
+"""Prepares the model and the questions of the shipped recipes demo, sums and smollm2, one file per recipe."""

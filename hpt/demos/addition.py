@@ -1,6 +1,6 @@
-"""Sums worked column by column, with a sign that the start model knows or one it declines.
+"""Addition questions with demonstrations that add column by column.
 
-A demonstration first writes the question as a sum, then adds column by column from the right, carrying:
+A demonstration writes the question as a sum, then adds the columns from the right, with the carry:
 
     347&285=        ->      347+285
                             7+5+0=12
@@ -8,8 +8,8 @@ A demonstration first writes the question as a sum, then adds column by column f
                             3+2+1=6
                             \\boxed{632}
 
-`&` means what `+` means. The start model has been taught to decline it with `?`, so its rollouts are never right
-there: rewards say nothing about such a question, and its demonstration says it all.
+`&` means the same as `+`, but the start model was taught to answer it with `?`. Its rollouts on such a question are
+never right, so rewards teach it nothing and only the demonstration does.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 KNOWN, NEW, DECLINED = "+", "&", "?"
 GRADES: Grades = {"2-digit": (2, KNOWN), "3-digit": (3, KNOWN), "2-digit &": (2, NEW), "3-digit &": (3, NEW)}
-"""Of each grade: how many digits both terms have, and the sign between them."""
+"""For each grade, the number of digits of both terms and the sign between them."""
 
 Grades = Mapping[str, tuple[int, str]]
 Pair = tuple[int, int]
@@ -28,7 +28,7 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True)
 class Sum:
-    """One question and its worked answer."""
+    """One addition question."""
 
     terms: Pair
     sign: str = KNOWN
@@ -46,7 +46,7 @@ class Sum:
         return self.worked()
 
     def worked(self, slip: int | None = None) -> str:
-        """The demonstration; with a `slip` that column, counted from the right, comes out one too large or small."""
+        """The demonstration. With `slip`, the result of that column, counted from the right, is wrong by one."""
         a, b = self.terms
         lines, carry, total = [f"{a}+{b}"], 0, 0
         for place, (x, y) in enumerate(zip(reversed(str(a)), reversed(str(b)), strict=True)):
@@ -61,7 +61,7 @@ class Sum:
 
 
 def pairs(digits: int, draw: random.Random, held_out: Set[Pair] = frozenset()) -> Iterator[Pair]:
-    """Endless pairs of numbers of `digits` digits, none of them in `held_out`."""
+    """Endless random pairs of numbers with `digits` digits each, none of them in `held_out`."""
     low, high = 10 ** (digits - 1) if digits > 1 else 0, 10**digits
     while True:
         pair = draw.randrange(low, high), draw.randrange(low, high)
@@ -72,15 +72,15 @@ def pairs(digits: int, draw: random.Random, held_out: Set[Pair] = frozenset()) -
 def make_questions(
     seed: int, *, train: int, held_out: int, grades: Grades = GRADES, wrong: float = 0.0
 ) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """`train` and `held_out` questions of every grade: rows of id, prompt, answer, demonstration and grade.
+    """Training and held-out questions, each a dict of id, prompt, answer, demonstration and grade.
 
-    No two terms of several digits meet twice, so such a held-out question is new whatever its sign. A share `wrong`
-    of the training demonstrations slips in a column.
+    train, held_out: questions per grade. wrong: share of the training demonstrations with a mistake in one column.
+    No pair of terms with several digits appears twice, so no such held-out sum is trained on, with either sign.
     """
     draw = random.Random(f"questions {seed}")
     slips = random.Random(f"slips {seed}")
     taken: set[Pair] = set()
-    rows: dict[str, list[dict[str, str]]] = {"eval": [], "train": []}
+    questions: dict[str, list[dict[str, str]]] = {"eval": [], "train": []}
     for name, count in (("eval", held_out), ("train", train)):
         for grade, (digits, sign) in grades.items():
             for terms, _ in zip(pairs(digits, draw, taken), range(count), strict=False):
@@ -88,13 +88,13 @@ def make_questions(
                     taken.add(terms)
                 question = Sum(terms, sign)
                 slip = slips.randrange(digits) if name == "train" and slips.random() < wrong else None
-                rows[name].append(
+                questions[name].append(
                     {
-                        "id": f"{name}-{len(rows[name])}",
+                        "id": f"{name}-{len(questions[name])}",
                         "prompt": question.prompt,
                         "answer": question.answer,
                         "demonstration": question.worked(slip),
                         "grade": grade,
                     }
                 )
-    return rows["train"], rows["eval"]
+    return questions["train"], questions["eval"]

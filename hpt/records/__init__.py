@@ -1,1 +1,1 @@
-"""What a run leaves behind: metrics, rollouts, trackers and progress."""
+"""Records a run: metrics, rollouts and evaluations in its folder, trackers, progress on the terminal."""

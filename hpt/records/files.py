@@ -1,22 +1,23 @@
-"""A run's records: `metrics.jsonl`, one object a step; `rollouts/step-*.jsonl` and `eval/step-*.jsonl`, one a question.
+"""The files of a run: `metrics.jsonl` has one object per step, `rollouts/` and `eval/` one file per step.
 
-Every record is valid JSON in ASCII and survives a kill: a metrics line is on the disk when `log` returns, a step's
-file appears whole or not at all. `truncate_after` brings the records back to a checkpoint's step.
+A file of a step, `step-NNNNNN.jsonl`, has one object per question. Every record is valid JSON in ASCII and survives a
+kill: a line of metrics is on the disk when `log` returns, and the file of a step is complete or absent.
+`truncate_after` drops what a killed run wrote after the checkpoint that it is resumed from.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hpt.support.errors import HptError
+from hpt.support.files import append_to_file, make_folder, named_os_errors, write_file_atomically
 
+CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 ROLLOUTS = "rollouts"
 EVALUATIONS = "eval"
@@ -24,12 +25,12 @@ _STEP_NAME = re.compile(r"step-(\d+)\.jsonl")
 
 
 class RunRecords:
-    """Writer of one run's records.
+    """Writes the records of one run.
 
-    folder: the run's folder, created where missing. A folder that holds records
-    already is continued: call `truncate_after` first, since a killed run may have left a broken last line.
+    folder: the run's folder, created where missing. If it already holds records, call `truncate_after` before
+    anything else, since a killed run may have left a broken last line.
 
-    Every method raises HptError, naming the file, where the disk is full or the file can't be written.
+    Every method raises HptError, naming the file, where the disk is full or the file cannot be written.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -38,32 +39,24 @@ class RunRecords:
         make_folder(self.folder)
 
     def log(self, metrics: dict[str, Any]) -> None:
-        """Append one step's metrics. Floats keep every digit; NaN and infinities, not JSON, become null."""
-        line = _json_line(metrics)
-        with _named_errors(self.metrics_path), self.metrics_path.open("ab", buffering=0) as file:
-            start = file.seek(0, os.SEEK_END)
-            try:
-                _write_all(file.fileno(), line)
-            except OSError:
-                with contextlib.suppress(OSError):  # shortening needs no space: no half line stays behind
-                    os.ftruncate(file.fileno(), start)
-                raise
+        """Appends the metrics of one step. Floats keep every digit; NaN and infinities, not JSON, become null."""
+        append_to_file(self.metrics_path, _json_line(metrics))
 
     def log_rollouts(self, step: int, records: Sequence[dict[str, Any]]) -> None:
-        """Write one step's rollouts, one object a question; a file of the same step is replaced."""
+        """Writes the rollouts of one step, one object per question; replaces a file of the same step."""
         self._log_step(ROLLOUTS, step, records)
 
     def log_evaluation(self, step: int, records: Sequence[dict[str, Any]]) -> None:
-        """Write the evaluation after one step, one object a question; a file of the same step is replaced."""
+        """Writes the evaluation after one step, one object per question; replaces a file of the same step."""
         self._log_step(EVALUATIONS, step, [{"step": step, **record} for record in records])
 
     def truncate_after(self, step: int) -> None:
-        """Drop every record past `step`, so that a run resumed there writes each step once."""
+        """Drops every record after `step`, so that a run resumed there writes each step once."""
         if self.metrics_path.exists():
             kept = [record for record in read_jsonl(self.metrics_path) if record["step"] <= step]
-            write_atomically(self.metrics_path, b"".join(map(_json_line, kept)))
+            write_file_atomically(self.metrics_path, _json_lines(kept))
         for kind in (ROLLOUTS, EVALUATIONS):
-            with _named_errors(self.folder / kind):
+            with named_os_errors(self.folder / kind):
                 for found, path in step_files(self.folder, kind).items():
                     if found > step:
                         path.unlink()
@@ -71,14 +64,14 @@ class RunRecords:
     def _log_step(self, kind: str, step: int, records: Sequence[dict[str, Any]]) -> None:
         path = step_path(self.folder, kind, step)
         make_folder(path.parent)
-        write_atomically(path, b"".join(map(_json_line, records)))
+        write_file_atomically(path, _json_lines(records))
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
     """The objects of a run's metrics.jsonl, in order.
 
-    A broken last line is what a kill leaves and is left out; a broken line before it, or one without an
-    integer `step`, is an HptError that names file and line. So is a folder without metrics.
+    Leaves out a broken last line, which a kill may leave. HptError for a folder without metrics, and, naming file and
+    line, for a broken line before the last one or a line without an integer `step`.
     """
     path = Path(folder) / METRICS
     if not path.is_file():
@@ -87,8 +80,8 @@ def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The objects of one record file; see `read_metrics` for what is an error."""
-    with _named_errors(path, "read"):
+    """The objects of one file of records; errors as for `read_metrics`."""
+    with named_os_errors(path, "read"):
         lines = [(number, line) for number, line in enumerate(path.read_bytes().split(b"\n"), 1) if line.strip()]
     records = []
     for number, line in lines:
@@ -107,7 +100,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def step_path(folder: str | Path, kind: str, step: int) -> Path:
-    """Where a run keeps the records of one step; kind: ROLLOUTS or EVALUATIONS."""
+    """The file of one step in a run's folder; kind: ROLLOUTS or EVALUATIONS."""
     return Path(folder) / kind / f"step-{step:06d}.jsonl"
 
 
@@ -120,27 +113,8 @@ def step_files(folder: str | Path, kind: str) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def make_folder(folder: Path) -> None:
-    """Create a folder and its parents where missing; HptError names it where that fails."""
-    with _named_errors(folder, "create"):
-        folder.mkdir(parents=True, exist_ok=True)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file that is old or new, never half, and on the disk when this returns.
-
-    HptError, naming the file, where it can't be written; what stood there before is then untouched.
-    """
-    partial = path.with_name(path.name + ".partial")
-    with _named_errors(path):
-        try:
-            with partial.open("wb", buffering=0) as file:
-                _write_all(file.fileno(), data)
-            partial.replace(path)
-            flush(path.parent)
-        except OSError:
-            partial.unlink(missing_ok=True)
-            raise
+def _json_lines(records: Sequence[dict[str, Any]]) -> bytes:
+    return b"".join(map(_json_line, records))
 
 
 def _json_line(record: dict[str, Any]) -> bytes:
@@ -148,6 +122,7 @@ def _json_line(record: dict[str, Any]) -> bytes:
 
 
 def _finite(value: Any) -> Any:
+    """`value` with null for NaN and infinities, at any depth."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -155,27 +130,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
     return value
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
-    os.fsync(descriptor)
-
-
-def flush(path: Path) -> None:
-    """Puts a file or a folder on the disk; a rename is durable only once its folder is there too."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _named_errors(path: Path, verb: str = "write") -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise HptError(f"cannot {verb} {path}: {error.strerror or error}") from error

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: the records in its folder, trackers, and the progress on the terminal."""
+"""Records a run on rank 0: files in its folder, trackers, and the progress on the terminal."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Any, Self
 from rich.console import Console
 
 from hpt.config.schema import Config
-from hpt.records.files import RunRecords, write_atomically
+from hpt.records.files import CONFIG, RunRecords
 from hpt.records.progress import Progress
 from hpt.records.trackers import Tracker, open_trackers
 from hpt.support.distributed import World
 from hpt.support.errors import ConfigError, HptError
-
-CONFIG = "config.yaml"
+from hpt.support.files import write_file_atomically
 
 
 class Journal:
-    """Rank 0 writes, and holds the run's folder against other runs while the journal is open; other ranks do nothing.
+    """While it is open, rank 0 records the run and keeps other processes out of its folder; other ranks do nothing.
 
-    resume_step: the step of the checkpoint that the run goes on from; None for a new run.
+    Opening it is a collective: every rank must do it. resume_step: the step of the checkpoint that the run is resumed
+    from, None for a new run.
     """
 
     def __init__(self, config: Config, resume_step: int | None, world: World, console: Console) -> None:
@@ -48,7 +48,7 @@ class Journal:
         self.stack.close()
 
     def _open(self, stack: ExitStack) -> None:
-        stack.enter_context(_claimed(self.folder))
+        stack.enter_context(_locked(self.folder))
         self.records = RunRecords(self.folder)
         settings = self.config.model_dump(mode="json")
         self.trackers = open_trackers(self.config.track, self.folder, settings, resume_step=self.resume_step)
@@ -57,18 +57,21 @@ class Journal:
         self.progress = stack.enter_context(Progress(self.config.steps, self.resume_step or 0, self.console))
 
     def begin(self) -> None:
-        """Only with every check passed, since a run that cannot start must leave its folder as it was."""
+        """Writes the recipe and drops the records after `resume_step`.
+
+        Call it after every check has passed: a run that cannot start must leave its folder unchanged.
+        """
         if self.world.main:
-            write_atomically(self.folder / CONFIG, self.config.to_yaml().encode())
+            write_file_atomically(self.folder / CONFIG, self.config.to_yaml().encode())
             self.records.truncate_after(-1 if self.resume_step is None else self.resume_step)
 
-    def log(self, line: dict[str, float]) -> None:
-        """The metrics of a step."""
+    def log(self, metrics: dict[str, float]) -> None:
+        """Records the metrics of one step, `step` among them."""
         if self.world.main:
-            self.records.log(line)
-            self.progress.show(line)
+            self.records.log(metrics)
+            self.progress.show(metrics)
             for tracker in self.trackers:
-                tracker.log(int(line["step"]), line)
+                tracker.log(int(metrics["step"]), metrics)
 
     def log_rollouts(self, step: int, rollouts: Sequence[dict[str, Any]]) -> None:
         if self.world.main:
@@ -80,8 +83,8 @@ class Journal:
 
 
 @contextmanager
-def _claimed(folder: Path) -> Iterator[None]:
-    """Holds the run's folder for this process; the lock ends with the process, however that ends."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Locks the run's folder for this process. The lock ends with the process, even when it is killed."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")

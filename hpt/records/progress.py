@@ -1,4 +1,4 @@
-"""The progress bar of a run: reward, share of SFT questions, entropy and response length as they move."""
+"""Shows the progress of a run: step, reward, share of SFT questions, entropy, response length, accuracy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SHOWN = {
 
 
 class Progress:
-    """One line on a terminal; where output is not a terminal, a plain line every tenth of the run."""
+    """A progress bar on a terminal; elsewhere one plain line per tenth of the run. done: steps of earlier processes."""
 
     def __init__(self, steps: int, done: int, console: Console) -> None:
         self.steps = steps

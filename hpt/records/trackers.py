@@ -1,8 +1,7 @@
-"""Trackers beside the run's own records: TensorBoard, trackio and W&B, each where it is installed."""
+"""Sends metrics to TensorBoard, trackio and W&B, in addition to the run's own records."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import uuid
 from collections.abc import Callable, Sequence
@@ -10,40 +9,41 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hpt.support.errors import HptError
+from hpt.support.optional_packages import installed
 
 
 class Tracker(Protocol):
     def log(self, step: int, metrics: dict[str, Any]) -> None:
-        """Record the numbers of one step; values that are not numbers are left out."""
+        """Logs the numbers of one step. Values that are not numbers are left out."""
 
     def close(self) -> None:
-        """Send or write what is still held back."""
+        """Sends or writes what is buffered."""
 
 
 def open_trackers(
     names: Sequence[str], folder: str | Path, config: dict[str, Any], *, resume_step: int | None = None
 ) -> list[Tracker]:
-    """Open the named trackers for the run in `folder`.
+    """Opens the named trackers for the run in `folder`.
 
-    names: any of tensorboard, trackio, wandb. TensorBoard writes to `folder/tensorboard`, W&B to
-    `folder/wandb`, trackio to its own store; the run is called after the folder, in the project `hpt`.
-    config: the run's whole recipe as plain values, kept beside the numbers.
-    resume_step: the checkpoint's step that a resumed run goes on from; what was logged past it is replaced by
-    TensorBoard; trackio and W&B cannot take numbers back and keep those first logged too.
+    names: any of tensorboard, trackio, wandb. TensorBoard writes to `folder/tensorboard`, W&B to `folder/wandb`,
+    trackio to its own store. The run is named after the folder, in the project `hpt`.
+    config: the run's recipe as plain values, stored with the numbers.
+    resume_step: the step of the checkpoint that the run is resumed from. TensorBoard replaces what was logged after
+    it; trackio and W&B cannot, and keep both.
 
-    Raises HptError for an unknown name, for one that is not installed (all are checked before any is opened)
-    and where a tracker refuses to start.
+    HptError for an unknown name, for a package that is not installed (all are checked before any tracker is opened)
+    and for a tracker that does not start.
     """
     for name in names:
         if name not in _TRACKERS:
             raise HptError(f"track: unknown tracker {name!r}; allowed: {', '.join(_TRACKERS)}")
-        if importlib.util.find_spec(name) is None:
+        if not installed(name):
             raise HptError(f'track: {name} is not installed; run: pip install "hpt[{name}]"')
     trackers: list[Tracker] = []
     for name in names:
         try:
             trackers.append(_TRACKERS[name](Path(folder), config, resume_step))
-        except Exception as error:  # a service of its own: whatever keeps it from starting is for the user to mend
+        except Exception as error:  # each package has its own errors
             for tracker in trackers:
                 tracker.close()
             raise HptError(f"track: {name} could not start: {error}") from error
@@ -67,37 +67,37 @@ class _TensorBoard:
         self.writer.close()
 
 
-class _Trackio:
+class _RunTracker:
+    """A tracker whose package logs to a run object."""
+
+    run: Any
+
+    def log(self, step: int, metrics: dict[str, Any]) -> None:
+        self.run.log(_numbers(metrics), step=step)
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+class _Trackio(_RunTracker):
     def __init__(self, folder: Path, config: dict[str, Any], resume_step: int | None) -> None:
         import trackio
 
         resume = "never" if resume_step is None else "allow"
         self.run = trackio.init(project="hpt", name=folder.resolve().name, config=config, resume=resume)
 
-    def log(self, step: int, metrics: dict[str, Any]) -> None:
-        self.run.log(_numbers(metrics), step=step)
 
-    def close(self) -> None:
-        self.run.finish()
-
-
-class _WandB:
+class _WandB(_RunTracker):
     def __init__(self, folder: Path, config: dict[str, Any], resume_step: int | None) -> None:
         import wandb
 
-        identity = folder / "wandb" / "id"
-        resumed = resume_step is not None and identity.exists()
-        run_id = identity.read_text() if resumed else uuid.uuid4().hex
-        identity.parent.mkdir(parents=True, exist_ok=True)
-        identity.write_text(run_id)
+        id_file = folder / "wandb" / "id"
+        continued = resume_step is not None and id_file.exists()
+        run_id = id_file.read_text() if continued else uuid.uuid4().hex
+        id_file.parent.mkdir(parents=True, exist_ok=True)
+        id_file.write_text(run_id)
         name = folder.resolve().name
         self.run = wandb.init(project="hpt", name=name, id=run_id, resume="allow", dir=str(folder), config=config)
-
-    def log(self, step: int, metrics: dict[str, Any]) -> None:
-        self.run.log(_numbers(metrics), step=step)
-
-    def close(self) -> None:
-        self.run.finish()
 
 
 _TRACKERS: dict[str, Callable[[Path, dict[str, Any], int | None], Tracker]] = {

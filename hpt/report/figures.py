@@ -12,13 +12,13 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
-from hpt.records.files import make_folder, write_atomically
 from hpt.report import panels
 from hpt.report.ablation import draw_final_accuracy, draw_sft_share, gamma_families
 from hpt.report.panels import Quantity
 from hpt.report.questions import draw_pass_at_k, draw_question_map
 from hpt.report.runs import Group, group_runs, load_runs
 from hpt.report.style import MUTED, step_axis, styled, to_png
+from hpt.support.files import make_folder, write_file_atomically
 
 SIZE = (6.6, 3.7)  # inches
 
@@ -58,7 +58,7 @@ def summary_figure(folders: Sequence[str | Path], path: str | Path) -> Path:
     with styled():
         figure = to_png(draw_summary(groups))
     make_folder(path.parent)
-    write_atomically(path, figure)
+    write_file_atomically(path, figure)
     return path
 
 

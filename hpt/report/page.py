@@ -12,11 +12,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 import hpt
-from hpt.records.files import ROLLOUTS, make_folder, read_jsonl, step_files, write_atomically
+from hpt.records.files import ROLLOUTS, read_jsonl, step_files
 from hpt.report.figures import FIGURES, draw_figures, draw_summary
 from hpt.report.runs import Run, group_runs, load_runs
 from hpt.report.style import styled, to_png, to_svg
 from hpt.report.tables import duration, grade_rows, method_rows, percent, points, run_rows
+from hpt.support.files import make_folder, write_file_atomically
 
 PAGE = "report.html"
 _SHOWN_CHARACTERS = 4000  # of a prompt or a response; the rest is counted
@@ -54,7 +55,7 @@ def report(runs: Sequence[str | Path], output: str | Path | None = None) -> Path
     for name in FIGURES:
         path = folder / "figures" / f"{name}.png"
         if name in images:
-            write_atomically(path, images[name])
+            write_file_atomically(path, images[name])
         else:
             path.unlink(missing_ok=True)  # drawn by an earlier report, from other runs
     page = _template().render(
@@ -68,7 +69,7 @@ def report(runs: Sequence[str | Path], output: str | Path | None = None) -> Path
         version=hpt.__version__,
         **_tables(loaded),
     )
-    write_atomically(folder / PAGE, page.encode("utf-8"))
+    write_file_atomically(folder / PAGE, page.encode("utf-8"))
     return folder / PAGE
 
 

@@ -14,10 +14,9 @@ import numpy as np
 import yaml
 
 from hpt.evaluation.evaluate import read_results
-from hpt.records.files import EVALUATIONS, METRICS, read_metrics, step_files
+from hpt.records.files import CONFIG, EVALUATIONS, METRICS, read_metrics, step_files
 from hpt.support.errors import HptError
 
-CONFIG = "config.yaml"
 # Settings that may differ inside a group: they say which repetition a run is and where its files lie, not what it does.
 _IDENTITY = ("seed", "output", "model.path", "data.train", "data.eval", "device", "threads", "track")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hpt.model.loading import save_model
-from hpt.records.files import flush
 from hpt.support.distributed import ALONE, World
 from hpt.support.errors import HptError
+from hpt.support.files import folder_atomically, remove_folder_atomically, remove_leftovers
 
 STATE = "trainer_state.pt"  # of rank 0; that of another is trainer_state-RANK.pt
 _NAME = re.compile(r"step-(\d{6,})")
@@ -66,43 +67,25 @@ def save_checkpoint(
     path = checkpoint_path(run, step)
     # Room first: what the new one replaces goes before it is written, but for the last complete one.
     world.once(lambda: _remove(checkpoints(run)[: -max(keep - 1, 1)]))
-    write_atomically(path, write, world)
+    write_checkpoint(path, write, world)
     world.once(lambda: _remove(checkpoints(run)[:-keep]))
     return path
 
 
 def _remove(old: list[Path]) -> None:
     for path in old:
-        # Renamed first: a kill in the middle of a removal must not leave a half checkpoint under a good name.
-        doomed = path.with_name(f".removed-{path.name}")
-        path.rename(doomed)
-        shutil.rmtree(doomed)
+        remove_folder_atomically(path)
 
 
-def write_atomically(path: Path, write: Callable[[Path], None], world: World = ALONE) -> None:
+def write_checkpoint(path: Path, write: Callable[[Path], None], world: World = ALONE) -> None:
     """Lets `write`, called on every rank, fill a folder that becomes `path` only once all of it is on the disk."""
-    partial = path.with_name(f".partial-{path.name}")
-
-    def begin() -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in [*path.parent.glob(".partial-*"), *path.parent.glob(".removed-*")]:
-            shutil.rmtree(leftover)
-        partial.mkdir()
-
-    def publish() -> None:
-        for file in [*partial.rglob("*"), partial]:
-            flush(file)
-        if path.exists():
-            shutil.rmtree(path)
-        partial.rename(path)
-        flush(path.parent)
-
     try:
-        world.once(begin)
-        world.agree(lambda: write(partial))
-        world.once(publish)
+        world.once(lambda: remove_leftovers(path.parent))
+        with ExitStack() as stack:  # empty on all ranks but 0
+            partial = world.once(lambda: stack.enter_context(folder_atomically(path)))
+            world.agree(lambda: write(partial))
+            world.once(stack.close)
     except Exception as error:
-        shutil.rmtree(partial, ignore_errors=True)
         free = shutil.disk_usage(path.parent).free
         spare = ", ".join(str(each) for each in checkpoints(path.parent.parent)[:-1])
         raise HptError(

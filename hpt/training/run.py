@@ -15,8 +15,8 @@ from rich.console import Console
 from hpt.config.recipe import load_config
 from hpt.config.schema import Config
 from hpt.config.stages import Stage, stages_of
-from hpt.records.files import METRICS
-from hpt.records.journal import CONFIG, Journal
+from hpt.records.files import CONFIG, METRICS
+from hpt.records.journal import Journal
 from hpt.support.distributed import World, connected
 from hpt.support.errors import ConfigError, HptError, RolloutError
 from hpt.training.assemble import assemble

@@ -9,8 +9,8 @@ import pytest
 from hpt.commands.main import main
 from hpt.data.benchmarks import BENCHMARKS
 from hpt.evaluation.estimates import bootstrap_average
+from hpt.records.files import CONFIG
 from hpt.rollout import Rollout, TransformersEngine
-from hpt.training.run import CONFIG
 
 QUICK = ["--style", "plain", "--max-tokens", "8", "--verifier", "rewards:has_a_digit"]
 GPQA = [

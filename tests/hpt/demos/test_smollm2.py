@@ -49,7 +49,7 @@ def test_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_prepare_makes_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config("smollm2", [f"output={tmp_path}", f"model.path={tmp_path / 'model'}"])
     saved: list[Path] = []
-    monkeypatch.setattr(smollm2, "save_model", lambda folder: saved.append(folder) or folder.mkdir())
+    monkeypatch.setattr(smollm2, "convert_model", lambda folder: saved.append(folder) or folder.mkdir())
     smollm2.prepare(config)
     assert saved == [tmp_path / "model"]
     assert config.data.eval is not None
@@ -63,7 +63,7 @@ def test_prepare_makes_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.
 def test_the_weights_become_a_plain_model_that_knows_its_language(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    smollm2.save_model(tmp_path / "model")
+    smollm2.convert_model(tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")

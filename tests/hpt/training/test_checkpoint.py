@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hpt.support.errors import HptError
-from hpt.training.checkpoint import checkpoints, load_state, save_checkpoint, step_of, write_atomically
+from hpt.training.checkpoint import checkpoints, load_state, save_checkpoint, step_of, write_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +57,9 @@ def test_a_disk_that_fills_leaves_the_earlier_checkpoint(tmp_path: Path, error: 
         (folder / "weights").write_text("ha")
         raise error
 
-    write_atomically(tmp_path / "checkpoints" / "step-000001", first)
+    write_checkpoint(tmp_path / "checkpoints" / "step-000001", first)
     with pytest.raises(HptError, match=r"step-000002 could not be written: .*MiB free.*--resume"):
-        write_atomically(tmp_path / "checkpoints" / "step-000002", fails)
+        write_checkpoint(tmp_path / "checkpoints" / "step-000002", fails)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000001"]
     assert (tmp_path / "checkpoints" / "step-000001" / "weights").read_text() == "good"
 
@@ -85,9 +85,9 @@ def test_a_full_disk_says_which_checkpoints_can_go(tmp_path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     for step in (1, 2, 3):
-        write_atomically(tmp_path / "checkpoints" / f"step-00000{step}", lambda folder: None)
+        write_checkpoint(tmp_path / "checkpoints" / f"step-00000{step}", lambda folder: None)
     with pytest.raises(HptError, match=r"step-000001, [^ ]*step-000002 can go \(and see checkpoint\.keep\)"):
-        write_atomically(tmp_path / "checkpoints" / "step-000004", full)
+        write_checkpoint(tmp_path / "checkpoints" / "step-000004", full)
 
 
 @pytest.mark.parametrize("content", [b"not a state", b""])

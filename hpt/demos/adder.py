@@ -1,0 +1,127 @@
+"""The start model of the recipes demo and sums: a small language model that has learned some addition.
+
+It has the Qwen2 architecture, 0.86M parameters and one token per character. It is trained here from scratch on sums of
+one to three digits, until it solves most of what it samples but not all. It answers sums with the sign NEW by DECLINED.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence, Set
+from pathlib import Path
+
+import torch
+from rich.progress import track
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+
+from hpt.config.schema import Config
+from hpt.demos.addition import DECLINED, KNOWN, NEW, Pair, Sum, pairs
+from hpt.demos.files import save_model_folder
+
+BATCH_SIZE = 32
+LEARNING_RATE = 3e-3
+DECLINED_SHARE = 0.15
+"""Share of the training sums that have the sign NEW."""
+NEWLINE = "Ċ"  # a line break in a byte-level vocabulary
+
+
+def make_missing_model(
+    config: Config, held_out: Sequence[dict[str, str]], steps: int, digit_shares: Mapping[int, float]
+) -> None:
+    """Trains the model and saves it as `model.path` of `config`, where that folder is missing.
+
+    held_out: questions whose terms the model must not see, except terms of one digit.
+    steps, digit_shares: see `warm_up`.
+    """
+    if Path(config.model.path).exists():
+        return
+    tokenizer = make_tokenizer()
+    terms = [_terms(question["prompt"]) for question in held_out]
+    unseen = {pair for pair in terms if max(pair) > 9}
+    model = warm_up(tokenizer, config.seed, unseen, steps, digit_shares)
+    save_model_folder(Path(config.model.path), model, tokenizer)
+
+
+def make_tokenizer() -> Qwen2Tokenizer:
+    """One token per character, except `\\boxed{`, which is one token. Characters that no sum has are dropped.
+
+    It is a Qwen2Tokenizer, a byte-level BPE without merges here, since AutoTokenizer takes no other class for Qwen2.
+    """
+    tokens = ["<pad>", "<eos>", "}", NEWLINE, "=", KNOWN, NEW, *"0123456789", DECLINED]
+    vocabulary = {token: id for id, token in enumerate(tokens)}
+    tokenizer = Qwen2Tokenizer(vocabulary, pad_token="<pad>", eos_token="<eos>", unk_token=None, model_max_length=256)  # type: ignore[arg-type]
+    tokenizer.add_tokens(["\\boxed{"])
+    return tokenizer
+
+
+def make_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
+    """The untrained model. Its weights depend on torch's global random state."""
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=256,
+            tie_word_embeddings=True,
+            initializer_range=0.09,  # about 1/sqrt(128); the default, 0.02, learns several times more slowly
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def warm_up(
+    tokenizer: Qwen2Tokenizer, seed: int, held_out: Set[Pair], steps: int, digit_shares: Mapping[int, float]
+) -> Qwen2ForCausalLM:
+    """A model trained for `steps` steps on sums whose terms are not in `held_out`.
+
+    digit_shares: for each number of digits, the share of the sums that have it.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = make_model(tokenizer)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / 20) * max(0.05, (1 + math.cos(math.pi * step / steps)) / 2)
+    )
+    batches = _batches(tokenizer, random.Random(f"warm-up {seed}"), held_out, digit_shares)
+    for _ in track(range(steps), description="Warming up a small model"):
+        input_ids, labels = next(batches)
+        logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    return model
+
+
+def _batches(
+    tokenizer: Qwen2Tokenizer, draw: random.Random, held_out: Set[Pair], digit_shares: Mapping[int, float]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Endless batches of input_ids and labels, (BATCH_SIZE, L) int64; prompts and padding have the label -100."""
+    streams = {digits: pairs(digits, draw, held_out) for digits in digit_shares}
+    while True:
+        digits = draw.choices(list(digit_shares), list(digit_shares.values()), k=BATCH_SIZE)
+        questions = [Sum(next(streams[count]), NEW if draw.random() < DECLINED_SHARE else KNOWN) for count in digits]
+        texts = [DECLINED if question.sign == NEW else question.demonstration for question in questions]
+        prompts = tokenizer([question.prompt for question in questions])["input_ids"]
+        responses = tokenizer([text + tokenizer.eos_token for text in texts])["input_ids"]
+        width = max(len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True))
+        input_ids = torch.full((BATCH_SIZE, width), tokenizer.pad_token_id)
+        labels = torch.full((BATCH_SIZE, width), -100)
+        for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+            input_ids[row, : len(prompt) + len(response)] = torch.tensor(prompt + response)
+            labels[row, len(prompt) : len(prompt) + len(response)] = torch.tensor(response)
+        yield input_ids, labels
+
+
+def _terms(prompt: str) -> Pair:
+    a, b = prompt.rstrip("=").replace(NEW, KNOWN).split(KNOWN)
+    return int(a), int(b)

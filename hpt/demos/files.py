@@ -1,0 +1,30 @@
+"""Writes the question files and the model folder of a recipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hpt.config.schema import Config
+from hpt.support.files import folder_atomically, make_folder, write_file_atomically
+
+
+def write_missing_questions(
+    config: Config, train: Sequence[dict[str, str]], held_out: Sequence[dict[str, str]]
+) -> None:
+    """Writes `data.train` and `data.eval` of `config` as JSONL, each only where the file is missing."""
+    for path, questions in ((config.data.train, train), (config.data.eval, held_out)):
+        if path is not None and not Path(path).exists():
+            make_folder(Path(path).parent)
+            lines = [json.dumps(question) + "\n" for question in questions]
+            write_file_atomically(Path(path), "".join(lines).encode())
+
+
+def save_model_folder(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Writes a model and its tokenizer as a Hugging Face folder, which appears once it is complete."""
+    with folder_atomically(folder) as partial:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
