@@ -1,1 +1,1 @@
-"""The command line: one file a command, with its arguments beside what it does."""
+"""The command line: one file per command, with its arguments and what it does."""

@@ -1,4 +1,4 @@
-"""`hpt export`: a checkpoint as a model folder that any software reads."""
+"""`hpt export`: writes a checkpoint as a model folder that other software reads."""
 
 from __future__ import annotations
 
@@ -6,23 +6,35 @@ import argparse
 import json
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
-from hpt.config.schema import ModelConfig
-from hpt.data.tokenizer import load_tokenizer
-from hpt.model.loading import load_model
+from hpt.commands.arguments import CommandParser
 from hpt.support.errors import ConfigError, HptError
-from hpt.training.checkpoint import checkpoints
+
+HELP = "a checkpoint as a plain model folder"
 
 
-def run_export(options: argparse.Namespace, console: Console) -> int:
-    """Writes safetensors, configuration and tokenizer; adapters are merged into the weights of their base model.
+def add_arguments(parser: CommandParser) -> None:
+    parser.description = """\
+Write a checkpoint as a Hugging Face folder: safetensors, configuration and tokenizer.
+Adapters are merged into the weights of their base model, of QLoRA too."""
+    parser.add_argument("model", metavar="CHECKPOINT", help="a checkpoint, or a run's folder for its last one")
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="what to write: a new or an empty folder")
 
-    A model trained over 4-bit weights (QLoRA) is its adapters merged into the weights that were quantised.
-    """
+
+def run(options: argparse.Namespace, console: Console) -> int:
+    import torch
+
+    from hpt.config.schema import ModelConfig
+    from hpt.data.tokenizer import load_tokenizer
+    from hpt.model.loading import load_model
+    from hpt.support.quiet import quiet_libraries
+    from hpt.training.checkpoint import checkpoints
+
+    quiet_libraries()
     source = Path(options.model)
-    source = (checkpoints(source) or [source])[-1]
+    if found := checkpoints(source):
+        source = found[-1]
     try:
         settings = json.loads((source / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -32,7 +44,7 @@ def run_export(options: argparse.Namespace, console: Console) -> int:
     except OSError as error:
         raise ConfigError(f"{options.folder}: cannot be written: {error.strerror}") from None
     if any(options.folder.iterdir()):
-        raise ConfigError(f"{options.folder}: is not empty; name a folder that is, or a new one")
+        raise ConfigError(f"{options.folder}: is not empty; name a new or an empty folder")
     dtype = settings.get("dtype") or "float32"
     model = load_model(str(source), ModelConfig(path=str(source), dtype=dtype), torch.device("cpu"))
     model.save_pretrained(options.folder)

@@ -1,41 +1,31 @@
-"""`hpt compare`: two evaluations of the same questions, question by question."""
+"""Compares two evaluations of the same questions: what changed, and how likely that is by chance."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from hpt.evaluation.estimates import Estimate, bootstrap
-from hpt.evaluation.evaluate import RESULTS, read_results, write_json
+from hpt.evaluation.evaluate import RESULTS, read_results
 from hpt.evaluation.significance import permutation_test, sign_test
-from hpt.records.files import EVALUATIONS, make_folder, step_files
+from hpt.records.files import CONFIG, EVALUATIONS, step_files
 from hpt.support.errors import HptError
-from hpt.support.terminal import plain_table, print_results
 
 Rule = Literal["majority", "any", "avg"]
-
-RUN_CONFIG = "config.yaml"
-"""What tells a run's folder."""
-
-IDS_SHOWN = 8
-_RULES = {
-    "majority": "solved: more than half of its responses are right",
-    "any": "solved: at least one of its responses is right",
-    "avg": "newly solved, forgotten: its share of right responses rose, fell",
-}
+"""When a question is solved: more than half of its responses are right, or at least one. With "avg", newly solved and
+forgotten are the questions whose share of right responses rose or fell."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One question in both evaluations: right responses of all. benchmark: "" where a folder holds one evaluation."""
+    """One question in evaluations A and B: `correct` of `n` responses are right.
+
+    benchmark: "" where the folder has only one evaluation.
+    """
 
     benchmark: str
     id: str
@@ -47,11 +37,11 @@ class Pair:
 
     @property
     def difference(self) -> float:
-        """Of the shares of right responses, B - A."""
+        """Share of right responses in B minus that in A."""
         return self.correct_b / self.n_b - self.correct_a / self.n_a
 
     def change(self, rule: Rule) -> Literal["newly solved", "forgotten", "solved", "unsolved", "same"]:
-        """ "same" is rule avg's only: there is nothing to call solved."""
+        """The change from A to B. Only the rule "avg" has "same", and neither "solved" nor "unsolved"."""
         if rule == "avg":
             ahead = self.correct_b * self.n_a - self.correct_a * self.n_b
             return "newly solved" if ahead > 0 else "forgotten" if ahead < 0 else "same"
@@ -66,7 +56,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `pairs`, at least one, come to."""
+    """The numbers of a comparison. pairs: at least one."""
 
     pairs: Sequence[Pair]
     rule: Rule
@@ -81,7 +71,7 @@ class Comparison:
 
     @cached_property
     def difference(self) -> Estimate:
-        """B - A, with its interval by bootstrap over questions, each drawn with both its results."""
+        """Accuracy of B - A, with its interval by paired bootstrap over questions."""
         return bootstrap([pair.difference for pair in self.pairs])
 
     def changed(self, change: str) -> list[Pair]:
@@ -89,7 +79,7 @@ class Comparison:
 
     @cached_property
     def p_of_accuracy(self) -> float:
-        """Of the difference of accuracies: exact permutation test over questions."""
+        """p-value of the difference in accuracy: exact paired permutation test over questions."""
         unit = math.lcm(*{n for pair in self.pairs for n in (pair.n_a, pair.n_b)})
         return permutation_test(
             [pair.correct_b * (unit // pair.n_b) - pair.correct_a * (unit // pair.n_a) for pair in self.pairs]
@@ -97,7 +87,7 @@ class Comparison:
 
     @property
     def p_of_changes(self) -> float:
-        """Of newly solved against forgotten: exact sign test (McNemar)."""
+        """p-value of newly solved against forgotten: exact sign test (McNemar)."""
         return sign_test(len(self.changed("newly solved")), len(self.changed("forgotten")))
 
     def numbers(self) -> dict[str, Any]:
@@ -112,99 +102,30 @@ class Comparison:
             "p_of_changes": self.p_of_changes,
         }
 
-    def parts(self, key: Callable[[Pair], str | None]) -> dict[str, Comparison]:
-        """By `key`, in order of appearance; pairs without one are in no part."""
-        names = dict.fromkeys(key(pair) for pair in self.pairs)
-        return {
-            name: Comparison([pair for pair in self.pairs if key(pair) == name], self.rule) for name in names if name
-        }
+    def by_benchmark(self) -> dict[str, Comparison]:
+        """The comparison of each benchmark, in order of appearance."""
+        return self._split([pair.benchmark for pair in self.pairs])
 
+    def by_grade(self) -> dict[str, Comparison]:
+        """The comparison of each grade, in order of appearance, of the questions that belong to no benchmark."""
+        return self._split([None if pair.benchmark else pair.grade for pair in self.pairs])
 
-def run_compare(
-    a: Path, b: Path | None, steps: tuple[int | None, int | None], rule: Rule, output: Path | None, console: Console
-) -> int:
-    """Prints the table and what changed; with `output` writes all of it as JSON.
-
-    steps: of A and of B, each a run's evaluation after that step; None: what the place holds by itself. Without `b`
-    the run `a` is compared with itself, by default its first evaluation with its last.
-    """
-    if b is None:
-        b, steps = a, _first_and_last(a, steps)
-    comparison = Comparison(load_pairs(a, b, steps), rule)
-    sides = [str(side) if step is None else f"{side}, step {step}" for side, step in zip((a, b), steps, strict=True)]
-    if rule == "any" and (odd := next((pair for pair in comparison.pairs if pair.n_a != pair.n_b), None)):
-        raise HptError(
-            f"--solved any: question {odd.id!r} has {odd.n_a} responses in A and {odd.n_b} in B, and more find more; "
-            "evaluate both with the same --n, or use majority or avg"
-        )
-    parts = {name: comparison.parts(key) for name, key in _PARTS.items()}
-    print_results(_table(comparison, parts, f"A: {sides[0]}\nB: {sides[1]}"), *_notes(comparison))
-    if output:
-        make_folder(output.parent)
-        numbers = {name: {key: part.numbers() for key, part in found.items()} for name, found in parts.items()}
-        questions = [asdict(pair) | {"change": pair.change(rule)} for pair in comparison.pairs]
-        everything = {"a": sides[0], "b": sides[1], "rule": rule, "all": comparison.numbers(), **numbers}
-        write_json(output, everything | {"per_question": questions})
-        console.print(f"All numbers, question by question: {output}", soft_wrap=True)
-    return 0
-
-
-_PARTS: dict[str, Callable[[Pair], str | None]] = {
-    "benchmarks": lambda pair: pair.benchmark,
-    "grades": lambda pair: None if pair.benchmark else pair.grade,
-}
-
-
-def _table(comparison: Comparison, parts: dict[str, dict[str, Comparison]], title: str) -> Table:
-    table = plain_table(title, "", "count", "A", "B", "B - A", "95% interval", "newly\nsolved", "forgotten", "p")
-    for found in parts.values():
-        for name, part in found.items():
-            table.add_row(escape(name), *_cells(part))
-    table.add_section()
-    table.add_row("all", *_cells(comparison), style="bold")
-    return table
-
-
-def _cells(part: Comparison) -> list[str]:
-    mean, low, high = part.difference
-    return [
-        f"{len(part.pairs):,}",
-        f"{part.accuracy_a:.1%}",
-        f"{part.accuracy_b:.1%}",
-        f"{100 * mean:+.1f}",
-        f"{100 * low:+.1f} to {100 * high:+.1f}",
-        f"{len(part.changed('newly solved')):,}",
-        f"{len(part.changed('forgotten')):,}",
-        _p(part.p_of_accuracy),
-    ]
-
-
-def _notes(comparison: Comparison) -> list[str]:
-    notes = []
-    for change in ("newly solved", "forgotten"):
-        pairs = comparison.changed(change)
-        if pairs:
-            names = [f"{pair.benchmark} {pair.id}".strip() for pair in pairs[:IDS_SHOWN]]
-            more = f" and {len(pairs) - IDS_SHOWN} more" if len(pairs) > IDS_SHOWN else ""
-            notes.append(escape(f"{change.capitalize()}: {', '.join(names)}{more}"))
-    return [
-        "",
-        *notes,
-        f"({_RULES[comparison.rule]})",
-        f"p: of accuracy B - A, by permutation over questions. Newly solved against forgotten, by the sign test: "
-        f"p = {_p(comparison.p_of_changes)}",
-    ]
-
-
-def _p(value: float) -> str:
-    return f"{value:.3f}" if value >= 0.001 else "<0.001"
-
-
-# ---- reading
+    def _split(self, names: Sequence[str | None]) -> dict[str, Comparison]:
+        """One comparison per name. names: one per pair; a pair whose name is empty is left out."""
+        parts: dict[str, list[Pair]] = {}
+        for name, pair in zip(names, self.pairs, strict=True):
+            if name:
+                parts.setdefault(name, []).append(pair)
+        return {name: Comparison(pairs, self.rule) for name, pairs in parts.items()}
 
 
 def load_pairs(a: Path, b: Path, steps: tuple[int | None, int | None] = (None, None)) -> list[Pair]:
-    """The questions of two evaluations side by side; HptError naming examples where they are not the same."""
+    """The questions of two evaluations, paired by id.
+
+    a, b: results of `hpt eval`, a folder of them, or a run. steps: of a run, the training step after which it was
+    evaluated; None is the evaluation in its eval/ by `hpt eval`, else the last one of its training.
+    HptError, with examples, where the questions differ.
+    """
     found_a, found_b = (_find(side, step) for side, step in zip((a, b), steps, strict=True))
     if found_a.keys() != found_b.keys():
         listed = [", ".join(name or "one evaluation" for name in found) for found in (found_a, found_b)]
@@ -212,12 +133,12 @@ def load_pairs(a: Path, b: Path, steps: tuple[int | None, int | None] = (None, N
     return [pair for name in found_a for pair in _pair(name, found_a[name], found_b[name])]
 
 
-def _first_and_last(run: Path, steps: tuple[int | None, int | None]) -> tuple[int, int]:
-    """The steps to compare a run with itself at, those that are not given filled in."""
+def first_and_last_step(run: Path, steps: tuple[int | None, int | None] = (None, None)) -> tuple[int, int]:
+    """The first and the last step at which a run was evaluated. `steps` replace them where they are not None."""
     found = list(step_files(run, EVALUATIONS))
     if len(found) < 2:
         raise HptError(
-            f"{run}: to be compared with itself a run needs two evaluations of its training (eval.every), and this has "
+            f"{run}: to compare a run with itself takes two evaluations of its training (eval.every), and this has "
             f"{len(found)}; name B, too"
         )
     first, last = steps
@@ -225,15 +146,12 @@ def _first_and_last(run: Path, steps: tuple[int | None, int | None]) -> tuple[in
 
 
 def _find(folder: Path, step: int | None) -> dict[str, Path]:
-    """Its results by benchmark; the name of a single evaluation is "".
-
-    A file is an evaluation by itself. A run's is what `hpt eval` wrote into its eval/, else the last of its training.
-    """
+    """The files of results by benchmark; the name of a single evaluation is ""."""
     if folder.is_file() and step is None:
         return {"": folder}
     if not folder.is_dir():
         raise HptError(f"{folder}: no such folder")
-    is_run = (folder / RUN_CONFIG).is_file()
+    is_run = (folder / CONFIG).is_file()
     training = step_files(folder, EVALUATIONS) if is_run else {}
     if step is not None:
         if step not in training:
@@ -249,7 +167,7 @@ def _find(folder: Path, step: int | None) -> dict[str, Path]:
         return {"": training[max(training)]}
     if not several and not single.is_file():
         raise HptError(
-            f"{place}: there is no {RESULTS} here or in folders of it; hpt eval MODEL --data DATA --output {place} "
+            f"{place}: there is no {RESULTS} here or in a folder in it; hpt eval MODEL --data DATA --output {place} "
             "writes one"
         )
     return several or {"": single}
@@ -258,19 +176,19 @@ def _find(folder: Path, step: int | None) -> dict[str, Path]:
 def _pair(benchmark: str, path_a: Path, path_b: Path) -> list[Pair]:
     results_a, results_b = read_results(path_a), read_results(path_b)
     for one, path, other in ((results_a, path_a, results_b), (results_b, path_b, results_a)):
-        alone = [id for id in one if id not in other]
-        if alone:
+        missing = [id for id in one if id not in other]
+        if missing:
             raise HptError(
-                f"A and B hold different questions: {len(alone)} of {len(one)} in {path} are not in the other, "
-                f"such as {_examples(alone)}"
+                f"A and B hold different questions: {len(missing)} of {len(one)} in {path} are not in the other, "
+                f"such as {_examples(missing)}"
             )
-    unlike = [
+    changed = [
         id for id, record in results_a.items() if any(record[key] != results_b[id][key] for key in ("prompt", "answer"))
     ]
-    if unlike:
+    if changed:
         raise HptError(
-            f"A and B hold different questions: {len(unlike)} have another prompt or answer under the same id in "
-            f"{path_a} and {path_b}, such as {_examples(unlike)} (GPQA's choices are in one order for one --seed)"
+            f"A and B hold different questions: {len(changed)} have another prompt or answer under the same id in "
+            f"{path_a} and {path_b}, such as {_examples(changed)} (the order of GPQA's choices depends on --seed)"
         )
     return [
         Pair(benchmark, id, one["grade"], one["correct"], one["n"], results_b[id]["correct"], results_b[id]["n"])

@@ -1,4 +1,4 @@
-"""`hpt plan`, and the check that `hpt train` does before it loads a model."""
+"""The memory check of `hpt train` before it loads a model, and the advice for a run that does not fit."""
 
 from __future__ import annotations
 
@@ -7,27 +7,8 @@ from rich.console import Console
 from hpt.config.schema import Config
 from hpt.memory.advice import single_changes
 from hpt.memory.plan import Plan, make_plan
-from hpt.memory.skeleton import NoArchitecture
 from hpt.memory.table import plan_table, summary
 from hpt.support.errors import HptError
-from hpt.support.terminal import print_results
-
-DOES_NOT_FIT = 1
-
-
-def run_plan(config: Config) -> int:
-    """Prints the plan to stdout, with advice where it does not fit. The exit code: 0, or 1 where it does not."""
-    try:
-        plan = make_plan(config)
-    except NoArchitecture as error:
-        if config.prepare is None:
-            raise
-        raise HptError(
-            f"model.path = {config.model.path!r} does not exist yet: this recipe's prepare ({config.prepare}) is to "
-            "make it. hpt train runs that first, and checks the plan before it loads the model."
-        ) from error
-    print_results(plan_table(plan), summary(plan), *plan.notes, *advice_lines(plan))
-    return 0 if plan.fits else DOES_NOT_FIT
 
 
 def check_memory(config: Config, console: Console, *, prompt_tokens: int) -> None:

@@ -271,7 +271,7 @@ def test_an_interruption_keeps_what_was_done(world, hpt_eval, tmp_path, monkeypa
         ),
         (["--data", "nothing.jsonl"], ["nothing.jsonl: no such file"]),
         (["--data", "AIME24", "--data-dir", "nowhere"], ["nowhere, the folder of benchmark files, cannot be read"]),
-        (["--data", "AIME24", "--data", "aime2024"], ["AIME24, aime2024 are not told apart"]),
+        (["--data", "AIME24", "--data", "aime2024"], ["AIME24, aime2024 do not have distinct names"]),
         (["--data", "{eval}", "--k", "9"], ["--k 9: pass@k needs k <= n, and n is 8 for eval"]),
         (["--data", "{eval}", "--template", "no place"], ["template must contain {question}"]),
         (
@@ -286,7 +286,7 @@ def test_an_interruption_keeps_what_was_done(world, hpt_eval, tmp_path, monkeypa
     ],
 )
 def test_errors_come_before_the_model_is_loaded(world, hpt_eval, monkeypatch, arguments, words):
-    monkeypatch.setattr("hpt.commands.evaluate.load_model", None)
+    monkeypatch.setattr("hpt.model.loading.load_model", None)
     filled = [argument.replace("{eval}", str(world.parent / "eval.jsonl")) for argument in arguments]
     code, out, err = hpt_eval(*filled, "--style", "plain")
     assert (code, out) == (2, "")

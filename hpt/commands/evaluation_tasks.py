@@ -1,0 +1,183 @@
+"""What `hpt eval` evaluates: the model, and a task for each benchmark or file of --data."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from pydantic import ValidationError
+from rich.console import Console
+
+from hpt.config.recipe import load_config
+from hpt.config.schema import ColumnsConfig, PromptConfig, Section, VerifyConfig
+from hpt.data.benchmarks import MAX_TOKENS, find_benchmark, load_benchmark, load_file, unknown_benchmark
+from hpt.data.prompt import PromptRenderer
+from hpt.data.questions import Question
+from hpt.data.readers import FILE_KINDS
+from hpt.evaluation.estimates import Estimate, bootstrap_average
+from hpt.evaluation.evaluate import EvalResult
+from hpt.model.positions import check_positions
+from hpt.records.files import CONFIG
+from hpt.rollout import Sampling
+from hpt.support.errors import ConfigError, HptError
+from hpt.training.checkpoint import checkpoints
+from hpt.verify import ChoiceVerifier, MathVerifier, Verifier, make_verifier
+
+FILE_N, FILE_MAX_TOKENS = 8, 1024
+_VERIFIER_KINDS = {"math": "mathematics", "boxed": "mathematics, boxed", "choice": "multiple choice"}
+
+SectionKind = TypeVar("SectionKind", bound=Section)
+
+
+class EvaluatedModel(NamedTuple):
+    """path: a folder or hub name. prompt, verifier: those that the model was trained with, where a run says so."""
+
+    path: str
+    prompt: PromptConfig = PromptConfig()
+    verifier: str = "math"
+
+
+@dataclass(frozen=True)
+class EvaluationTask:
+    """One benchmark or file of questions, and how it is sampled and scored.
+
+    name: of the benchmark, or a short one for the file. source: the file or the name on the hub.
+    verifier: "math", "boxed", "choice" or "module:function". ks: the k of pass@k.
+    """
+
+    name: str
+    source: str
+    questions: list[Question]
+    verifier: str
+    sampling: Sampling
+    ks: list[int]
+
+    def settings(self) -> dict[str, Any]:
+        return {"data": self.source, "verifier": self.verifier, **asdict(self.sampling)}
+
+
+def find_model(name: str) -> EvaluatedModel:
+    """The model of a folder, a hub name, a checkpoint, or a run, which stands for its last checkpoint."""
+    path = name
+    recipe = Path(name) / CONFIG
+    if recipe.is_file():
+        found = checkpoints(Path(name))
+        if not found:
+            raise HptError(f"{name}: this run has no checkpoint yet")
+        path = str(found[-1])
+    else:
+        recipe = Path(name).resolve().parent.parent / CONFIG
+    if not recipe.is_file():
+        return EvaluatedModel(path)
+    config = load_config(recipe)
+    verifier = config.verify.function or ("boxed" if config.verify.boxed else "math")
+    return EvaluatedModel(path, config.prompt, verifier)
+
+
+def load_tasks(options: argparse.Namespace, file_verifier: str) -> list[EvaluationTask]:
+    """One task for each --data, with its questions.
+
+    file_verifier: the verifier of a file without a known layout, where --verifier does not name one.
+    """
+    columns = ColumnsConfig(**options.columns)
+    tasks = []
+    for name, data in zip(_task_names(options.data), options.data, strict=True):
+        verifier: str
+        if benchmark := find_benchmark(data):
+            source, questions = load_benchmark(benchmark, options.data_dir, columns, seed=options.seed)
+            verifier, n, max_tokens = benchmark.verifier, benchmark.n, MAX_TOKENS
+        else:
+            source = data
+            questions, scoring = load_file(data, columns, seed=options.seed)
+            verifier, n, max_tokens = scoring or file_verifier, FILE_N, FILE_MAX_TOKENS
+        if options.temperature == 0:
+            n = 1
+        n = options.n or n
+        ks = sorted(set(itertools.chain(*options.k or []))) or [2**power for power in range(n.bit_length())]
+        if max(ks) > n:
+            raise ConfigError(f"--k {max(ks)}: pass@k needs k <= n, and n is {n} for {name}; see --n")
+        sampling = Sampling(n, options.max_tokens or max_tokens, options.temperature, options.top_p)
+        tasks.append(
+            EvaluationTask(name, source, questions[: options.limit], options.verifier or verifier, sampling, ks)
+        )
+    return tasks
+
+
+def prompt_settings(prompt: PromptConfig, options: argparse.Namespace, *, has_chat_template: bool) -> PromptConfig:
+    """`prompt` with what the options set; plain where the tokenizer has no chat template and --style is not given."""
+    style = options.style
+    if style is None and prompt.style == "chat" and not has_chat_template:
+        style = "plain"
+    changes = {"style": style, "system": options.system, "template": options.template}
+    given = {name: value for name, value in changes.items() if value is not None}
+    return _make_section(PromptConfig, prompt.model_dump() | given, "--template")
+
+
+def check_lengths(model_path: str, tasks: Sequence[EvaluationTask], renderer: PromptRenderer, console: Console) -> None:
+    """HptError where the model has fewer positions than a prompt and its response may take."""
+    needed = {}
+    for task in tasks:
+        longest = max(map(len, renderer.encode_prompts(task.questions)))
+        what = f"the longest prompt of {task.name} and --max-tokens {task.sampling.max_tokens:,}"
+        needed[what] = longest + task.sampling.max_tokens
+    check_positions(model_path, needed, console)
+
+
+def named_verifier(name: str) -> Verifier:
+    """The verifier of an `EvaluationTask`."""
+    if name == "choice":
+        return ChoiceVerifier()
+    if name in ("math", "boxed"):
+        return MathVerifier(boxed=name == "boxed")
+    allowed = f"--verifier {name}: math, boxed, choice or a function"
+    return make_verifier(_make_section(VerifyConfig, {"function": name}, allowed))
+
+
+def average_scores(tasks: Sequence[EvaluationTask], results: Mapping[str, EvalResult]) -> dict[str, Estimate]:
+    """Averages in which each task counts once, separately for mathematics and multiple choice, as in the paper.
+
+    A kind of which there is only one task has no average.
+    """
+    shares_by_verifier: dict[str, list[list[float]]] = {}
+    for task in tasks:
+        shares_by_verifier.setdefault(task.verifier, []).append(results[task.name].shares)
+    averages = {}
+    for verifier, shares in shares_by_verifier.items():
+        kind = _VERIFIER_KINDS.get(verifier, verifier)
+        name = f"average, {kind}" if len(shares_by_verifier) > 1 else "average"
+        if len(shares) > 1:
+            averages[name] = bootstrap_average(shares)
+    return averages
+
+
+def _task_names(sources: Sequence[str]) -> list[str]:
+    """A benchmark's own name; for a file, as many of the last parts of its path as make all names distinct."""
+    parts = [_name_parts(source) for source in sources]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["-".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise ConfigError(f"--data: {', '.join(sources)} do not have distinct names; give each only once")
+
+
+def _name_parts(source: str) -> list[str]:
+    if benchmark := find_benchmark(source):
+        return [benchmark.name]
+    is_file = Path(source).suffix in FILE_KINDS
+    if not (is_file or "/" in source or "@" in source or Path(source).exists()):
+        raise unknown_benchmark(source)
+    stem = source.removesuffix(Path(source).suffix) if is_file else source
+    return [part for part in re.split(r"[^\w.+-]+", stem) if part]
+
+
+def _make_section(kind: type[SectionKind], values: dict[str, Any], what: str) -> SectionKind:
+    """A section of settings; ConfigError, beginning with `what`, where a value is not allowed."""
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        raise ConfigError(f"{what}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None

@@ -1,0 +1,49 @@
+"""`hpt plan`: the memory that a run will need, and whether it fits."""
+
+from __future__ import annotations
+
+import argparse
+
+from rich.console import Console
+
+from hpt.commands.arguments import CommandParser
+from hpt.support.errors import HptError
+from hpt.support.terminal import print_results
+
+HELP = "predicted memory of a recipe, part by part, and whether it fits"
+DOES_NOT_FIT = 1
+
+
+def add_arguments(parser: CommandParser) -> None:
+    parser.description = """\
+The memory that a run will need, from its recipe and its model's config alone; nothing is loaded.
+The hardware is that of the recipe (hardware.*), else this machine. Exit code 1 if the run does not fit."""
+    parser.epilog = """\
+examples:
+  hpt plan my-recipe.yaml hardware.gpu_memory_gib=80
+  hpt plan my-recipe.yaml engine=deepspeed deepspeed.stage=3 hardware.gpus=8 hardware.gpu_memory_gib=80
+"""
+    parser.add_argument("recipe", help="a YAML file, or the name of a shipped recipe")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="changes to the recipe")
+
+
+def run(options: argparse.Namespace, console: Console) -> int:
+    from hpt.config.recipe import load_config
+    from hpt.memory import advice_lines, make_plan
+    from hpt.memory.skeleton import NoArchitecture
+    from hpt.memory.table import plan_table, summary
+    from hpt.support.quiet import quiet_libraries
+
+    quiet_libraries()
+    config = load_config(options.recipe, options.settings)
+    try:
+        plan = make_plan(config)
+    except NoArchitecture as error:
+        if config.prepare is None:
+            raise
+        raise HptError(
+            f"model.path = {config.model.path!r} does not exist yet: this recipe's prepare ({config.prepare}) makes "
+            "it. hpt train runs that first, and checks the plan before it loads the model."
+        ) from error
+    print_results(plan_table(plan), summary(plan), *plan.notes, *advice_lines(plan))
+    return 0 if plan.fits else DOES_NOT_FIT

@@ -1,0 +1,25 @@
+"""`hpt report`: figures and an HTML page of one or several runs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from hpt.commands.arguments import CommandParser
+
+HELP = "figures and one HTML page of one run, or of several side by side"
+
+
+def add_arguments(parser: CommandParser) -> None:
+    parser.description = "Draw the figures of one run, or of several side by side, and write one HTML page."
+    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="a run's folder")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where to write (default: the run's folder)")
+
+
+def run(options: argparse.Namespace, console: Console) -> int:
+    from hpt.report import report
+
+    print(report(options.runs, options.output))
+    return 0
