@@ -1,4 +1,4 @@
-"""`python -m hpt` is the command `hpt`, for launchers that start modules (torchrun, deepspeed)."""
+"""Makes `python -m hpt` the command `hpt`, for launchers that start modules (torchrun, deepspeed)."""
 
 import sys
 

@@ -16,7 +16,7 @@ DOES_NOT_FIT = 1
 
 def add_arguments(parser: CommandParser) -> None:
     parser.description = """\
-The memory that a run will need, from its recipe and its model's config alone; nothing is loaded.
+The memory that a run will need, from its recipe and its model's config only; nothing is loaded.
 The hardware is that of the recipe (hardware.*), else this machine. Exit code 1 if the run does not fit."""
     parser.epilog = """\
 examples:

@@ -1,4 +1,4 @@
-"""The Hugging Face hub, asked once whether it answers: its libraries would try each file for half a minute."""
+"""Checks once whether the Hugging Face hub answers, since its libraries retry every file for half a minute."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ TIMEOUT = 10.0  # seconds
 
 @lru_cache(maxsize=1)
 def find_hub() -> bool:
-    """Whether the hub answers. Where it does not, its libraries are told to use what they have cached and nothing else.
+    """Whether the hub answers. Where it does not, its libraries are set to use only what is cached.
 
-    A note on stderr says so. HF_HUB_OFFLINE=1 spares the question; proxies and HF_ENDPOINT are heeded.
+    That is noted on stderr. HF_HUB_OFFLINE=1 skips the request; proxies and HF_ENDPOINT are respected.
     """
     from huggingface_hub import constants, get_session
 
@@ -20,14 +20,14 @@ def find_hub() -> bool:
         return False
     try:
         get_session().head(constants.ENDPOINT, timeout=TIMEOUT)
-    except Exception as error:  # the HTTP library's own, which differ between versions of huggingface_hub
+    except Exception as error:  # versions of huggingface_hub use different HTTP libraries
         print(
             f"The Hugging Face hub ({constants.ENDPOINT}) does not answer: {error or type(error).__name__}. "
             "Only what is cached can be used.",
             file=sys.stderr,
         )
         constants.HF_HUB_OFFLINE = True
-        if "datasets" in sys.modules:  # it copied the constant when it was imported
+        if "datasets" in sys.modules:  # it copies the constant when it is imported
             sys.modules["datasets"].config.HF_HUB_OFFLINE = True
         return False
     return True

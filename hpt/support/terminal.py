@@ -1,4 +1,4 @@
-"""Results on stdout: readable on a terminal of 80 columns, whole when they are piped."""
+"""Prints results to stdout: tables for a terminal of 80 columns, never wrapped in a pipe."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WIDTH = 80
 
 
 def plain_table(title: str, first: str, *others: str) -> Table:
-    """A table of narrow columns; all but the first are right-aligned. Title and headers are literal text."""
+    """A table with narrow columns, all but the first right-aligned. Title and headers are not read as markup."""
     table = Table(title=escape(title), box=box.SIMPLE_HEAD, padding=0, show_edge=False, title_justify="left")
     table.add_column(escape(first), overflow="fold")
     for header in others:
@@ -21,13 +21,13 @@ def plain_table(title: str, first: str, *others: str) -> Table:
 
 
 def width_of(part: RenderableType) -> int:
-    """Columns it takes where there is room enough."""
+    """Its width in columns when nothing is wrapped."""
     console = Console(width=10_000)
     return Measurement.get(console, console.options, part).maximum
 
 
 def print_results(*parts: RenderableType) -> None:
-    """Prints to stdout; where that is no terminal nothing is wrapped, however narrow the pipe is said to be."""
+    """Prints to stdout. Where that is not a terminal nothing is wrapped, whatever width $COLUMNS says."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = max(console.width, *map(width_of, parts))

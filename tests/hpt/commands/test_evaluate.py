@@ -1,4 +1,4 @@
-"""hpt eval through the command line, in the tiny world: files, benchmarks, several at once, flags, interruptions."""
+"""hpt eval on a tiny model: files, benchmarks, several at once, flags, interruptions, errors."""
 
 import json
 import re
@@ -35,7 +35,7 @@ def hpt_eval(world, capsys, monkeypatch):
 
 @pytest.fixture(scope="module")
 def benchmarks(tmp_path_factory):
-    """Made-up benchmark files, of questions that the world's tokenizer can spell."""
+    """Made-up benchmark files, with questions in the characters of the world's tokenizer."""
     folder = tmp_path_factory.mktemp("benchmarks")
     for name, count in (("AIME24", 3), ("AMC23", 4)):
         (folder / name).mkdir()
@@ -101,7 +101,7 @@ def test_the_seed_decides_and_batches_differ(world, hpt_eval, tmp_path):
     one = responses("one", "--batch-size", 4)
     assert one == responses("two", "--batch-size", 4)
     assert one != responses("three", "--batch-size", 4, "--seed", 1)
-    # One prompt in three batches: a seed for all of them would draw the same responses thrice.
+    # One prompt in three batches: with one seed for all of them the responses would be the same.
     assert one[0] != one[1] != one[2] != one[0]
 
 
@@ -118,7 +118,7 @@ def test_columns_k_and_limit(hpt_eval, tmp_path):
     assert "no record has a column for the prompt" in err
 
 
-def test_a_checkpoint_is_asked_and_graded_as_its_run_did(world, hpt_eval, benchmarks, tmp_path):
+def test_a_checkpoint_has_the_prompts_and_the_verifier_of_its_run(world, hpt_eval, benchmarks, tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "run" / "config.yaml").write_bytes(world.read_bytes())
     checkpoint = tmp_path / "run" / "checkpoints" / "step-000001"
@@ -180,7 +180,7 @@ def test_several_benchmarks(hpt_eval, benchmarks, tmp_path):
     assert rows["average"][1] == f"{numbers['average']['mean']:.1%}"
 
 
-def test_a_benchmark_is_the_same_alone_and_among_others(hpt_eval, benchmarks, tmp_path, monkeypatch):
+def test_a_benchmark_has_the_same_results_alone_and_among_others(hpt_eval, benchmarks, tmp_path, monkeypatch):
     monkeypatch.setenv("HPT_DATA_DIR", str(benchmarks))
     several = ["--data", "AIME24", "--data", "AMC", "--n", 2, "--output", tmp_path / "several"]
     assert hpt_eval(*several, *QUICK)[0] == 0
@@ -189,7 +189,7 @@ def test_a_benchmark_is_the_same_alone_and_among_others(hpt_eval, benchmarks, tm
 
 
 def test_multiple_choice_is_graded_by_letters(hpt_eval, benchmarks, tmp_path, monkeypatch):
-    """A model that boxes B is right where the shuffle put the right choice there."""
+    """A model that always answers B is right where the shuffle put the right choice there."""
 
     monkeypatch.setattr(TransformersEngine, "generate", one_token)
     monkeypatch.setattr("hpt.rollout.responses.response_text", lambda tokenizer, rollout: r"\boxed{B}")
@@ -202,20 +202,20 @@ def test_multiple_choice_is_graded_by_letters(hpt_eval, benchmarks, tmp_path, mo
     assert {record["n"] for record in records} == {1}
     assert summary(tmp_path)["benchmarks"]["GPQA-Diamond"]["verifier"] == "choice"
     assert summary(tmp_path)["average, mathematics"]["mean"] == 0.0
-    assert "average, multiple choice" not in out  # of one benchmark there is none
+    assert "average, multiple choice" not in out  # one benchmark has no average
 
 
 # ---- what is printed
 
 
-def test_tables_fit_80_columns_and_narrow_pipes_cut_nothing(world, hpt_eval, benchmarks, monkeypatch):
+def test_tables_fit_80_columns_and_narrow_pipes_wrap_nothing(world, hpt_eval, benchmarks, monkeypatch):
     monkeypatch.setenv("COLUMNS", "30")
     monkeypatch.setattr(TransformersEngine, "generate", one_token)
     data = ["--data", world.parent / "eval.jsonl", "--n", 300]
     one = hpt_eval(*data, *QUICK)[1]
     several = hpt_eval(*data, "--data", "GPQA", "--data-dir", benchmarks, *QUICK)[1]
     for out in (one, several):
-        lines = out.splitlines()[1:]  # the title names a path of any length
+        lines = out.splitlines()[1:]  # the title has a path of any length
         assert 30 < max(map(len, lines)) <= 80
         assert "…" not in out
     assert re.search(r"^256 +\d+\.\d%", one, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""hpt.records.files: what is written is read back, a kill or a full disk never breaks the records."""
+"""hpt.records.files: what is written is read back; a kill or a full disk never breaks the records."""
 
 import errno
 import json
@@ -44,7 +44,7 @@ def test_every_line_is_valid_json_whatever_the_values(tmp_path):
     }
 
 
-def test_rollouts_are_one_object_a_question(tmp_path):
+def test_rollouts_are_one_object_per_question(tmp_path):
     questions = [
         {"step": 7, "id": "a", "responses": ["1\n2", "\x00"]},
         {"step": 7, "id": "b", "responses": []},

@@ -1,4 +1,4 @@
-"""hpt.records.trackers: a missing or refusing tracker says so at once; TensorBoard gets the numbers of each step."""
+"""hpt.records.trackers: errors of a missing or refusing tracker; every tracker gets the numbers of each step."""
 
 import sys
 from types import SimpleNamespace

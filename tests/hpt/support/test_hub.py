@@ -1,6 +1,5 @@
-"""A hub that does not answer is asked once, and a note says so; nothing waits for half a minute."""
+"""hpt.support.hub: a hub that does not answer is asked once, and nothing is retried for half a minute."""
 
-import datasets
 import pytest
 from huggingface_hub import constants
 
@@ -22,6 +21,7 @@ def closed_hub(monkeypatch):
 @pytest.mark.parametrize("kind", ["model", "dataset"])
 def test_an_unreachable_hub_is_named_at_once(tmp_path, closed_hub, monkeypatch, capfd, kind):
     if kind == "dataset":
+        datasets = pytest.importorskip("datasets")
         monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     data = tmp_path / "questions.csv"
     data.write_text("prompt,answer\n1+1?,2\n")
