@@ -11,8 +11,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from hpt.evaluation.estimates import pass_at_k
-from hpt.evaluation.significance import permutation_test
+from hpt.evaluation.statistics import pass_at_k, permutation_test
 
 CLEAN, WRONG = "clean", "wrong"
 WITHOUT_DEMONSTRATIONS = ("grpo",)

@@ -21,7 +21,7 @@ from transformers import LlamaConfig, PretrainedConfig, Qwen2Config
 from hpt.config.recipe import build_config
 from hpt.config.schema import Config
 from hpt.memory import make_plan
-from hpt.memory.live import LiveBytes
+from hpt.memory.allocations import AllocationTracker
 from hpt.rollout import Sampling
 
 from ._synthetic import REWARD, full_experiences, synthetic_trainer, write_random_model
@@ -131,15 +131,15 @@ def _config(folder: str, changes: dict[str, Any]) -> Config:
 
 def measure(config: Config) -> dict[str, int]:
     """Peak bytes of live tensors in the second training step, and in a rollout after it."""
-    with LiveBytes("cpu") as live, synthetic_trainer(config, prompt=PROMPT, made_up=False) as trainer:
+    with AllocationTracker("cpu") as live, synthetic_trainer(config, prompt=PROMPT, made_up=False) as trainer:
         model = trainer.policy.model
         live.add([*model.parameters(), *model.buffers()])
         experiences = full_experiences(trainer)
         trainer.update(trainer.rows(experiences))
-        live.restart_peak()
+        live.reset_peak()
         trainer.update(trainer.rows(experiences))
         training = live.peak
-        live.restart_peak()
+        live.reset_peak()
         sampling = Sampling(
             config.rollout.n, config.rollout.max_tokens, config.rollout.temperature, config.rollout.top_p
         )

@@ -28,7 +28,7 @@ from transformers import PretrainedConfig, Qwen2Config
 from hpt.config.recipe import build_config
 from hpt.config.schema import Config, ModelConfig
 from hpt.memory import make_plan
-from hpt.memory.skeleton import read_architecture
+from hpt.memory.meta_model import read_architecture
 from hpt.support.optional_packages import require
 
 from ._plain import PlainLoss

@@ -19,8 +19,8 @@ from hpt.data.benchmarks import MAX_TOKENS, find_benchmark, load_benchmark, load
 from hpt.data.prompt import PromptRenderer
 from hpt.data.questions import Question
 from hpt.data.readers import FILE_KINDS
-from hpt.evaluation.estimates import Estimate, bootstrap_average
 from hpt.evaluation.evaluate import EvalResult
+from hpt.evaluation.statistics import Estimate, bootstrap_average
 from hpt.model.positions import check_positions
 from hpt.records.files import CONFIG
 from hpt.rollout import Sampling

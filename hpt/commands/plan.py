@@ -30,7 +30,7 @@ examples:
 def run(options: argparse.Namespace, console: Console) -> int:
     from hpt.config.recipe import load_config
     from hpt.memory import advice_lines, make_plan
-    from hpt.memory.skeleton import NoArchitecture
+    from hpt.memory.meta_model import ArchitectureNotFound
     from hpt.memory.table import plan_table, summary
     from hpt.support.quiet import quiet_libraries
 
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     config = load_config(options.recipe, options.settings)
     try:
         plan = make_plan(config)
-    except NoArchitecture as error:
+    except ArchitectureNotFound as error:
         if config.prepare is None:
             raise
         raise HptError(

@@ -1,1 +1,1 @@
-"""How often a model is right: avg@n, pass@k, and two evaluations compared."""
+"""Evaluates models on questions with known answers: avg@k, pass@k, and two evaluations compared."""

@@ -9,9 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from hpt.evaluation.estimates import Estimate, bootstrap
 from hpt.evaluation.evaluate import RESULTS, read_results
-from hpt.evaluation.significance import permutation_test, sign_test
+from hpt.evaluation.statistics import Estimate, bootstrap, permutation_test, sign_test
 from hpt.records.files import CONFIG, EVALUATIONS, step_files
 from hpt.support.errors import HptError
 

@@ -13,7 +13,7 @@ from typing import Any, get_args
 from hpt.data.problems import Problems, describe
 from hpt.data.questions import Question
 from hpt.data.readers import read_records
-from hpt.evaluation.estimates import Estimate, bootstrap, pass_at_k
+from hpt.evaluation.statistics import Estimate, bootstrap, pass_at_k
 from hpt.rollout import Rollout
 from hpt.support.errors import HptError
 from hpt.support.files import make_folder, write_file_atomically

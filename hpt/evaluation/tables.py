@@ -1,4 +1,4 @@
-"""Tables of evaluations for the terminal. Intervals are 95%, by bootstrap over questions."""
+"""Evaluations as tables for the terminal, with 95% bootstrap intervals over questions."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from hpt.evaluation.estimates import Estimate
 from hpt.evaluation.evaluate import EvalResult
+from hpt.evaluation.statistics import Estimate
 from hpt.support.terminal import WIDTH, plain_table, width_of
 
 _COLUMNS = ("95% interval", "length", "truncated", "unparsable")
 
 
 def result_tables(result: EvalResult, ks: Sequence[int], title: str) -> Group:
-    """Of one evaluation: accuracy, a row for each grade and one for all questions; below it pass@k.
+    """The tables of one evaluation: accuracy by grade and over all questions; below it pass@k for each of `ks`.
 
-    The grades' own pass@k are shown where 80 columns have room for all of them.
+    pass@k of the grades is shown only if all of them fit into 80 columns.
     """
     accuracy = plain_table(title, "grade", "questions", measure(result.n), *_COLUMNS)
     for grade, part in result.grades.items():
@@ -40,7 +40,7 @@ def _pass_table(result: EvalResult, ks: Sequence[int], grades: Mapping[str, Eval
 
 
 def benchmark_table(results: Mapping[str, EvalResult], averages: Mapping[str, Estimate], title: str) -> Table:
-    """Of several evaluations: a row for each and one for each average."""
+    """The table of several evaluations: one row per benchmark, and one per average over benchmarks."""
     table = plain_table(title, "benchmark", "questions", "", "score", *_COLUMNS)
     for name, result in results.items():
         count, *cells = _cells(result)
@@ -52,7 +52,7 @@ def benchmark_table(results: Mapping[str, EvalResult], averages: Mapping[str, Es
 
 
 def measure(n: int) -> str:
-    """What the share of right responses is called."""
+    """The name of the share of right responses."""
     return f"avg@{n}" if n > 1 else "pass@1"
 
 

@@ -1,6 +1,7 @@
-"""Predicts the memory of a run before anything is loaded, and says which single change would make it fit."""
+"""Predicts a run's peak memory before anything is loaded, and names the single changes that would make it fit."""
 
-from hpt.memory.check import advice_lines, check_memory
-from hpt.memory.plan import Plan, make_plan
+from hpt.memory.advice import advice_lines
+from hpt.memory.plan import MemoryPlan, make_plan
+from hpt.memory.preflight import check_memory
 
-__all__ = ["Plan", "advice_lines", "check_memory", "make_plan"]
+__all__ = ["MemoryPlan", "advice_lines", "check_memory", "make_plan"]

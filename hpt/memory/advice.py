@@ -1,36 +1,51 @@
-"""Which single change of a recipe that does not fit would make it fit."""
+"""Advice for a run that does not fit: the single changes of its recipe that would make it fit."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import chain
 
 from hpt.config.recipe import build_config, merge
 from hpt.config.schema import Config
-from hpt.memory.changes import Change, changes_of, written
-from hpt.memory.plan import Plan, make_plan
+from hpt.memory.plan import MemoryPlan, make_plan
+from hpt.memory.savings import Change, as_settings, saving_changes
 from hpt.support.errors import HptError
 
 
-def single_changes(plan: Plan, *, prompt_tokens: int | None = None) -> list[str]:
-    """The changes that suffice on their own, as `key=value` for the command line, those that cost least first."""
-    found: list[str] = []
-    enough_gpus = False
-    for change in chain(changes_of(plan.config), _more_gpus(plan)):
-        if "hardware.gpus" in change and enough_gpus:
-            continue
+def advice_lines(plan: MemoryPlan, *, prompt_tokens: int | None = None) -> list[str]:
+    """What to tell the user about a plan that does not fit: its problems and what helps. Empty for a plan that fits.
+
+    prompt_tokens: the longest prompt, if known, as for `make_plan`.
+    """
+    if plan.fits:
+        return []
+    changes = single_changes(plan, prompt_tokens=prompt_tokens)
+    if not changes:
+        return [*plan.problems, "No single change makes it fit; combine several, or use a smaller model."]
+    return [
+        *plan.problems,
+        "Any one of these makes it fit, the cheapest first:",
+        *(f"  {change}" for change in changes),
+    ]
+
+
+def single_changes(plan: MemoryPlan, *, prompt_tokens: int | None = None) -> list[str]:
+    """The changes that suffice on their own, as `key=value` for the command line, the cheapest first."""
+    found = [as_settings(change) for change in saving_changes(plan.config) if _fits(plan.config, change, prompt_tokens)]
+    for change in _more_gpus(plan):
         if _fits(plan.config, change, prompt_tokens):
-            found.append(written(change))
-            enough_gpus |= "hardware.gpus" in change
+            found.append(as_settings(change))
+            break
     return found
 
 
-def _more_gpus(plan: Plan) -> Iterator[Change]:
-    gpus = plan.hardware.gpus
-    if plan.hardware.gpu_bytes is not None:
-        more = [count for count in (2, 4, 8, 16, 32, 64) if count > gpus]
-        zero: Change = {} if plan.config.engine == "deepspeed" else {"engine": "deepspeed", "deepspeed.stage": 3}
-        yield from ({**zero, "hardware.gpus": count} for count in more)
+def _more_gpus(plan: MemoryPlan) -> Iterator[Change]:
+    """The fewest GPUs first."""
+    if plan.hardware.gpu_bytes is None:
+        return
+    zero: Change = {} if plan.config.engine == "deepspeed" else {"engine": "deepspeed", "deepspeed.stage": 3}
+    for count in (2, 4, 8, 16, 32, 64):
+        if count > plan.hardware.gpus:
+            yield {**zero, "hardware.gpus": count}
 
 
 def _fits(config: Config, change: Change, prompt_tokens: int | None) -> bool:
@@ -41,5 +56,5 @@ def _fits(config: Config, change: Change, prompt_tokens: int | None) -> bool:
         merge(settings, value)
     try:
         return make_plan(build_config(settings, source="advice"), prompt_tokens=prompt_tokens).fits
-    except HptError:  # a combination that cannot be, or a package that is not here
+    except HptError:  # the recipe rules this change out, or a package for it is not installed
         return False

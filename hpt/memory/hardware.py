@@ -1,4 +1,4 @@
-"""The memory there is: as the recipe says, else of this machine."""
+"""The memory that a run may use: what the recipe's `hardware` says, else what this machine has."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Hardware:
+    """GPUs and CPU memory of one machine."""
+
     device: str  # cuda or cpu
     name: str
-    gpus: int  # that the run uses
-    gpu_bytes: int | None  # of each; None on a CPU
-    host_bytes: int | None
+    gpus: int  # how many the run uses
+    gpu_bytes: int | None  # memory of each GPU; None on a CPU
+    host_bytes: int | None  # CPU memory; None if unknown
 
 
 def hardware_of(config: Config) -> Hardware:
-    """Without a GPU, in the recipe or here, the plan is for a CPU."""
+    """The hardware of a run: a CPU if neither the recipe nor this machine has a GPU."""
     settings = config.hardware
-    here = torch.cuda.is_available() and config.device != "cpu"
-    # Without a GPU here the recipe's GPUs are of another machine, and so is the CPU memory beside them.
-    elsewhere = settings.gpu_memory_gib is not None and not here
+    gpu_here = torch.cuda.is_available() and config.device != "cpu"
+    # If the recipe names GPUs and this machine has none, the run is for another machine, whose CPU memory is unknown.
+    elsewhere = settings.gpu_memory_gib is not None and not gpu_here
     host = None if elsewhere else _host_bytes()
     if settings.host_memory_gib:
         host = round(settings.host_memory_gib * GIB)
     if settings.gpu_memory_gib:
         size, name = round(settings.gpu_memory_gib * GIB), f"GPU of {settings.gpu_memory_gib:g} GiB"
-    elif here:
+    elif gpu_here:
         index = torch.device(config.device).index if ":" in config.device else 0
         size = torch.cuda.get_device_properties(index or 0).total_memory
         name = f"{torch.cuda.get_device_name(index or 0)} of {size / GIB:.1f} GiB"
@@ -42,7 +44,7 @@ def hardware_of(config: Config) -> Hardware:
         count = 1
     else:
         world = int(os.environ.get("WORLD_SIZE", 0))
-        count = settings.gpus or world or (torch.cuda.device_count() if here else 1)
+        count = settings.gpus or world or (torch.cuda.device_count() if gpu_here else 1)
     return Hardware("cuda", name, count, size, host)
 
 

@@ -1,4 +1,4 @@
-"""What the fused loss holds beside hidden states and weights: one chunk of logits, and the sums of its gradients."""
+"""Memory of the fused loss beside hidden states and weights: one chunk of logits, and the sums of its gradients."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from upge.backends.plan import extra_bytes, plan_for
 
 
 def loss_bytes(tokens: int, width: int, vocabulary: int, dtype: torch.dtype, device: str, *, head_trained: bool) -> int:
-    """Peak of `upge.fused_policy_loss` and its backward on (tokens, width) hidden states, in bytes.
+    """Peak bytes of `upge.fused_policy_loss` and its backward pass on (tokens, width) hidden states.
 
-    By Triton's kernels on a GPU, as `upge` itself counts them; on a CPU by plain PyTorch, whose dW is summed in float32
-    and handed over in the weight's dtype.
+    On a GPU the Triton kernels run, and `upge` itself counts their memory. On a CPU plain PyTorch runs, sums dW in
+    float32, and casts it to the weight's dtype.
     """
     hidden, head = tokens * width, vocabulary * width if head_trained else 0
-    vectors = 100 * tokens  # log-probabilities, coefficients and the like
+    vectors = 100 * tokens  # log-probabilities, coefficients and other numbers per token
     if device == "cuda":
         extra = extra_bytes(plan_for(dtype, (9, 0), width), tokens, vocabulary, width, sums_weight=head_trained)
         return (hidden + head) * dtype.itemsize + sum(extra.values()) + vectors

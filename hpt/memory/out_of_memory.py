@@ -1,4 +1,4 @@
-"""Out of memory, said in the run's own terms: the phase it happened in, and the settings that make room."""
+"""Turns an out-of-memory error into a message that names the phase of the run and the settings that save memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from hpt.config.schema import Config
-from hpt.memory.changes import changes_of, written
+from hpt.memory.savings import as_settings, saving_changes
 from hpt.support.errors import HptError, RolloutError
 
 Phase = Literal["load", "rollout", "verify", "reference", "train", "eval"]
@@ -21,21 +21,23 @@ _SIGNS = (
     "ALLOC_FAILED",
     "bad_alloc",
 )
-# The phases that a setting helps in, where it is not all of them.
-_PHASES: dict[str, tuple[Phase, ...]] = {
+# The phases in which a setting saves memory; settings that are not listed do so in all phases.
+_PHASES_OF: dict[str, tuple[Phase, ...]] = {
     "rollout.batch_size": ("rollout", "eval"),
     "rollout.vllm.memory_share": ("load", "rollout", "eval"),
     "batch.tokens": ("reference", "train"),
     "model.gradient_checkpointing": ("train",),
 }
-_RESUMABLE = {*_PHASES, "rollout.vllm.sleep_level", "optimizer.offload"}
+# Settings that may differ when a run is resumed.
+_RESUMABLE = {*_PHASES_OF, "rollout.vllm.sleep_level", "optimizer.offload"}
 
 
 @contextmanager
 def memory_phase(phase: Phase, config: Config) -> Iterator[None]:
-    """A part of a run that starts and ends without cached GPU memory.
+    """Context for one phase of a run. Frees the cached GPU memory at its end.
 
-    HptError where memory does not suffice; RolloutError in the phases that leave the policy as it was.
+    Raises HptError if the memory does not suffice; in "rollout" and "eval", which do not change the policy,
+    RolloutError.
     """
     try:
         yield
@@ -50,27 +52,34 @@ def memory_phase(phase: Phase, config: Config) -> Iterator[None]:
 
 def _message(phase: Phase, config: Config, error: BaseException) -> str:
     first = (str(error).splitlines() or [""])[0] or "no memory left"
-    changeable, lasting = _remedies(phase, config)
+    resumable, new_run = _remedies(phase, config)
     lines = [f"out of memory in the phase {phase!r} of the run: {first}"]
-    if changeable and phase != "load":
-        lines.append(f"What makes room, also with --resume {config.output}: {', '.join(changeable)}")
-        changeable = []
-    if found := [*changeable, *lasting]:
-        lines.append(f"In a new run: {', '.join(found)}")
-    return "\n  ".join([*lines, f"hpt plan {config.output}/config.yaml [key=value ...] predicts what fits."])
+    if phase == "load":  # there is no run to resume yet
+        new_run = [*resumable, *new_run]
+    elif resumable:
+        lines.append(f"To save memory, also with --resume {config.output}: {', '.join(resumable)}")
+    if new_run:
+        lines.append(f"To save memory in a new run: {', '.join(new_run)}")
+    lines.append(f"hpt plan {config.output}/config.yaml [key=value ...] predicts what fits.")
+    return "\n  ".join(lines)
 
 
 def _remedies(phase: Phase, config: Config) -> tuple[list[str], list[str]]:
-    """What the phase is helped by: changes that a resumed run may make, and those that only a new run may."""
-    changeable: list[str] = []
-    lasting: list[str] = []
-    for change in changes_of(config):
+    """Changes that save memory in the phase: those that a resumed run may make, and those that need a new run."""
+    resumable: list[str] = []
+    new_run: list[str] = []
+    for change in saving_changes(config):
         key, value = next(iter(change.items()))
-        if phase not in _PHASES.get(key, (phase,)) or (key == "optimizer.offload" and not torch.cuda.is_available()):
+        if key in _PHASES_OF and phase not in _PHASES_OF[key]:
+            continue
+        if key == "optimizer.offload" and not torch.cuda.is_available():
             continue
         if key == "rollout.vllm.memory_share" and value > config.rollout.vllm.memory_share:
-            continue  # it takes from the trainer
-        (changeable if key in _RESUMABLE else lasting).append(written(change))
+            continue  # a larger share leaves the trainer less
+        if key in _RESUMABLE:
+            resumable.append(as_settings(change))
+        else:
+            new_run.append(as_settings(change))
     if phase == "rollout":
-        changeable.append(f"rollout.max_tokens below {config.rollout.max_tokens}")
-    return changeable, lasting
+        resumable.append(f"rollout.max_tokens below {config.rollout.max_tokens}")
+    return resumable, new_run

@@ -1,57 +1,62 @@
 """Predicts the memory of a run from its recipe and its model's config, before anything is loaded.
 
-Memory is counted at four moments of a step: the rollouts, the forward pass with the loss, the backward pass, and the
-optimizer's update. Each column of the plan adds up; the run's peak is the largest. What the model's own code allocates
-is traced on tensors without data (`hpt.memory.trace`), optimizer states are those of `hpt.optim.adamw` on such tensors,
-and the loss is `hpt.memory.loss`.
+Memory is counted in four phases of a step: the rollouts, the forward pass with the loss, the backward pass, and the
+optimizer's update. The components of a phase add up, and the run's peak is the largest sum. What the model's own code
+allocates is traced on the meta device (`hpt.memory.trace`), optimizer states are those that `hpt.optim.adamw` makes
+there, and the loss is counted by `hpt.memory.loss`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers.utils import is_flash_attn_2_available
 
 from hpt.config.schema import Config
 from hpt.config.stages import stages_of
+from hpt.memory.components import PHASES, Component
 from hpt.memory.hardware import GIB, Hardware, hardware_of
-from hpt.memory.parts import MOMENTS, Part
-from hpt.memory.rollout import rollout_parts
+from hpt.memory.rollout import rollout_memory
 from hpt.memory.trace import EAGER, FLASH, MASKED
-from hpt.memory.training import TrainedModel, training_parts
+from hpt.memory.training import TrainedModel, training_components
 
-# Assumed where a recipe and its data do not say.
+# The longest prompt, if neither the recipe nor the data says.
 PROMPT_TOKENS = 1024
-# Of a GPU, outside PyTorch's allocator: CUDA's context with cuBLAS, and kernels' code.
+# GPU memory outside PyTorch's allocator: CUDA's context with cuBLAS, and the kernels' code.
 CONTEXT_BYTES = round(0.6 * GIB)
-# Of what PyTorch allocates on a GPU: blocks rounded up and gaps between them.
+# Share of what PyTorch allocates on a GPU: blocks are rounded up, and there are gaps between them.
 FRAGMENTATION = 0.05
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The parts of a run's memory, of each GPU and of one machine's CPU memory."""
+class MemoryPlan:
+    """The predicted memory of a run, component by component: on each GPU, and in the machine's CPU memory.
+
+    Without a GPU (`hardware.gpu_bytes` None) the phases too are in CPU memory.
+    """
 
     config: Config
     hardware: Hardware
-    parameters: int  # of the model
-    adapters: int  # parameters that model.lora adds
-    parts: list[Part]
-    tokens: int  # of a micro-batch
+    parameters: int  # of the model, adapters not counted
+    adapters: int  # parameters of the adapters
+    components: list[Component]
+    tokens: int  # per micro-batch
     notes: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)  # what cannot work whatever the sums say
+    problems: list[str] = field(default_factory=list)  # reasons why the run cannot work, however much memory there is
 
-    def at(self, moment: str) -> int:
-        return sum(getattr(part, moment) for part in self.parts)
+    def total(self, phase: str) -> int:
+        """Bytes of all components in a phase of `PHASES`, or in "host" memory."""
+        return sum(getattr(component, phase) for component in self.components)
 
     @property
     def rollout_peak(self) -> int:
-        return self.at("rollout")
+        return self.total("rollout")
 
     @property
     def training_peak(self) -> int:
-        return max(self.at(moment) for moment in MOMENTS[1:])
+        return max(self.total(phase) for phase in PHASES if phase != "rollout")
 
     @property
     def peak(self) -> int:
@@ -59,29 +64,29 @@ class Plan:
 
     @property
     def host(self) -> int:
-        return self.at("host")
+        return self.total("host")
 
     @property
     def fits(self) -> bool:
-        """False only where the memory is known and is not enough."""
+        """False if there is a problem, or if the memory is known and does not suffice."""
         hardware = self.hardware
-        gpu = hardware.gpu_bytes is None or self.peak <= hardware.gpu_bytes
+        gpu_fits = hardware.gpu_bytes is None or self.peak <= hardware.gpu_bytes
         in_host = self.host + (self.peak if hardware.gpu_bytes is None else 0)
-        host = hardware.host_bytes is None or in_host <= hardware.host_bytes
-        return gpu and host and not self.problems
+        host_fits = hardware.host_bytes is None or in_host <= hardware.host_bytes
+        return gpu_fits and host_fits and not self.problems
 
 
-def make_plan(config: Config, *, prompt_tokens: int | None = None) -> Plan:
-    """The plan of a run; of one in stages, that of the stage that needs most.
+def make_plan(config: Config, *, prompt_tokens: int | None = None) -> MemoryPlan:
+    """The memory plan of a run; for a run in stages, that of the stage that needs most.
 
-    prompt_tokens: the longest prompt, where it is known; default: data.max_prompt_tokens, else `PROMPT_TOKENS`.
-    Raises HptError where the model's config cannot be read.
+    prompt_tokens: the longest prompt, if known; default: data.max_prompt_tokens, else `PROMPT_TOKENS`.
+    Raises HptError if the model's config cannot be read.
     """
     plans = [_plan_stage(stage.config, prompt_tokens) for stage in stages_of(config)]
     return max(plans, key=lambda plan: (not plan.fits, plan.peak))
 
 
-def _plan_stage(config: Config, prompt_tokens: int | None) -> Plan:
+def _plan_stage(config: Config, prompt_tokens: int | None) -> MemoryPlan:
     hardware = hardware_of(config)
     prompt = prompt_tokens or config.data.max_prompt_tokens or PROMPT_TOKENS
     longest = prompt + max(config.rollout.max_tokens, config.max_demonstration_tokens)
@@ -91,32 +96,44 @@ def _plan_stage(config: Config, prompt_tokens: int | None) -> Plan:
     rows = -(-tokens // longest) if attention == EAGER and not packed else 1
     model = TrainedModel.of(config.model, rows, -(-tokens // rows), attention)
     notes, problems = [f"architecture: {model.architecture.source}"], []
-    parts = training_parts(config, hardware, model)
+    components = training_components(config, hardware, model)
     if prompt_tokens is None and config.data.max_prompt_tokens is None:
-        notes.append(f"prompts are taken to have at most {PROMPT_TOKENS} tokens; data.max_prompt_tokens says better")
+        notes.append(f"prompts are assumed to have at most {PROMPT_TOKENS} tokens; set data.max_prompt_tokens")
     if config.gate.needs_rollouts or config.eval.every:
-        found = rollout_parts(config, hardware, model, prompt)
-        parts += found.parts
-        notes += found.notes
-        problems += found.problems
+        rollout = rollout_memory(config, hardware, model, prompt)
+        components += rollout.components
+        notes += rollout.notes
+        problems += rollout.problems
     if hardware.device == "cuda":
-        # vLLM's share is kept to, gaps and all.
-        own = [part for part in parts if not part.name.startswith("vLLM")]
-        reserve = {moment: round(FRAGMENTATION * sum(getattr(part, moment) for part in own)) for moment in MOMENTS}
-        parts += [
-            Part(f"fragmentation (assumed, {FRAGMENTATION:.0%})", **reserve),
-            Part.always("CUDA context (assumed)", CONTEXT_BYTES),
-        ]
-        if attention == FLASH and config.model.attention == "auto" and not is_flash_attn_2_available():
-            notes.append("flash-attn is counted on; without it packed rows need a mask (model.attention=sdpa)")
-        if hardware.host_bytes is None and any(part.host for part in parts):
-            notes.append("CPU memory is not checked; hardware.host_memory_gib says how much there is")
-        if config.engine == "local" and (config.hardware.gpus or 1) > 1:
-            notes.append(f'hardware.gpus = {config.hardware.gpus}, of which engine "local" uses one')
-    elif config.device != "cpu":
-        notes.append("there is no GPU here; hardware.gpu_memory_gib plans for one")
-    kept = [part for part in parts if any(getattr(part, moment) for moment in (*MOMENTS, "host"))]
-    return Plan(config, hardware, model.weights.total, model.weights.adapters, kept, tokens, notes, problems)
+        components += _gpu_overheads(components)
+    notes += _hardware_notes(config, hardware, components, attention)
+    used = [component for component in components if any(getattr(component, place) for place in (*PHASES, "host"))]
+    return MemoryPlan(config, hardware, model.memory.count, model.memory.adapter_count, used, tokens, notes, problems)
+
+
+def _gpu_overheads(components: list[Component]) -> list[Component]:
+    gaps: dict[str, Any] = {}
+    for phase in PHASES:
+        allocated = sum(getattr(component, phase) for component in components if not component.preallocated)
+        gaps[phase] = round(FRAGMENTATION * allocated)
+    return [
+        Component(f"fragmentation (assumed, {FRAGMENTATION:.0%})", **gaps),
+        Component.in_every_phase("CUDA context (assumed)", CONTEXT_BYTES),
+    ]
+
+
+def _hardware_notes(config: Config, hardware: Hardware, components: list[Component], attention: str) -> list[str]:
+    """What the plan assumes about the hardware, and what it does not check."""
+    if hardware.device != "cuda":
+        return [] if config.device == "cpu" else ["there is no GPU here; to plan for one: hardware.gpu_memory_gib"]
+    notes = []
+    if attention == FLASH and config.model.attention == "auto" and not is_flash_attn_2_available():
+        notes.append("flash-attn is assumed; without it packed rows need a mask (model.attention=sdpa)")
+    if hardware.host_bytes is None and any(component.host for component in components):
+        notes.append("CPU memory is not checked, since its size is not known; set hardware.host_memory_gib")
+    if config.engine == "local" and (config.hardware.gpus or 1) > 1:
+        notes.append(f'hardware.gpus = {config.hardware.gpus}, of which engine "local" uses one')
+    return notes
 
 
 def _tokens_of_update(config: Config, longest: int) -> int:

@@ -1,45 +1,57 @@
-"""The training side of a plan: weights, optimizer, activations and loss, of one process or under ZeRO."""
+"""The training side of a memory plan: weights, optimizer, activations and loss, in one process or with ZeRO."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from hpt.config.schema import Config, ModelConfig, OptimizerConfig
+from hpt.memory.allocations import AllocationTracker
+from hpt.memory.components import PHASES, Component
 from hpt.memory.hardware import Hardware
-from hpt.memory.live import LiveBytes
 from hpt.memory.loss import loss_bytes
-from hpt.memory.parts import MOMENTS, Part
-from hpt.memory.skeleton import Architecture, Weights, build_skeleton, read_architecture, weigh
+from hpt.memory.meta_model import (
+    Architecture,
+    ParameterMemory,
+    build_meta_model,
+    measure_parameters,
+    read_architecture,
+)
 from hpt.memory.trace import TrainingTrace, trace_training
 from hpt.optim.adamw import SLICE, AdamW
 from hpt.support.optional_packages import require
 
-# DeepSpeed's defaults: elements of a bucket of gradients, and parameters that stage 3 holds whole at once.
+# DeepSpeed's defaults: elements of a gradient bucket, and parameters that stage 3 holds unsharded at once.
 BUCKET, LIVE_PARAMETERS = 500_000_000, 1_000_000_000
 TRACED_LAYERS = 4
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model on the meta device, and what a micro-batch of `tokens` tokens does there."""
+    """A model on the meta device, and the trace of a micro-batch of `tokens` tokens on it."""
 
     architecture: Architecture
     model: PreTrainedModel
-    weights: Weights
+    memory: ParameterMemory
     trace: TrainingTrace
     tokens: int
 
     @classmethod
     def of(cls, settings: ModelConfig, rows: int, width: int, attention: str) -> TrainedModel:
+        """The model of a recipe, traced on `rows` rows of `width` tokens. attention: a name of `hpt.memory.trace`."""
         return _traced(settings.model_dump_json(), rows, width, attention)
 
     @property
+    def layers(self) -> int:
+        return self.architecture.config.get_text_config().num_hidden_layers
+
+    @property
     def hidden_bytes(self) -> int:
-        """Of the hidden states of every token, the input of one layer."""
+        """Bytes of the hidden states of all tokens, which are the input of one layer."""
         return self.tokens * self.architecture.config.get_text_config().hidden_size * self.model.dtype.itemsize
 
 
@@ -47,128 +59,140 @@ class TrainedModel:
 def _traced(settings_json: str, rows: int, width: int, attention: str) -> TrainedModel:
     settings = ModelConfig.model_validate_json(settings_json)
     architecture = read_architecture(settings)
-    model = build_skeleton(architecture, settings, attention)
+    model = build_meta_model(architecture, settings, attention)
     layers = architecture.config.get_text_config().num_hidden_layers
     if layers <= TRACED_LAYERS:
         trace = trace_training(model, (rows, width), rows * width)
     else:
-        # Layers are alike: a short model says what one more adds, and the rest of the peaks stays as it is.
+        # All layers are alike: two short models show what one more layer saves; the rest of the peaks stays as it is.
         fewer, more = (
             trace_training(
-                build_skeleton(architecture.shortened(count), settings, attention), (rows, width), rows * width
+                build_meta_model(architecture.with_layers(count), settings, attention), (rows, width), rows * width
             )
             for count in (TRACED_LAYERS - 1, TRACED_LAYERS)
         )
-        trace = more.lengthened((layers - TRACED_LAYERS) * (more.saved - fewer.saved))
-    return TrainedModel(architecture, model, weigh(model, settings), trace, rows * width)
+        trace = more.with_saved((layers - TRACED_LAYERS) * (more.saved - fewer.saved))
+    return TrainedModel(architecture, model, measure_parameters(model, settings), trace, rows * width)
 
 
-def training_parts(config: Config, hardware: Hardware, traced: TrainedModel) -> list[Part]:
-    parts = zero_parts(config, hardware.gpus, traced) if config.engine == "deepspeed" else local_parts(config, traced)
-    parts += _other_models(config, traced)
-    trace, host = traced.trace, 0
-    saved = trace.saved
+def training_components(config: Config, hardware: Hardware, trained: TrainedModel) -> list[Component]:
+    """What training takes, the rollouts' own memory aside."""
+    if config.engine == "deepspeed":
+        components = zero_components(config, hardware.gpus, trained)
+    else:
+        components = local_components(config, trained)
+    components += _other_models(config, trained)
+    trace = trained.trace
+    saved, saved_in_host = trace.saved, 0
     if config.model.gradient_checkpointing == "offload":
-        # Of the layers' inputs one is on the GPU at a time.
-        layers = traced.architecture.config.get_text_config().num_hidden_layers
-        host = traced.hidden_bytes * (layers - 1)
-        saved -= host
-    head = traced.model.get_output_embeddings().weight
+        # Of the layers' inputs, only one is on the GPU at a time.
+        saved_in_host = trained.hidden_bytes * (trained.layers - 1)
+        saved -= saved_in_host
+    head = trained.model.get_output_embeddings().weight
     loss = loss_bytes(
-        traced.tokens, head.shape[1], head.shape[0], head.dtype, hardware.device, head_trained=head.requires_grad
+        trained.tokens, head.shape[1], head.shape[0], head.dtype, hardware.device, head_trained=head.requires_grad
     )
+    working = trace.backward - trace.saved + trained.memory.dequantized_bytes
     return [
-        *parts,
-        Part("activations kept for the backward pass", loss=saved, backward=saved, host=host),
-        Part("loss: chunk of logits, gradient sums", loss=max(loss, trace.forward - trace.saved)),
-        Part("working memory of a layer", backward=trace.backward - trace.saved + traced.weights.dequantized),
+        *components,
+        Component("activations saved for the backward pass", loss=saved, backward=saved, host=saved_in_host),
+        Component("loss: chunk of logits, gradient sums", loss=max(loss, trace.forward - trace.saved)),
+        Component("working memory of a layer", backward=working),
     ]
 
 
-def local_parts(config: Config, traced: TrainedModel) -> list[Part]:
-    """One process (`hpt.optim.local`): weights, gradients in their dtype, and what `hpt.optim.adamw` keeps."""
-    weights, settings = traced.weights, config.optimizer
+def local_components(config: Config, trained: TrainedModel) -> list[Component]:
+    """One process (`hpt.optim.local`): weights, gradients in their dtype, and the states of `hpt.optim.adamw`."""
+    memory, settings = trained.memory, config.optimizer
     if settings.states == "8bit":
         require("bitsandbytes", 'optimizer.states "8bit"', "'hpt[peft]'")
-    on_device = settings.model_copy(update={"offload": False})  # the counted tensors must stay without data
-    kept = AdamW(weights.trained, on_device).kept
+    on_device = settings.model_copy(update={"offload": False})  # the states to count must stay on the meta device
+    kept = AdamW(memory.trained, on_device).kept
     masters = sum(t.nbytes for tensors in kept for name, t in tensors.items() if name in ("remainder", "master"))
     moments = sum(t.nbytes for tensors in kept for t in tensors.values()) - masters
-    largest = max(range(len(kept)), key=lambda index: weights.trained[index].numel())
-    working = _update_bytes(weights.trained[largest], on_device)
+    largest = max(range(len(kept)), key=lambda index: memory.trained[index].numel())
+    working = _update_bytes(memory.trained[largest], on_device)
     if settings.offload:
-        held = [Part("master weights", host=masters), Part("optimizer states", host=moments)]
+        held = [Component("master weights", host=masters), Component("optimizer states", host=moments)]
         working += sum(tensor[:SLICE].nbytes for tensor in kept[largest].values())
     else:
-        held = [Part.always("master weights", masters), Part.always("optimizer states", moments)]
+        held = [
+            Component.in_every_phase("master weights", masters),
+            Component.in_every_phase("optimizer states", moments),
+        ]
     return [
-        Part.always("weights", weights.bytes),
+        Component.in_every_phase("weights", memory.weight_bytes),
         *held,
-        Part.training("gradients", weights.gradients),
-        Part("working memory of the update", update=working),
+        Component.in_training("gradients", memory.gradient_bytes),
+        Component("working memory of the update", update=working),
     ]
 
 
-def zero_parts(config: Config, ranks: int, traced: TrainedModel) -> list[Part]:
-    """ZeRO (arXiv 1910.02054, fig. 1) over `ranks` GPUs, with the buffers of DeepSpeed's defaults.
+def zero_components(config: Config, ranks: int, trained: TrainedModel) -> list[Component]:
+    """ZeRO (arXiv 1910.02054, figure 1) over `ranks` GPUs, with the buffers of DeepSpeed's defaults.
 
-    Of Psi trained parameters in 16 bits: weights 2 Psi, gradients 2 Psi, float32 masters 4 Psi and moments 8 Psi;
-    stage 1 divides the last two by the ranks, stage 2 gradients too, stage 3 weights too. The update casts its share
-    of the gradients to float32. CPU memory is that of all ranks.
+    For Psi trained parameters in 16 bits: weights 2 Psi, gradients 2 Psi, float32 masters 4 Psi and moments 8 Psi
+    bytes. Stage 1 shards the last two over the ranks, stage 2 gradients too, stage 3 weights too. The update casts a
+    rank's shard of the gradients to float32. CPU memory is that of all ranks together.
     """
-    weights, settings = traced.weights, config.deepspeed
-    count, size = weights.trained_count, traced.model.dtype.itemsize
-    share = -(-count // ranks)
-    masters, moments = (4 * share if size < 4 else 0), 8 * share
-    gradients = size * (count if settings.stage == 1 else share)
-    update_gradients = 4 * share if size < 4 else 0
+    memory, settings = trained.memory, config.deepspeed
+    count, size = memory.trained_count, trained.model.dtype.itemsize
+    shard = -(-count // ranks)
+    masters, moments = (4 * shard if size < 4 else 0), 8 * shard
+    gradients = size * (count if settings.stage == 1 else shard)
+    update_gradients = 4 * shard if size < 4 else 0
     bucket = size * min(count, BUCKET)
-    resident = -(-weights.bytes // ranks) if settings.stage == 3 else weights.bytes
     if settings.stage < 3:
-        parts = [Part.always("weights", resident), Part("weights gathered after the update", update=bucket)]
+        components = [
+            Component.in_every_phase("weights", memory.weight_bytes),
+            Component("weights gathered after the update", update=bucket),
+        ]
     else:
+        resident = -(-memory.weight_bytes // ranks)
         offloaded = settings.offload_parameters
-        live = min(weights.bytes, size * LIVE_PARAMETERS)
-        whole = weights.bytes - (0 if offloaded else resident)  # to generate, every rank has the whole model
-        parts = [
-            Part("weights", host=resident * ranks) if offloaded else Part.always("weights", resident),
-            Part("weights gathered from other ranks", rollout=whole, loss=live, backward=live),
+        live = min(memory.weight_bytes, size * LIVE_PARAMETERS)
+        gathered = memory.weight_bytes - (0 if offloaded else resident)  # to generate, every rank has the whole model
+        components = [
+            Component("weights", host=resident * ranks) if offloaded else Component.in_every_phase("weights", resident),
+            Component("weights gathered from other ranks", rollout=gathered, loss=live, backward=live),
         ]
     if settings.offload_optimizer:
-        # Gradients wait for the update in float32, beside masters and moments.
-        parts += [
-            Part("master weights", host=masters * ranks),
-            Part("optimizer states", host=moments * ranks),
-            Part("gradients", host=4 * share * ranks),
+        # Until the update, the gradients are in CPU memory in float32, beside masters and moments.
+        components += [
+            Component("master weights", host=masters * ranks),
+            Component("optimizer states", host=moments * ranks),
+            Component("gradients", host=4 * shard * ranks),
         ]
     else:
-        parts += [
-            Part.always("master weights", masters),
-            Part.always("optimizer states", moments),
-            Part.training("gradients", gradients),
-            Part("working memory of the update", update=update_gradients),
+        components += [
+            Component.in_every_phase("master weights", masters),
+            Component.in_every_phase("optimizer states", moments),
+            Component.in_training("gradients", gradients),
+            Component("working memory of the update", update=update_gradients),
         ]
-    return [*parts, Part("buckets of gradients on their way to other ranks", backward=bucket)]
+    return [*components, Component("gradient buckets sent to other ranks", backward=bucket)]
 
 
-def _other_models(config: Config, traced: TrainedModel) -> list[Part]:
-    """A critic of its own weights and optimizer, and the start model where the KL penalty asks for it."""
-    parts = []
+def _other_models(config: Config, trained: TrainedModel) -> list[Component]:
+    """A critic with its own weights and optimizer, and the reference model of the KL penalty."""
+    components = []
     if config.rl.advantage == "gae":
-        own = local_parts(config, traced)
-        total = {moment: sum(getattr(part, moment) for part in own) for moment in (*MOMENTS, "host")}
-        parts.append(Part("critic: weights and optimizer", **total))
-    if config.loss.kl_coef and not config.model.lora:  # without adapters a peft model is the start model
-        parts.append(Part.always("reference model of the KL penalty", traced.weights.bytes))
-    return parts
+        own = local_components(config, trained)
+        total: dict[str, Any] = {
+            place: sum(getattr(component, place) for component in own) for place in (*PHASES, "host")
+        }
+        components.append(Component("critic: weights and optimizer", **total))
+    if config.loss.kl_coef and not config.model.lora:  # with adapters, the reference model is the model without them
+        components.append(Component.in_every_phase("reference model of the KL penalty", trained.memory.weight_bytes))
+    return components
 
 
 def _update_bytes(parameter: torch.nn.Parameter, settings: OptimizerConfig) -> int:
-    """What the update of the largest parameter holds beside what is there already."""
+    """What the update of one parameter takes beside weight, gradient and states."""
     parameter.grad = torch.empty_like(parameter)
     optimizer = AdamW([parameter], settings)
-    with LiveBytes("meta") as live:
+    with AllocationTracker("meta") as live:
         live.add([parameter, parameter.grad, *(tensor for kept in optimizer.kept for tensor in kept.values())])
-        base = live.now
+        base = live.current
         optimizer.step(1e-6, torch.ones((), device="meta"))
         return live.peak - base

@@ -1,4 +1,4 @@
-"""The look of every figure: inks, colours that colour-blind readers can tell apart, axes, file formats."""
+"""The look of every figure: colours that colour-blind readers can tell apart, matplotlib settings, file formats."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import matplotlib
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 INK, MUTED, GRID, PAPER = "#1b1f24", "#68707a", "#e3e6ea", "#fefefe"
 BLUE, PURPLE = "#0072b2", "#7a4a9e"
-# These become variables of the page; blue and purple are too dark for a dark page.
+# Colours that become CSS variables of the page, since they need other values on a dark page.
 _CSS_NAMES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--card", BLUE: "--blue", PURPLE: "--purple"}
 
-# Okabe & Ito (2008), in an order that keeps neighbours far apart; a method keeps its colour in every report.
+# The palette of Okabe and Ito (2008), in an order that keeps neighbours far apart.
 _CYCLE = (BLUE, "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", PURPLE, "#8c6d31")
+# A method has the same colour in every report.
 _METHOD_COLOURS = {
     "hpt": BLUE,
     "grpo": "#d55e00",
@@ -37,21 +36,21 @@ VERDICT_COLOURS = {
     "unparsable": "#e8893c",
     "timeout": "#8e3b6f",
 }
-PHASE_COLOURS = dict(
-    zip(
-        ("rollout", "verify", "train", "eval", "checkpoint"),
-        (BLUE, "#56b4e9", "#d55e00", "#009e73", "#cc79a7"),
-        strict=True,
-    )
-)
+PHASE_COLOURS = {
+    "rollout": BLUE,
+    "verify": "#56b4e9",
+    "train": "#d55e00",
+    "eval": "#009e73",
+    "checkpoint": "#cc79a7",
+}
 GRADE_COLOURS = ("#56b4e9", "#e69f00", "#d55e00", "#cc79a7", "#009e73", BLUE)
-SHARE_COLOURS = ("#2273b414", "#2273b4")  # from never to always right, on light and on dark paper
+SHARE_COLOURS = ("#2273b414", "#2273b4")  # from never to always right; half transparent, for a light and a dark page
 GAMMA_COLOURS = ("#9cc3e4", "#0072b2", "#12304d")
 SKIPPED = "#c0392b"
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (1.4, 1.4)), (0, (6, 1.5, 1.4, 1.5)))
 
 _SETTINGS: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",  # shipped with matplotlib, so a figure looks the same everywhere
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so that figures look the same everywhere
     "font.size": 9.5,
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
@@ -79,19 +78,19 @@ _SETTINGS: dict[Any, Any] = {
     "legend.fontsize": 9,
     "legend.handlelength": 1.6,
     "lines.solid_capstyle": "round",
-    "text.parse_math": False,  # a run or a grade may have a $ in its name
+    "text.parse_math": False,  # names of runs and grades may have a $
     "svg.fonttype": "path",
-    "svg.hashsalt": "hpt",  # the same run gives the same page, byte for byte
+    "svg.hashsalt": "hpt",  # so that the same run gives the same page, byte for byte
 }
 
 
 def styled() -> AbstractContextManager[None]:
-    """Context in which figures are made and drawn; leaves matplotlib's own settings as they were."""
+    """Context in which figures are made and drawn. It restores matplotlib's settings at its end."""
     return matplotlib.rc_context(_SETTINGS)
 
 
 def method_colours(labels: Sequence[str]) -> dict[str, str]:
-    """A colour for each group's label (a method, perhaps followed by settings), all different while they last."""
+    """A colour for each label (a method, perhaps followed by settings); all different if there are enough colours."""
     colours: dict[str, str] = {}
     for label in labels:
         own = _METHOD_COLOURS.get(label.split(",")[0])
@@ -103,23 +102,17 @@ def method_colours(labels: Sequence[str]) -> dict[str, str]:
     return colours
 
 
-def step_axis(axes: Axes, last_step: int, *, label: bool = True) -> None:
-    axes.set_xlim(0, max(last_step, 1))
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True))
-    if label:
-        axes.set_xlabel("step")
-
-
 def to_png(figure: Figure, dpi: int = 160) -> bytes:
+    """The bytes of a PNG file."""
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_figure(buffer, format="png", dpi=dpi, facecolor=PAPER, metadata={"Software": None})
     return buffer.getvalue()
 
 
 def to_svg(figure: Figure, prefix: str) -> str:
-    """Inline SVG whose inks are the page's CSS variables, so that it follows the light or dark theme.
+    """Inline SVG whose colours are CSS variables of the page, so that it follows the light or dark theme.
 
-    prefix: put before every id, since a page holds many figures.
+    prefix: makes the figure's ids unique on the page.
     """
     buffer = io.StringIO()
     FigureCanvasSVG(figure).print_figure(buffer, format="svg", facecolor="none", metadata={"Date": None})
@@ -129,9 +122,6 @@ def to_svg(figure: Figure, prefix: str) -> str:
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
     for colour, name in _CSS_NAMES.items():
         svg = svg.replace(colour, f"var({name})")
-    return re.sub(
-        r'(<svg[^>]*?) width="[^"]*"',
-        r"\1",
-        re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1),
-        count=1,
-    )
+    for size in ("height", "width"):  # the page scales it
+        svg = re.sub(rf'(<svg[^>]*?) {size}="[^"]*"', r"\1", svg, count=1)
+    return svg

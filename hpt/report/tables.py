@@ -1,4 +1,4 @@
-"""The numbers of a report as tables: held-out accuracy before and after, runs, means and spread over seeds."""
+"""The tables of a report: held-out accuracy before and after training, runs, means and spread over seeds."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from pathlib import Path
 from rich.table import Table
 
 from hpt.records.files import read_metrics
+from hpt.report.evaluations import ALL, Evaluation, grades_of, read_evaluations
 from hpt.report.questions import final_evaluations, mean_pass_at_k
-from hpt.report.runs import Evaluation, Group, Run, read_evaluations
+from hpt.report.runs import Run, RunGroup
 
 EMPTY = "–"
 
 
 @dataclass(frozen=True)
-class GradeRow:
-    """Held-out accuracy of one grade (or of all questions, `grade` "all") at the first and the last evaluation."""
+class GradeAccuracy:
+    """Held-out accuracy of one grade, or of ALL questions, at the first and at the last evaluation."""
 
     grade: str
     answers: int
@@ -31,9 +32,10 @@ class GradeRow:
 
 
 def accuracy_table(folder: str | Path) -> Table:
-    """Held-out accuracy by grade before and after, for the terminal; empty with a note where a run has none.
+    """A run's held-out accuracy by grade before and after training, for the terminal.
 
-    folder: the run's. Raises HptError where it holds no readable metrics.
+    Without an evaluation the table is empty, and its title says so. Raises HptError if the folder has no readable
+    metrics.
     """
     evaluations = read_evaluations(read_metrics(folder))
     if not evaluations:
@@ -54,21 +56,24 @@ def accuracy_table(folder: str | Path) -> Table:
     return table
 
 
-def grade_rows(evaluations: Sequence[Evaluation]) -> list[GradeRow]:
-    """One row a grade and, last, one for all questions."""
+def grade_rows(evaluations: Sequence[Evaluation]) -> list[GradeAccuracy]:
+    """One row per grade and, last, one for all questions."""
     first, last = evaluations[0], evaluations[-1]
-    rows = [GradeRow(g, count, first.of_grade(g), last.of_grade(g)) for g, (_, count) in last.grades.items()]
-    return [*rows, GradeRow("all", last.count, first.accuracy, last.accuracy)]
+    counts = {grade: count for grade, (_, count) in last.grades.items()} | {ALL: last.count}
+    return [
+        GradeAccuracy(grade, count, first.accuracy_of(grade), last.accuracy_of(grade))
+        for grade, count in counts.items()
+    ]
 
 
 def run_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
-    """The table of runs: what each was, where its held-out accuracy went, what it cost."""
+    """One row per run: its settings, its held-out accuracy before and after, and its times."""
     return [
         {
             "run": run.name,
             "method": run.method,
             "seed": str(run.seed),
-            "steps": f"{run.last_step}" if run.finished else f"{run.last_step} of {run.planned_steps}",
+            "steps": f"{run.last_step}" if run.finished else f"{run.last_step} of {run.total_steps}",
             "before": percent(run.evaluations[0].accuracy if run.evaluations else None),
             "after": percent(run.evaluations[-1].accuracy if len(run.evaluations) > 1 else None),
             "sent to SFT": percent(run.share("gate/sft", "gate/questions")),
@@ -80,18 +85,14 @@ def run_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
     ]
 
 
-def method_rows(groups: Sequence[Group]) -> list[dict[str, str]]:
-    """Mean and spread over seeds: held-out accuracy before and after, overall and by grade; pass@k; what it cost.
+def method_rows(groups: Sequence[RunGroup]) -> list[dict[str, str]]:
+    """One row per group, with mean and spread over seeds: held-out accuracy, overall and by grade; pass@k; times.
 
-    k is the fewest responses that any question has; with one there is no such column.
+    k is the fewest responses that any question has; there is no pass@1 column.
     """
     finals = {group.label: final_evaluations(group)[0] for group in groups}
     n = min((question.n for found in finals.values() for questions in found for question in questions), default=1)
-    grades = list(
-        dict.fromkeys(
-            grade for group in groups for run in group.runs if run.evaluations for grade in run.evaluations[-1].grades
-        )
-    )
+    grades = grades_of(run.evaluations[-1] for group in groups for run in group.runs if run.evaluations)
     rows = []
     for group in groups:
         trained = [run.evaluations for run in group.runs if len(run.evaluations) > 1]
@@ -100,15 +101,18 @@ def method_rows(groups: Sequence[Group]) -> list[dict[str, str]]:
             "runs": str(len(group.runs)),
             "before": spread([evaluations[0].accuracy for evaluations in trained]),
             "after": spread([evaluations[-1].accuracy for evaluations in trained]),
-            "change": spread([e[-1].accuracy - e[0].accuracy for e in trained], signed=True),
+            "change": spread(
+                [evaluations[-1].accuracy - evaluations[0].accuracy for evaluations in trained], signed=True
+            ),
         }
         for grade in grades:
-            row[grade] = spread([v for e in trained if (v := e[-1].of_grade(grade)) is not None])
+            accuracies = [evaluations[-1].accuracy_of(grade) for evaluations in trained]
+            row[grade] = spread([accuracy for accuracy in accuracies if accuracy is not None])
         if n > 1:
             row[f"pass@{n}"] = spread([mean_pass_at_k(evaluation, n) for evaluation in finals[group.label]])
         for phase in ("rollout", "train"):
             row[phase] = duration(statistics.fmean(run.phases.get(phase, 0.0) for run in group.runs) or None)
-        row["time a run"] = duration(statistics.fmean(run.seconds for run in group.runs) or None)
+        row["time per run"] = duration(statistics.fmean(run.seconds for run in group.runs) or None)
         rows.append(row)
     return rows
 
@@ -122,7 +126,7 @@ def points(value: float | None) -> str:
 
 
 def spread(values: Sequence[float], *, signed: bool = False) -> str:
-    """Mean ± sample standard deviation in percent; the mean alone for one value."""
+    """Mean ± sample standard deviation in percent; for one value only the mean."""
     if not values:
         return EMPTY
     mean = f"{100 * statistics.fmean(values):{'+' if signed else ''}.1f}"

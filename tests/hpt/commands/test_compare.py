@@ -6,7 +6,7 @@ import pytest
 
 from hpt.commands.main import main
 from hpt.evaluation.compare import Comparison, Pair
-from hpt.evaluation.significance import permutation_test
+from hpt.evaluation.statistics import permutation_test
 
 
 def write(folder, counts, *, n=4, **changes):

@@ -8,7 +8,7 @@ import pytest
 
 from hpt.commands.main import main
 from hpt.data.benchmarks import BENCHMARKS
-from hpt.evaluation.estimates import bootstrap_average
+from hpt.evaluation.statistics import bootstrap_average
 from hpt.records.files import CONFIG
 from hpt.rollout import Rollout, TransformersEngine
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpt.evaluation.compare import Comparison, Pair
-from hpt.evaluation.significance import MAX_STEPS, permutation_test, sign_test
+from hpt.evaluation.statistics import MAX_BINS, permutation_test, sign_test
 
 # ---- significance
 
@@ -52,7 +52,7 @@ def test_the_permutation_test_does_not_depend_on_the_unit_and_bounds_its_memory(
     differences = np.random.default_rng(1).integers(-8, 10, size=60)
     assert permutation_test((differences * 7_919).tolist()) == permutation_test(differences.tolist())
     fine = differences * 1_000_003 + np.arange(60)  # no common unit: 60 questions in 2.5e8 steps
-    assert np.abs(fine).sum() > 100 * MAX_STEPS
+    assert np.abs(fine).sum() > 100 * MAX_BINS
     # Rounding breaks ties that are none in the coarse unit, so it can only lose them.
     assert permutation_test(fine.tolist()) == pytest.approx(permutation_test(differences.tolist()), rel=0.1)
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpt.data.questions import Question
-from hpt.evaluation.estimates import bootstrap, bootstrap_average, pass_at_k
 from hpt.evaluation.evaluate import EvalResult, QuestionResult, evaluate
+from hpt.evaluation.statistics import bootstrap, bootstrap_average, pass_at_k
 from hpt.rollout import Rollout
 from hpt.support.errors import HptError
 from hpt.verify import MathVerifier, Verdict

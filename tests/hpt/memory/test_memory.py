@@ -1,4 +1,4 @@
-"""The plan against the memory of hpt's own trainer, tensor by tensor, and what it says of recipes that do not fit."""
+"""The memory plan against the memory that hpt's trainer takes, and its advice for recipes that do not fit."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from bench import memory as bench
 from hpt.commands.main import main
 from hpt.config.recipe import load_config, shipped_recipes
 from hpt.config.schema import Config, ModelConfig
-from hpt.memory import advice_lines, make_plan, training
-from hpt.memory.live import LiveBytes
-from hpt.memory.parts import MOMENTS
-from hpt.memory.skeleton import build_skeleton, read_architecture, weigh
+from hpt.memory import MemoryPlan, advice_lines, make_plan, training
+from hpt.memory.allocations import AllocationTracker
+from hpt.memory.components import PHASES, Component
+from hpt.memory.meta_model import build_meta_model, measure_parameters, read_architecture
 from hpt.memory.trace import FLASH, trace_training
 from hpt.support.errors import ConfigError, HptError
 
@@ -33,28 +33,28 @@ def test_prediction_is_within_a_tenth_of_the_peak(case: str) -> None:
         assert found["predicted"][phase] == pytest.approx(measured, rel=0.1), phase
 
 
-def test_live_bytes_follow_storages() -> None:
+def test_allocations_are_counted_by_storage() -> None:
     before = torch.zeros(10)
-    with LiveBytes("cpu") as live:
+    with AllocationTracker("cpu") as live:
         live.add([before])
         a = torch.zeros(100)
         view = a[10:]
-        assert live.now == 40 + 400  # a view is no memory of its own
+        assert live.current == 40 + 400  # a view takes no memory
         del a
         gc.collect()
-        assert live.now == 40 + 400
+        assert live.current == 40 + 400
         b = view + 1
-        assert live.now == 40 + 400 + 360
+        assert live.current == 40 + 400 + 360
         del view, b
-        assert (live.now, live.peak) == (40, 800)
-        live.restart_peak()
+        assert (live.current, live.peak) == (40, 800)
+        live.reset_peak()
         torch.empty(10, device="meta")
         assert live.peak == 40
 
 
 @pytest.mark.parametrize(
     ("path", "parameters"),
-    # As their model cards and checkpoints have them.
+    # Sizes as in their model cards and checkpoints.
     [
         ("Qwen/Qwen2.5-Math-1.5B", 1_543_714_304),
         ("Qwen/Qwen2.5-Math-7B", 7_615_616_512),
@@ -65,22 +65,22 @@ def test_shipped_architectures_have_the_published_size(path: str, parameters: in
     settings = ModelConfig(path=path, dtype="bfloat16")
     architecture = read_architecture(settings)
     assert "shipped with hpt" in architecture.source
-    weights = weigh(build_skeleton(architecture, settings, FLASH), settings)
-    assert weights.total == parameters
-    assert weights.bytes == weights.gradients == 2 * parameters
+    memory = measure_parameters(build_meta_model(architecture, settings, FLASH), settings)
+    assert memory.count == parameters
+    assert memory.weight_bytes == memory.gradient_bytes == 2 * parameters
 
 
 def test_adapters_follow_peft_and_nf4_leaves_head_and_embeddings() -> None:
     settings = ModelConfig(path="Qwen/Qwen2.5-Math-7B", dtype="bfloat16", lora={"rank": 8}, quantization="nf4")
-    weights = weigh(build_skeleton(read_architecture(settings), settings, FLASH), settings)
+    memory = measure_parameters(build_meta_model(read_architecture(settings), settings, FLASH), settings)
     d, kv, mlp, layers, vocabulary = 3584, 512, 18944, 28, 152064
     pairs = [(d, d), (d, kv), (d, kv), (d, d), (d, mlp), (d, mlp), (mlp, d)]
-    assert weights.adapters == layers * sum(8 * (a + b) for a, b in pairs)
-    assert weights.gradients == 2 * weights.adapters
+    assert memory.adapter_count == layers * sum(8 * (a + b) for a, b in pairs)
+    assert memory.gradient_bytes == 2 * memory.adapter_count
     linear = layers * sum(a * b for a, b in pairs)
     others = 2 * vocabulary * d + layers * (2 * d + d + 2 * kv) + d  # embeddings, head, norms, biases
-    assert weights.frozen == pytest.approx(2 * others + linear * (0.5 + 1 / 64 + 4 / 16384), rel=1e-6)
-    assert weights.dequantized == 2 * d * mlp
+    assert memory.frozen_bytes == pytest.approx(2 * others + linear * (0.5 + 1 / 64 + 4 / 16384), rel=1e-6)
+    assert memory.dequantized_bytes == 2 * d * mlp
 
 
 SEVEN_B = [
@@ -100,20 +100,29 @@ def seven_b(*settings: str) -> Config:
     return load_config("demo", [*SEVEN_B, *settings])
 
 
-def test_full_training_of_7b_takes_what_its_parts_take() -> None:
+def by_name(plan: MemoryPlan) -> dict[str, Component]:
+    return {component.name: component for component in plan.components}
+
+
+def test_full_training_of_7b_takes_what_its_components_take() -> None:
     plan = make_plan(seven_b("hardware.gpu_memory_gib=80"))
-    parts = {part.name: part for part in plan.parts}
+    components = by_name(plan)
     count = 7_615_616_512
-    assert parts["weights"].update == parts["gradients"].update == parts["master weights"].update == 2 * count
-    assert parts["optimizer states"].rollout == 8 * count
-    assert parts["gradients"].rollout == 0
-    # Of 16,384 tokens of 3,584 numbers in 16 bits: one input for each of 28 layers, the last norm's float32 input (2)
-    # and its result, and the hidden states that the loss reads.
-    kept = parts["activations kept for the backward pass"].loss
-    assert kept == pytest.approx(32 * 16384 * 3584 * 2, rel=0.01)
-    cache = 28 * 2 * 512 * 2 * 8 * 9215  # layers, keys and values, their width, bytes, sequences, places
-    assert parts["keys and values of 8 sequences"].rollout == pytest.approx(cache, rel=0.01)
-    assert plan.training_peak == max(plan.at(moment) for moment in MOMENTS[1:])
+    assert (
+        components["weights"].update
+        == components["gradients"].update
+        == components["master weights"].update
+        == 2 * count
+    )
+    assert components["optimizer states"].rollout == 8 * count
+    assert components["gradients"].rollout == 0
+    # For 16,384 tokens with 3,584 numbers in 16 bits: the inputs of 28 layers, the last norm's float32 input (counts as
+    # 2) and its result, and the hidden states that the loss reads.
+    saved = components["activations saved for the backward pass"].loss
+    assert saved == pytest.approx(32 * 16384 * 3584 * 2, rel=0.01)
+    cache = 28 * 2 * 512 * 2 * 8 * 9215  # layers, keys and values, their width, bytes, sequences, positions
+    assert components["KV cache of 8 sequences"].rollout == pytest.approx(cache, rel=0.01)
+    assert plan.training_peak == max(plan.total(phase) for phase in PHASES[1:])
     assert not plan.fits
 
 
@@ -121,14 +130,14 @@ def test_zero_divides_by_the_ranks() -> None:
     count = 7_615_616_512
     eight = ["engine=deepspeed", "hardware.gpus=8", "hardware.gpu_memory_gib=80"]
     for stage, weights, gradients in ((1, 2, 2), (2, 2, 0.25), (3, 0.25, 0.25)):
-        parts = {part.name: part for part in make_plan(seven_b(*eight, f"deepspeed.stage={stage}")).parts}
-        assert parts["weights"].update == pytest.approx(weights * count, rel=1e-6)
-        assert parts["gradients"].update == pytest.approx(gradients * count, rel=1e-6)
-        assert parts["optimizer states"].update == pytest.approx(count, rel=1e-6)
-        assert parts["master weights"].update == pytest.approx(count / 2, rel=1e-6)
+        components = by_name(make_plan(seven_b(*eight, f"deepspeed.stage={stage}")))
+        assert components["weights"].update == pytest.approx(weights * count, rel=1e-6)
+        assert components["gradients"].update == pytest.approx(gradients * count, rel=1e-6)
+        assert components["optimizer states"].update == pytest.approx(count, rel=1e-6)
+        assert components["master weights"].update == pytest.approx(count / 2, rel=1e-6)
     offloaded = make_plan(seven_b(*eight, "deepspeed.stage=3", "deepspeed.offload_optimizer=true"))
-    parts = {part.name: part for part in offloaded.parts}
-    assert parts["optimizer states"].update == 0
+    components = by_name(offloaded)
+    assert components["optimizer states"].update == 0
     assert offloaded.host == pytest.approx(16 * count, rel=1e-6)
 
 
@@ -164,7 +173,7 @@ def test_offload_counts_against_the_cpu_memory() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for a machine without a GPU")
-def test_a_machine_elsewhere_has_a_cpu_memory_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpu_memory_of_another_machine_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hpt.memory.hardware._host_bytes", lambda: GIB)
     plan = make_plan(seven_b("hardware.gpu_memory_gib=78", "hardware.gpus=8", "optimizer.offload=true"))
     assert plan.fits
@@ -189,13 +198,13 @@ def test_vllm_share_too_small_for_one_sequence_is_a_problem() -> None:
 
 
 @pytest.mark.parametrize("settings", [{}, {"lora": {"rank": 8}}])
-def test_a_short_model_says_what_a_long_one_needs(settings: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_model_predicts_a_deep_one(settings: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     model = ModelConfig(path="Qwen/Qwen2.5-Math-1.5B", dtype="bfloat16", gradient_checkpointing=True, **settings)
     short = training.TrainedModel.of(model, 1, 2048, FLASH).trace
-    whole = trace_training(build_skeleton(read_architecture(model), model, FLASH), (1, 2048), 2048)
+    whole = trace_training(build_meta_model(read_architecture(model), model, FLASH), (1, 2048), 2048)
     assert short.saved == whole.saved
     assert short.forward == whole.forward
-    # The gradient of the embedding comes last, when the upper layers are done: the short model counts it with theirs.
+    # The gradient of the embedding comes last, when the upper layers are done; the short model overlaps it with theirs.
     assert whole.backward <= short.backward <= 1.35 * whole.backward
 
 
@@ -214,13 +223,13 @@ def test_shipped_recipe_fits(name: str) -> None:
     assert plan.fits, [*plan.problems, plan.peak / GIB]
     assert plan.hardware.gpus == (8 if "8x80" in name else 1)
     assert f"{config.hardware.gpu_memory_gib:g}" == {"24gb": "22", "48gb": "44", "80gb": "78"}[name.rpartition("x")[2]]
-    # As published.
+    # As in the paper.
     assert (config.batch.questions, config.rollout.n, config.rollout.max_tokens) == (128, 8, 8192)
     assert config.gate.gamma == (2 if "llama" in name else 0)
     assert config.sft.coef == (0.3 if "1.5b" in name else 1.0)
 
 
-def test_recipe_made_too_large_is_refused_with_what_helps() -> None:
+def test_a_recipe_made_too_large_is_refused_with_advice() -> None:
     plan = make_plan(
         load_config("qwen2.5-math-7b-1x80gb", ["optimizer.states=float32", "hardware.host_memory_gib=200"])
     )
@@ -232,8 +241,8 @@ def test_recipe_made_too_large_is_refused_with_what_helps() -> None:
 
 def test_recipes_extend_each_other_but_not_in_a_circle(tmp_path: Path) -> None:
     config = load_config("llama-3.1-8b-1x24gb")
-    assert config.optimizer.lr == 5e-5  # of the recipe
-    assert config.optimizer.skip_grad_norm == 80  # of the one that it extends
+    assert config.optimizer.lr == 5e-5  # from the recipe
+    assert config.optimizer.skip_grad_norm == 80  # from the recipe that it extends
     for name, other in (("a", "b"), ("b", "a")):
         (tmp_path / f"{name}.yaml").write_text(f"extends: {tmp_path / other}.yaml\n")
     with pytest.raises(ConfigError, match="circle"):
@@ -245,14 +254,16 @@ def test_unknown_model_is_named() -> None:
         make_plan(seven_b("model.path=./nowhere-at-all"))
 
 
-def test_a_model_that_is_yet_to_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_that_prepare_has_not_made_yet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "demo", f"output={tmp_path / 'run'}"]) == 2
     error = " ".join(capsys.readouterr().err.split())
     assert "does not exist yet" in error
     assert "hpt.demos.demo:prepare" in error
 
 
-def test_command_prints_a_table_and_tells_by_its_exit_code(capsys: pytest.CaptureFixture[str], world: Path) -> None:
+def test_the_command_prints_a_table_and_says_by_exit_code_whether_it_fits(
+    capsys: pytest.CaptureFixture[str], world: Path
+) -> None:
     small = ["hardware.gpu_memory_gib=4"]
     assert main(["plan", str(world), *small]) == 0
     shown = capsys.readouterr().out
@@ -263,13 +274,13 @@ def test_command_prints_a_table_and_tells_by_its_exit_code(capsys: pytest.Captur
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for a machine without a GPU")
-def test_without_a_gpu_all_must_fit_into_the_cpu_memory(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_gpu_everything_must_fit_into_cpu_memory(capsys: pytest.CaptureFixture[str]) -> None:
     assert not make_plan(seven_b("hardware.host_memory_gib=100")).fits
     assert make_plan(seven_b("hardware.host_memory_gib=150")).fits
     assert main(["plan", "demo", *SEVEN_B, "hardware.host_memory_gib=100"]) == 1
     shown = " ".join(capsys.readouterr().out.split())
     assert "does NOT fit into 100.0 GiB of CPU memory" in shown
-    assert "hardware.gpu_memory_gib plans for one" in shown
+    assert "to plan for one: hardware.gpu_memory_gib" in shown
 
 
 @pytest.mark.parametrize("memory", ["gpu_memory_gib=0.5", "host_memory_gib=1e-6"])

@@ -1,4 +1,4 @@
-"""Memory that runs out: the phase and the way out are named, and the last checkpoint stays."""
+"""Out of memory: the error names the phase and what saves memory, and the last checkpoint stays."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from hpt.training.checkpoint import checkpoints
 
 @contextmanager
 def limited(mib: int) -> Iterator[None]:
-    """The system refuses this process more than `mib` MiB beside what it has."""
-    has = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    """The system grants this process at most `mib` MiB more than it has now."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (has + mib * 2**20, before[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (used + mib * 2**20, before[1]))
     try:
         yield
     finally:
@@ -34,9 +34,9 @@ def limited(mib: int) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def recipe(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The world with a model whose activations, about 2 MB a token, take more than its weights (31 MB) and the rest.
+    """The `world` recipe with a wide model: activations, 2 MB per token, take more than weights (31 MB) and the rest.
 
-    The large ones are beyond what malloc would take from memory that it kept.
+    The large ones are above what malloc serves from memory that it has kept.
     """
     folder = tmp_path_factory.mktemp("wide")
     shape = Qwen2Config.from_pretrained(world.parent / "model", intermediate_size=40_000)

@@ -1,4 +1,4 @@
-"""hpt.report question by question: pass@k, the map of questions, the gate's ablation, and the page in a browser."""
+"""hpt.report: pass@k, the map of questions, the ablation of gamma, and the page in a browser."""
 
 import itertools
 import json
@@ -14,9 +14,11 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from hpt.report import report
-from hpt.report.ablation import draw_final_accuracy, draw_sft_share, gamma_families
-from hpt.report.questions import draw_pass_at_k, draw_question_map, pass_curve, question_map
-from hpt.report.runs import Answered, group_runs, load_runs
+from hpt.report.evaluations import QuestionCounts
+from hpt.report.panels.ablation import draw_final_accuracy, draw_sft_share, gamma_families
+from hpt.report.panels.questions import draw_pass_at_k, draw_question_map
+from hpt.report.questions import pass_curve, question_map
+from hpt.report.runs import group_runs, load_runs
 from hpt.support.errors import HptError
 
 QUESTIONS = {"a": "easy", "b": "easy", "c": "hard", "d": "hard"}
@@ -24,7 +26,7 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 
 
 def write_run(folder, evaluations, *, n=4, sft=(), **config):
-    """A run with right responses by question, by step; `sft`: how many of 4 questions went to SFT in each step."""
+    """A run. evaluations: right responses by question, by step; sft: how many of 4 questions each step sent to SFT."""
     (folder / "eval").mkdir(parents=True)
     defaults = {"output": str(folder), "method": "hpt", "seed": 0, "steps": max(evaluations), "rollout": {"n": 8}}
     (folder / "config.yaml").write_text(yaml.safe_dump(defaults | config))
@@ -58,9 +60,9 @@ def only_group(*folders):
 
 
 def test_a_pass_curve_is_the_chance_over_all_subsets():
-    """Averaged over runs for each question, and over questions; whatever the counts."""
+    """It is averaged over runs for each question, and then over questions."""
     n, counts = 6, [[0, 1, 3], [2, 1, 6]]
-    runs = [[Answered(f"{q}", None, n, correct) for q, correct in enumerate(run)] for run in counts]
+    runs = [[QuestionCounts(f"{q}", None, n, correct) for q, correct in enumerate(run)] for run in counts]
     curve = pass_curve(runs)
     assert (curve.n, curve.ks) == (6, [1, 2, 4, 6])
     for k, estimate in zip(curve.ks, curve.estimates, strict=True):
@@ -73,7 +75,7 @@ def test_a_pass_curve_is_the_chance_over_all_subsets():
 
 
 def test_questions_that_only_some_runs_have_count_once_each():
-    runs = [[Answered("x", None, 2, 2)], [Answered("x", None, 2, 0)], [Answered("y", None, 4, 0)]]
+    runs = [[QuestionCounts("x", None, 2, 2)], [QuestionCounts("x", None, 2, 0)], [QuestionCounts("y", None, 4, 0)]]
     curve = pass_curve(runs)
     assert (curve.n, curve.ks) == (2, [1, 2])
     assert [estimate.mean for estimate in curve.estimates] == [0.25, 0.25]  # x .5 on average, y 0
@@ -104,7 +106,7 @@ def test_an_evaluation_by_hpt_eval_is_preferred(tmp_path):
     assert line.get_ydata()[0] == 0.5
 
 
-def test_one_response_a_question_has_no_pass_at_k(tmp_path):
+def test_one_response_per_question_gives_no_pass_at_k(tmp_path):
     group = only_group(write_run(tmp_path / "run", {0: {"a": 0}, 8: {"a": 1}}, n=1))
     axes = Figure().add_subplot()
     assert draw_pass_at_k(axes, [group]) is None
@@ -123,10 +125,10 @@ def test_the_map_is_sorted_by_grade_and_then_by_success(tmp_path):
     )
     found = question_map(only_group(one, two))
     assert (found.steps, found.grades) == ([0, 4], ["easy", "easy", "hard", "hard"])
-    # b: 0 and 4 of 4; a: 1 and 2; d: 0 and 3; c: 1 and 2 on average. Equal means: the better end first.
+    # b: 0 and 4 of 4; a: 1 and 2; d: 0 and 3; c: 1 and 2 on average. With equal means, the better end comes first.
     np.testing.assert_array_equal(found.shares, [[0, 1], [0.25, 0.5], [0, 0.75], [0.25, 0.5]])
     axes = Figure().add_subplot()
-    image = draw_question_map(axes, only_group(one, two), "map")
+    image = draw_question_map(axes, found, "map")
     np.testing.assert_array_equal(image.get_array(), found.shares)
     assert [label.get_text() for label in axes.get_yticklabels()] == ["easy", "hard"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "4"]
@@ -144,7 +146,7 @@ def test_a_broken_evaluation_is_named(tmp_path):
 
 @pytest.fixture(scope="module")
 def ablation(tmp_path_factory):
-    """Gammas as counts of 8 and as shares, two seeds each: the larger gamma, the fewer right in the end."""
+    """Gammas as counts of 8 and as shares, two seeds each. A larger gamma has fewer right answers in the end."""
     root = tmp_path_factory.mktemp("ablation")
     for gamma, right in ((0, 4), (1, 3), (0.5, 1)):
         for seed in (0, 1):
@@ -242,6 +244,6 @@ def test_the_page_in_a_browser(ablation, tmp_path, dark):
         assert all(0.5 * min(width, 600) < w and h > 100 for w, h in view["drawings"])
         assert view["images"]
         assert all(height > 50 for height in view["images"])
-        assert view["loaded"] == 0  # nothing but the page itself
+        assert view["loaded"] == 0  # the page loads nothing else
         paper, ink = (sum(map(int, view[key].strip("rgb()").split(","))) for key in ("paper", "ink"))
         assert (paper < 200 < 500 < ink) if dark else (ink < 200 < 700 < paper)

@@ -1,4 +1,4 @@
-"""hpt.report: the numbers on the page are those of metrics.jsonl, whatever a run has and whatever a model wrote."""
+"""hpt.report: the page shows the numbers of metrics.jsonl, whichever a run has and whatever a model wrote."""
 
 import errno
 import json
@@ -18,19 +18,22 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from hpt.records.files import read_metrics
-from hpt.report import accuracy_table, panels, report, summary_figure
+from hpt.report import accuracy_table, report, summary_figure
+from hpt.report.curves import Curve
 from hpt.report.figures import FIGURES
-from hpt.report.runs import Curve, group_runs, load_runs
+from hpt.report.panels.quantities import OFF_POLICY, REWARD, draw_quantity
+from hpt.report.panels.stacks import draw_gate_counts, has_gate_counts
+from hpt.report.runs import group_runs, load_runs
 from hpt.support.errors import HptError
 
 GRADES = ("1 digit", "2 digits", "10 digits")
-LIMIT = 64  # tokens of a rollout
+LIMIT = 64  # tokens per rollout
 
 
 def write_run(
     folder: Path, method="hpt", seed=0, steps=24, *, done=None, questions=16, n=8, eval_every=8, eval_n=4, **changes
 ) -> Path:
-    """A run as the trainer writes it, of a model whose chance on each grade grows with the steps."""
+    """A run as the trainer writes it, of a model that gets better at each grade with the steps."""
     random_ = random.Random(f"{method} {seed}")
     folder.mkdir(parents=True)
     config = {
@@ -72,7 +75,7 @@ def write_run(
 
 
 def answered(folder, step, chances, n, random_) -> dict[str, int]:
-    """Writes the evaluation after `step`, 100 responses a grade; returns how many are right."""
+    """Writes the evaluation after `step`, with 100 responses per grade; returns how many are right."""
     rows = []
     for grade, chance in chances.items():
         for index in range(100 // n):
@@ -146,7 +149,7 @@ def training_line(random_, method, step, skill, chances, questions, n, folder):
 
 
 class Page(HTMLParser):
-    """The parts of a page that tests look at; a tag closed out of turn or left open fails."""
+    """The parts of a page that tests look at. It fails if a tag is left open or closed in the wrong order."""
 
     VOID = ("meta", "link", "img", "br", "hr", "input")
 
@@ -197,14 +200,14 @@ def rendered(table) -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
-    """One finished run and its report's page."""
+    """One finished run and the page of its report."""
     folder = write_run(tmp_path_factory.mktemp("one") / "demo", steps=30, eval_every=10)
     return folder, report([folder])
 
 
 @pytest.fixture(scope="module")
 def several(tmp_path_factory):
-    """Two methods with two seeds each, and the page of all."""
+    """Two methods with two seeds each, and the page of their report."""
     root = tmp_path_factory.mktemp("several")
     folders = [write_run(root / f"{m}-{s}", m, s, steps=12, eval_every=6) for m in ("hpt", "sft") for s in (0, 1)]
     return folders, report(folders)
@@ -213,7 +216,7 @@ def several(tmp_path_factory):
 # Reading
 
 
-def test_a_smoothed_value_is_the_quotient_of_the_windows_sums():
+def test_a_smoothed_value_is_the_ratio_of_the_sums_over_a_window():
     above, below = np.array([1.0, 0, 9, 2, 5]), np.array([1.0, 10, 10, 0, 5])
     curve = Curve(np.arange(5), above, below)
     expected = [1 / 11, 10 / 21, 11 / 20, 16 / 15, 7 / 5]  # the mean of means would begin with (1/1 + 0/10) / 2
@@ -251,7 +254,7 @@ def test_a_null_is_left_out_and_not_read_as_zero(tmp_path):
     assert curve.values().tolist() == [lines[step]["train/grad_norm"] for step in (1, 3, 4)]
 
 
-def test_runs_are_grouped_by_what_they_do_and_not_by_seed_or_place(tmp_path):
+def test_runs_are_grouped_by_settings_and_not_by_seed_or_folder(tmp_path):
     gammas = [
         write_run(tmp_path / f"g{g}-{s}", seed=s, gate={"kind": "switch", "gamma": g}) for g in (0, 2) for s in (0, 1)
     ]
@@ -307,11 +310,11 @@ def test_no_run_at_all_is_an_error():
 # Figures
 
 
-def test_lines_show_each_step_and_the_windows_sums(one):
+def test_lines_show_each_step_and_the_sums_over_a_window(one):
     folder, _ = one
     metrics = read_metrics(folder)[1:]
     axes = Figure().add_subplot()
-    assert panels.draw_quantity(axes, group_runs(load_runs([folder])), panels.REWARD)
+    assert draw_quantity(axes, group_runs(load_runs([folder])), REWARD)
     thin, thick = axes.lines
     rewards, counts = ([line[f"reward/{part}"] for line in metrics] for part in ("sum", "count"))
     np.testing.assert_allclose(thin.get_ydata(), np.divide(rewards, counts), rtol=1e-12)
@@ -323,7 +326,8 @@ def test_stacked_gate_counts_fill_the_whole(one):
     folder, _ = one
     axes = Figure().add_subplot()
     (group,) = group_runs(load_runs([folder]))
-    assert panels.draw_gates(axes, group, "gates", sft_line=True)
+    assert has_gate_counts(group)
+    draw_gate_counts(axes, group, "gates", sft_line=True)
     tops = [area.get_paths()[0].vertices[:, 1].max() for area in axes.collections]
     assert len(tops) == 3
     assert tops[-1] == pytest.approx(1.0, abs=1e-12)
@@ -454,7 +458,7 @@ def test_samples_show_every_outcome_of_a_question(one):
             assert not matching or sum(heading.startswith(matching[0]) for heading in headings) == 1
 
 
-def test_a_run_without_rollouts_leaves_their_figures_out(tmp_path):
+def test_a_run_without_rollouts_has_no_figures_of_them(tmp_path):
     folder = write_run(tmp_path / "sft", "sft", steps=3)
     (folder / "figures").mkdir()
     (folder / "figures" / "reward.png").write_bytes(b"of an earlier report")
@@ -467,12 +471,12 @@ def test_a_run_without_rollouts_leaves_their_figures_out(tmp_path):
     assert "Gate counts: no step records gate/none, gate/some and gate/all." in page.texts["li"]
 
 
-def test_off_policy_rows_have_a_figure_of_their_own(tmp_path):
+def test_off_policy_rows_have_a_figure(tmp_path):
     folder = write_run(tmp_path / "luffy", "luffy", steps=3)
     lines = [line | {"train/rows": 8, "train/rows_off_policy": 1} for line in read_metrics(folder)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (group,) = group_runs(load_runs([folder]))
-    assert set(group.curve(panels.OFF_POLICY.numerator, panels.OFF_POLICY.denominator).values(1)) == {1 / 8}
+    assert set(group.curve(OFF_POLICY.numerator, OFF_POLICY.denominator).values(1)) == {1 / 8}
     report([folder])
     assert (folder / "figures" / "off_policy.png").is_file()
 
@@ -525,7 +529,7 @@ def test_the_tables_of_several_runs(several):
         ]  # pass@n of n responses is the share of questions that have a right one
         assert best_of_4 == f"{statistics.mean(solved):.1f} ± {statistics.stdev(solved):.1f}"
         assert (train, rollout == "–") == ("10.8 s", name == "sft")
-    assert methods[0][5:] == [*GRADES, "pass@4", "rollout", "train", "time a run"]
+    assert methods[0][5:] == [*GRADES, "pass@4", "rollout", "train", "time per run"]
     for folder, row in zip(folders, runs[1:], strict=True):
         cells = dict(zip(runs[0], row, strict=True))
         lines = read_metrics(folder)[1:]
@@ -534,7 +538,7 @@ def test_the_tables_of_several_runs(several):
         assert cells["sent to SFT"] == f"{sent:.1%}"
 
 
-def test_a_report_of_several_runs_lies_beside_them_and_is_passed_over_the_next_time(several):
+def test_a_report_of_several_runs_is_written_beside_them_and_skipped_the_next_time(several):
     folders, path = several
     root = folders[0].parent
     assert path == root / "report" / "report.html"

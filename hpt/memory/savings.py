@@ -1,4 +1,4 @@
-"""The changes of a recipe that make room in memory: one list for the plan before a run and for a run out of memory."""
+"""Changes of a recipe that save memory: the one list for `hpt plan` and for a run that is out of memory."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from typing import Any
 
 from hpt.config.schema import Config
 
-Change = dict[str, Any]  # dotted keys and their values
+Change = dict[str, Any]
+"""New values of settings, by dotted key."""
 
 
-def changes_of(config: Config) -> Iterator[Change]:
-    """Each on its own, in the order of what it costs: nothing that is learnt, then speed, then what is trained."""
+def saving_changes(config: Config) -> Iterator[Change]:
+    """Single changes that save memory, in the order of what they cost.
+
+    First those that leave what is learnt as it is, then those that cost speed, then those that train less.
+    """
     local = config.engine == "local"
     if config.rollout.engine == "transformers":
         if config.rollout.batch_size > 1:
@@ -38,7 +42,8 @@ def changes_of(config: Config) -> Iterator[Change]:
     if local and not config.optimizer.offload:
         yield {"optimizer.offload": True}
     if not local:
-        yield from ({"deepspeed.stage": stage} for stage in range(config.deepspeed.stage + 1, 4))
+        for stage in range(config.deepspeed.stage + 1, 4):
+            yield {"deepspeed.stage": stage}
         if not config.deepspeed.offload_optimizer:
             yield {"deepspeed.offload_optimizer": True}
     if config.model.lora is None and config.rl.advantage != "gae":
@@ -49,8 +54,8 @@ def changes_of(config: Config) -> Iterator[Change]:
         yield {"model.quantization": "nf4"}
 
 
-def written(change: Change) -> str:
-    """As `key=value` for the command line."""
+def as_settings(change: Change) -> str:
+    """The change as `key=value` settings for the command line."""
     return " ".join(f"{key}={_yaml(value)}" for key, value in change.items())
 
 

@@ -1,0 +1,1 @@
+"""Panels of figures: each module draws one kind of number onto the axes that it is given."""
