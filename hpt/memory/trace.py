@@ -90,17 +90,17 @@ class TrainingTrace:
         return TrainingTrace(self.forward + more, self.saved + more, self.backward + more)
 
 
-def trace_training(model: PreTrainedModel, shape: tuple[int, int], loss_tokens: int) -> TrainingTrace:
+def trace_training(model: PreTrainedModel, rows: int, width: int) -> TrainingTrace:
     """Traces the forward and backward pass of a meta model's decoder on (rows, width) tokens.
 
-    The loss reads the hidden states of `loss_tokens` of them. Gradients exist already, as they do from the second
-    micro-batch on, and are not counted.
+    The loss reads the hidden states of all of them. Gradients exist already, as they do from the second micro-batch
+    on, and are not counted.
     """
     for parameter in model.parameters():
         parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
     model.train()
-    ids = torch.empty(shape, dtype=torch.int64, device="meta")
-    positions = torch.empty(loss_tokens, dtype=torch.int64, device="meta")
+    ids = torch.empty(rows, width, dtype=torch.int64, device="meta")
+    positions = torch.empty(rows * width, dtype=torch.int64, device="meta")
     with AllocationTracker("meta") as live:
         live.add([*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters())])
         base = live.current

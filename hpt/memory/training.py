@@ -62,13 +62,11 @@ def _traced(settings_json: str, rows: int, width: int, attention: str) -> Traine
     model = build_meta_model(architecture, settings, attention)
     layers = architecture.config.get_text_config().num_hidden_layers
     if layers <= TRACED_LAYERS:
-        trace = trace_training(model, (rows, width), rows * width)
+        trace = trace_training(model, rows, width)
     else:
         # All layers are alike: two short models show what one more layer saves; the rest of the peaks stays as it is.
         fewer, more = (
-            trace_training(
-                build_meta_model(architecture.with_layers(count), settings, attention), (rows, width), rows * width
-            )
+            trace_training(build_meta_model(architecture.with_layers(count), settings, attention), rows, width)
             for count in (TRACED_LAYERS - 1, TRACED_LAYERS)
         )
         trace = more.with_saved((layers - TRACED_LAYERS) * (more.saved - fewer.saved))

@@ -92,14 +92,11 @@ def _gate_counts(groups: Sequence[RunGroup]) -> Drawing | str:
         return "Gate counts: no step records gate/none, gate/some and gate/all."
     title = "Questions by how many of their rollouts are right"
     caption = "None right: RL has nothing to learn from. All right: no advantage, so no gradient."
-    if len(groups) == 1:
-        figure, axes = _single()
-        draw_gate_counts(axes, groups[0], title)
-        return Drawing(figure, caption)
-    figure, panels = _side_by_side(len(counted), title)
-    for axes, group in zip(panels, counted, strict=True):
-        draw_gate_counts(axes, group, group.label, columns=3)
-    return Drawing(figure, caption, wide=True)
+    if len(groups) > 1:
+        return _one_panel_per_group(counted, draw_gate_counts, title, caption, columns=3)
+    figure, axes = _single()
+    draw_gate_counts(axes, groups[0], title)
+    return Drawing(figure, caption)
 
 
 def _verdicts(groups: Sequence[RunGroup]) -> Drawing | str:
@@ -107,13 +104,20 @@ def _verdicts(groups: Sequence[RunGroup]) -> Drawing | str:
     if not verified:
         return "Verdicts: no step records verify/correct, verify/incorrect and the like."
     title, caption = "Verdicts", "Verdicts on the rollouts; the total of each in brackets."
-    if len(groups) == 1:
-        figure, axes = _single()
-        draw_verdicts(axes, groups[0], title)
-        return Drawing(figure, caption)
-    figure, panels = _side_by_side(len(verified), title)
-    for axes, group in zip(panels, verified, strict=True):
-        draw_verdicts(axes, group, group.label, columns=2)
+    if len(groups) > 1:
+        return _one_panel_per_group(verified, draw_verdicts, title, caption, columns=2)
+    figure, axes = _single()
+    draw_verdicts(axes, groups[0], title)
+    return Drawing(figure, caption)
+
+
+def _one_panel_per_group(
+    groups: Sequence[RunGroup], draw: Callable[..., None], title: str, caption: str, *, columns: int
+) -> Drawing:
+    """columns: of the legends."""
+    figure, panels = _side_by_side(len(groups), title)
+    for axes, group in zip(panels, groups, strict=True):
+        draw(axes, group, group.label, columns=columns)
     return Drawing(figure, caption, wide=True)
 
 

@@ -201,7 +201,7 @@ def test_vllm_share_too_small_for_one_sequence_is_a_problem() -> None:
 def test_a_short_model_predicts_a_deep_one(settings: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     model = ModelConfig(path="Qwen/Qwen2.5-Math-1.5B", dtype="bfloat16", gradient_checkpointing=True, **settings)
     short = training.TrainedModel.of(model, 1, 2048, FLASH).trace
-    whole = trace_training(build_meta_model(read_architecture(model), model, FLASH), (1, 2048), 2048)
+    whole = trace_training(build_meta_model(read_architecture(model), model, FLASH), 1, 2048)
     assert short.saved == whole.saved
     assert short.forward == whole.forward
     # The gradient of the embedding comes last, when the upper layers are done; the short model overlaps it with theirs.
