@@ -16,8 +16,8 @@ from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 
 from hpt.memory.allocations import AllocationTracker
 
-# Names of the stand-ins for attention kernels, as registered with transformers.
-FLASH, MASKED, EAGER, DECODING = "hpt_trace_flash", "hpt_trace_masked", "hpt_trace_eager", "hpt_trace_decoding"
+# Names of the stand-ins in transformers, which takes a name with "flash" in it for that of a package.
+FLASH, MASKED, EAGER, DECODING = "hpt_trace_fused", "hpt_trace_masked", "hpt_trace_eager", "hpt_trace_decoding"
 
 
 class _FusedAttention(torch.autograd.Function):
