@@ -38,7 +38,7 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
     for layer in layers:
         merge(merged, layer)
     for key, value in changes:
-        merge(merged, _nest(key, value))
+        merge(merged, nested(key, value))
     return build_config(merged, source=str(recipe))
 
 
@@ -117,7 +117,8 @@ def _parse_override(override: str) -> tuple[str, Any]:
     return key.strip(), text if isinstance(value, dict | list) and not bracketed else value
 
 
-def _nest(key: str, value: Any) -> dict[str, Any]:
+def nested(key: str, value: Any) -> dict[str, Any]:
+    """A dotted key and its value as nested settings: "a.b" and 1 give {"a": {"b": 1}}."""
     for part in reversed(key.split(".")):
         value = {part: value}
     return value

@@ -150,3 +150,33 @@ def test_help_lists_every_setting() -> None:
     assert "sdpa" in lines["model.attention"]
     assert "auto | true | false" in lines["model.liger"]
     assert "|" not in lines["verify.boxed"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "cpu", "gpu"),
+    [
+        ([], False, True),
+        (["model.attention=eager"], False, False),  # eager attention lets packed rows see each other
+        (["batch.packing=padded"], False, False),
+        (["batch.packing=packed"], True, True),
+    ],
+)
+def test_rows_are_packed_where_the_device_and_the_attention_allow_it(
+    recipe: Path, settings: list[str], cpu: bool, gpu: bool
+) -> None:
+    config = load_config(recipe, settings)
+    assert (config.packs_rows("cpu"), config.packs_rows("cuda")) == (cpu, gpu)
+
+
+def test_the_longest_response_is_an_evaluations_only_where_there_are_evaluations(recipe: Path) -> None:
+    tokens = ["rollout.max_tokens=100", "eval.max_tokens=300"]
+    assert load_config(recipe, tokens).longest_response == 100
+    assert load_config(recipe, [*tokens, "eval.every=5"]).longest_response == 300
+    assert load_config(recipe, ["rollout.max_tokens=100", "eval.every=5"]).longest_response == 100
+    assert load_config(recipe, ["rollout.max_tokens=100", "eval.max_tokens=30", "eval.every=5"]).longest_response == 100
+
+
+def test_demonstrations_may_be_as_long_as_rollouts_unless_the_recipe_says(recipe: Path) -> None:
+    assert load_config(recipe, ["rollout.max_tokens=100"]).max_demonstration_tokens == 100
+    tokens = ["rollout.max_tokens=100", "data.max_demonstration_tokens=40"]
+    assert load_config(recipe, tokens).max_demonstration_tokens == 40

@@ -126,6 +126,17 @@ def test_full_training_of_7b_takes_what_its_components_take() -> None:
     assert not plan.fits
 
 
+def test_the_plan_counts_what_the_run_does_with_eager_attention_and_long_evaluations() -> None:
+    name = "qwen2.5-math-1.5b-1x80gb"
+    padded = make_plan(load_config(name, ["batch.packing=padded", "model.attention=eager"]), prompt_tokens=512)
+    eager = make_plan(load_config(name, ["batch.packing=auto", "model.attention=eager"]), prompt_tokens=512)
+    assert eager.training_peak == padded.training_peak
+    transformers = ["rollout.engine=transformers", "rollout.top_p=1", "data.eval=held_out.jsonl", "eval.every=5"]
+    short = make_plan(load_config(name, [*transformers, "eval.max_tokens=64"]), prompt_tokens=512)
+    long = make_plan(load_config(name, [*transformers, "eval.max_tokens=16384"]), prompt_tokens=512)
+    assert long.rollout_peak > 1.3 * short.rollout_peak
+
+
 def test_zero_divides_by_the_ranks() -> None:
     count = 7_615_616_512
     eight = ["engine=deepspeed", "hardware.gpus=8", "hardware.gpu_memory_gib=80"]
