@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from upge.backends import chunked
-from upge.backends.plan import extra_bytes, plan_for
+from upge.backends.tiling import extra_bytes, tiling_for
 
 
 def loss_bytes(tokens: int, width: int, vocabulary: int, dtype: torch.dtype, device: str, *, head_trained: bool) -> int:
@@ -16,7 +16,7 @@ def loss_bytes(tokens: int, width: int, vocabulary: int, dtype: torch.dtype, dev
     hidden, head = tokens * width, vocabulary * width if head_trained else 0
     vectors = 100 * tokens  # log-probabilities, coefficients and other numbers per token
     if device == "cuda":
-        extra = extra_bytes(plan_for(dtype, (9, 0), width), tokens, vocabulary, width, sums_weight=head_trained)
+        extra = extra_bytes(tiling_for(dtype, (9, 0), width), tokens, vocabulary, width, sums_weight=head_trained)
         return (hidden + head) * dtype.itemsize + sum(extra.values()) + vectors
     narrow = dtype != torch.float32
     rows = min(chunked.chunk_rows(vocabulary, torch.device(device)), -(-tokens // chunked.GRANULE) * chunked.GRANULE)

@@ -1,28 +1,19 @@
-"""upge: the fused policy loss of the Unified Policy Gradient Estimator (arXiv 2509.04419).
+"""The fused policy loss of the Unified Policy Gradient Estimator (UPGE, arXiv 2509.04419).
 
-out = upge.fused_policy_loss(hidden, lm_head.weight, targets, upge.GRPO(), advantages=A, old_logprobs=old)
-out.loss.backward()
+    out = upge.fused_policy_loss(hidden, lm_head.weight, targets, upge.GRPO(), advantages=A, old_logprobs=old)
+    out.loss.backward()
+
+The loss is computed from the hidden states and the weight of the language model's head. The logits are never stored.
 """
 
-from .api import LogprobsOutput, PolicyLossOutput, fused_policy_loss, linear_logprobs
+from .api import fused_policy_loss, linear_logprobs
 from .checks import debug
-from .head import FusedLMHead
-from .objective import (
-    CISPO,
-    DAPO,
-    DFT,
-    GRPO,
-    GSPO,
-    LUFFY,
-    PPO,
-    PRESETS,
-    REINFORCE,
-    SAPO,
-    SFT,
-    SRFT,
-    DrGRPO,
-    Objective,
-)
+from .lm_head import FusedLMHead
+from .objective import Clip, Objective, Shaping, SoftGate, Unmasked, WeightClip
+from .outputs import LogprobsOutput, PolicyLossOutput
+from .presets import CISPO, DAPO, DFT, GRPO, GSPO, LUFFY, PPO, PRESETS, REINFORCE, SAPO, SFT, SRFT, DrGRPO
+
+__version__ = "0.1.0"
 
 __all__ = [
     "CISPO",
@@ -37,11 +28,17 @@ __all__ = [
     "SAPO",
     "SFT",
     "SRFT",
+    "Clip",
     "DrGRPO",
     "FusedLMHead",
     "LogprobsOutput",
     "Objective",
     "PolicyLossOutput",
+    "Shaping",
+    "SoftGate",
+    "Unmasked",
+    "WeightClip",
+    "__version__",
     "debug",
     "fused_policy_loss",
     "linear_logprobs",

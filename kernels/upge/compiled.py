@@ -1,59 +1,71 @@
-"""The two functions as custom ops, so that torch.compile sees one opaque node each, with shapes and a backward.
+"""The two functions as custom ops: torch.compile sees one opaque node each, with shapes and a backward.
 
-Eager calls do not come here: an op cannot hand its gradient buffers over (autograd.PolicyLoss does), so a compiled call
-rounds its gradients before the upstream factor meets them (fp16 ones after it, for their range), into new memory.
+Eager calls do not use these ops. An op cannot hand over its gradient buffers, as `autograd.PolicyLoss` does. So a
+compiled call writes its gradients to new memory, rounded before the upstream gradient multiplies them. Only fp16
+gradients are rounded after that, because of their small range.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .backends.workspace import Gradients, logprobs, logprobs_backward
-from .coefficient import TokenStep
-from .inputs import Head, Needs, Tokens
+from . import eager
+from .backends import passes
+from .backends.workspace import Gradients, MakeWorkspace
+from .inputs import HeadInputs, NeededGradients, TokenArguments
 from .objective import Objective
+from .outputs import PolicyLossOutput
+from .token_loss import LossFormula
 
 
-def linear_logprobs(head: Head, needs: Needs, backend: str) -> tuple[Tensor, Tensor]:
-    return torch.ops.upge.linear_logprobs(*_flat(head), list(vars(needs).values()), backend)
+def linear_logprobs(head: HeadInputs, backend: str) -> tuple[Tensor, Tensor]:
+    """log pi(y) and entropy, (N,) float32."""
+    needs = NeededGradients.of(head)
+    logprobs, entropy = torch.ops.upge.linear_logprobs(
+        *_head_arguments(head), [needs.hidden, needs.weight, needs.bias], backend
+    )
+    return logprobs, entropy
 
 
 def policy_loss(
-    head: Head, tokens: Tokens, step: TokenStep, tis_clip: float, needs: Needs, backend: str
-) -> tuple[Tensor, ...]:
-    """The fields of PolicyLossOutput."""
+    head: HeadInputs, arguments: TokenArguments, formula: LossFormula, tis_clip: float, backend: str
+) -> PolicyLossOutput:
+    needs = NeededGradients.of(head)
     loss, *statistics = torch.ops.upge.policy_loss(
-        *_flat(head),
-        [objective.key for objective in step.objectives],
-        step.entropy_coef,
-        step.kl_coef,
-        tokens.weights,
-        tokens.mask,
-        tokens.objective_index,
-        tokens.advantages,
-        tokens.old_logprobs,
-        tokens.ref_logprobs,
-        tokens.rollout_logprobs,
-        tokens.sequence_ids,
+        *_head_arguments(head),
+        [objective.key for objective in formula.objectives],
+        formula.entropy_coef,
+        formula.kl_coef,
+        arguments.weights,
+        arguments.mask,
+        arguments.objective_index,
+        arguments.advantages,
+        arguments.old_logprobs,
+        arguments.ref_logprobs,
+        arguments.rollout_logprobs,
+        arguments.sequence_ids,
         float(tis_clip),
         [needs.hidden, needs.weight, needs.bias],
         backend,
     )
-    return loss, *(x.detach() for x in statistics[:6])
+    return PolicyLossOutput(loss, *(x.detach() for x in statistics[:6]))
 
 
-def _flat(head: Head) -> tuple[Any, ...]:
-    """A head as arguments of an op: its temperature is a number or a tensor."""
-    t = head.temperature
-    each, one = (t, 1.0) if isinstance(t, Tensor) else (None, t)
-    return head.hidden, head.weight, head.targets, head.bias, one, each, head.softcap
+def _head_arguments(head: HeadInputs) -> tuple[Any, ...]:
+    """The head as arguments of an op. An op needs the temperature's two types, number and tensor, as two arguments."""
+    number, tensor = 1.0, None
+    if isinstance(head.temperature, Tensor):
+        tensor = head.temperature
+    else:
+        number = head.temperature
+    return head.hidden, head.weight, head.targets, head.bias, number, tensor, head.softcap
 
 
-def _head(
+def _head_inputs(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
@@ -61,29 +73,44 @@ def _head(
     temperature: float,
     temperatures: Tensor | None,
     softcap: float | None,
-) -> Head:
-    return Head(hidden, weight, targets, bias, temperature if temperatures is None else temperatures, softcap)
+) -> HeadInputs:
+    return HeadInputs(hidden, weight, targets, bias, temperature if temperatures is None else temperatures, softcap)
 
 
-def _kind(head: Head, backend: str, mask: Tensor | None = None):
-    from .api import check_head  # api imports this module
-
-    kind = check_head(head, backend, mask)
-    if kind is None:
+def _workspace_class(head: HeadInputs, backend: str, mask: Tensor | None = None) -> MakeWorkspace:
+    found = eager.check_head(head, backend, mask)
+    if found is None:
         raise ValueError("backend: 'reference' is plain autograd and not a compiled op; call it outside torch.compile")
-    return kind
+    return found
 
 
-def _results(gradients: Gradients, dtypes: Sequence[torch.dtype | None], like: Tensor) -> Iterator[Tensor]:
-    """An op's results are tensors: an empty one stands for no gradient."""
-    for gradient, dtype in zip(gradients.finish(None, dtypes), dtypes, strict=True):
-        yield torch.empty(0, dtype=dtype or like.dtype, device=like.device) if gradient is None else gradient
+def _gradient_tensors(
+    gradients: Gradients, dtypes: Sequence[torch.dtype | None], like: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dh, dW and db. An op returns tensors only, so an empty one stands for a gradient that is not needed."""
+    dh, dw, db = (
+        torch.empty(0, dtype=dtype or like.dtype, device=like.device) if gradient is None else gradient
+        for gradient, dtype in zip(gradients.finish(None, dtypes), dtypes, strict=True)
+    )
+    return dh, dw, db
 
 
-def _dtypes(*inputs: Tensor | None, wide: bool = False) -> list[torch.dtype | None]:
-    """Of the inputs' gradients; `wide`: fp32 for fp16, which an upstream factor still has to meet."""
-    known = lambda x: torch.float32 if wide and x.dtype == torch.float16 else x.dtype
-    return [None if x is None else known(x) for x in inputs]
+def _gradient_dtypes(*inputs: Tensor | None, widen_fp16: bool = False) -> list[torch.dtype | None]:
+    """The dtypes of the inputs' gradients. With `widen_fp16`, float32 for float16."""
+    dtypes = [None if x is None else x.dtype for x in inputs]
+    if widen_fp16:
+        dtypes = [torch.float32 if dtype == torch.float16 else dtype for dtype in dtypes]
+    return dtypes
+
+
+def _fake_gradients(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, needs: Sequence[bool], widen_fp16: bool = False
+) -> tuple[Tensor, ...]:
+    dtypes = _gradient_dtypes(hidden, weight, bias, widen_fp16=widen_fp16)
+    return tuple(
+        hidden.new_empty(x.shape if needed and x is not None else (0,), dtype=dtype or hidden.dtype)
+        for x, dtype, needed in zip((hidden, weight, bias), dtypes, needs, strict=True)
+    )
 
 
 @torch.library.custom_op("upge::linear_logprobs", mutates_args=())
@@ -98,12 +125,12 @@ def _linear_logprobs(
     needs: Sequence[bool],
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    head = _head(hidden, weight, targets, bias, temperature, temperatures, softcap)
-    return logprobs(_kind(head, backend), head)
+    head = _head_inputs(hidden, weight, targets, bias, temperature, temperatures, softcap)
+    return passes.logprobs(_workspace_class(head, backend), head)
 
 
 @_linear_logprobs.register_fake
-def _(hidden, weight, targets, bias, temperature, temperatures, softcap, needs, backend):
+def _(hidden: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     shape = hidden.shape[:1]
     return hidden.new_empty(shape, dtype=torch.float32), hidden.new_empty(shape, dtype=torch.float32)
 
@@ -122,45 +149,44 @@ def _linear_logprobs_backward(
     g: Tensor,
     q: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    head = _head(hidden, weight, targets, bias, temperature, temperatures, softcap)
-    sums = logprobs_backward(_kind(head, backend), head, Needs(*needs), g, q)
-    dh, dw, db = _results(sums, _dtypes(hidden, weight, bias), hidden)
-    return dh, dw, db
+    head = _head_inputs(hidden, weight, targets, bias, temperature, temperatures, softcap)
+    gradients = passes.logprobs_backward(_workspace_class(head, backend), head, NeededGradients(*needs), g, q)
+    return _gradient_tensors(gradients, _gradient_dtypes(hidden, weight, bias), hidden)
 
 
 @_linear_logprobs_backward.register_fake
-def _(hidden, weight, targets, bias, temperature, temperatures, softcap, needs, backend, g, q):
+def _(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    temperature: float,
+    temperatures: Tensor | None,
+    softcap: float | None,
+    needs: Sequence[bool],
+    *rest: Any,
+) -> tuple[Tensor, ...]:
     return _fake_gradients(hidden, weight, bias, needs)
 
 
-def _fake_gradients(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, needs: Sequence[bool], wide: bool = False
-) -> tuple[Tensor, ...]:
-    dtypes = _dtypes(hidden, weight, bias, wide=wide)
-    return tuple(
-        hidden.new_empty(x.shape if wanted and x is not None else (0,), dtype=dtype or hidden.dtype)
-        for x, dtype, wanted in zip((hidden, weight, bias), dtypes, needs, strict=True)
-    )
-
-
-def _remember_head(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+def _save_head(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     hidden, weight, targets, bias, temperature, temperatures, softcap, needs, backend = inputs
     ctx.save_for_backward(hidden, weight, targets, bias, temperatures)
-    ctx.rest = temperature, softcap, needs, backend
+    ctx.settings = temperature, softcap, needs, backend
 
 
-def _logprobs_gradients(ctx: Any, g: Tensor | None, q: Tensor | None) -> tuple[Any, ...]:
+def _logprobs_backward(ctx: Any, g: Tensor | None, q: Tensor | None) -> tuple[Any, ...]:
     hidden, weight, targets, bias, temperatures = ctx.saved_tensors
-    temperature, softcap, needs, backend = ctx.rest
+    temperature, softcap, needs, backend = ctx.settings
     g = hidden.new_zeros(hidden.shape[0], dtype=torch.float32) if g is None else g
     gradients = torch.ops.upge.linear_logprobs_backward(
         hidden, weight, targets, bias, temperature, temperatures, softcap, needs, backend, g, q
     )
-    dh, dw, db = (x if wanted else None for x, wanted in zip(gradients, needs, strict=True))
+    dh, dw, db = (x if needed else None for x, needed in zip(gradients, needs, strict=True))
     return dh, dw, None, db, None, None, None, None, None
 
 
-_linear_logprobs.register_autograd(_logprobs_gradients, setup_context=_remember_head)
+_linear_logprobs.register_autograd(_logprobs_backward, setup_context=_save_head)
 
 
 @torch.library.custom_op("upge::policy_loss", mutates_args=())
@@ -187,41 +213,41 @@ def _policy_loss(
     needs: Sequence[bool],
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The fields of PolicyLossOutput, then dh, dW and db."""
-    from .api import chunked_loss, finish_tokens  # api imports this module
-
-    head = _head(hidden, weight, targets, bias, temperature, temperatures, softcap)
-    kind = _kind(head, backend, mask)
-    step = TokenStep(tuple(Objective.by_key(key) for key in objectives), entropy_coef, kl_coef)
-    tokens = Tokens(
+    """The fields of PolicyLossOutput, then dh, dW and db. `objectives` holds their keys."""
+    head = _head_inputs(hidden, weight, targets, bias, temperature, temperatures, softcap)
+    make_workspace = _workspace_class(head, backend, mask)
+    formula = LossFormula(tuple(Objective.by_key(key) for key in objectives), entropy_coef, kl_coef)
+    arguments = TokenArguments(
         weights, mask, objective_index, advantages, old_logprobs, ref_logprobs, rollout_logprobs, sequence_ids
     )
-    out, gradients = chunked_loss(kind, head, finish_tokens(tokens, head, step, tis_clip), step, Needs(*needs))
-    dh, dw, db = _results(gradients, _dtypes(hidden, weight, bias, wide=True), hidden)
-    return out.loss, out.logprobs, out.entropy, out.ratio, out.coefficient, out.stable, out.evaluated, dh, dw, db
+    tokens = eager.complete_tokens(arguments, head, formula, tis_clip)
+    out, gradients = eager.chunked_loss(make_workspace, head, tokens, formula, NeededGradients(*needs))
+    return (*out, *_gradient_tensors(gradients, _gradient_dtypes(hidden, weight, bias, widen_fp16=True), hidden))
 
 
 @_policy_loss.register_fake
-def _(hidden, weight, targets, bias, *rest):
-    needs = rest[-2]
-    vector = lambda dtype: hidden.new_empty(hidden.shape[:1], dtype=dtype)
-    statistics = [vector(torch.float32) for _ in range(4)] + [vector(torch.bool) for _ in range(2)]
-    gradients = _fake_gradients(hidden, weight, bias, needs, wide=True)
-    return (hidden.new_empty((), dtype=torch.float32), *statistics, *gradients)
+def _(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+    needs = rest[-2]  # the last but one argument
+    numbers = [hidden.new_empty(hidden.shape[:1], dtype=torch.float32) for _ in range(4)]
+    flags = [hidden.new_empty(hidden.shape[:1], dtype=torch.bool) for _ in range(2)]
+    gradients = _fake_gradients(hidden, weight, bias, needs, widen_fp16=True)
+    return (hidden.new_empty((), dtype=torch.float32), *numbers, *flags, *gradients)
 
 
-def _remember_gradients(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+def _save_gradients(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    hidden, weight, _, bias = inputs[:4]
     ctx.save_for_backward(*output[-3:])
     ctx.needs = inputs[-2]
-    ctx.dtypes = _dtypes(inputs[0], inputs[1], inputs[3])
+    ctx.dtypes = _gradient_dtypes(hidden, weight, bias)
 
 
-def _loss_gradients(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Any, ...]:
+def _loss_backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Any, ...]:
     dh, dw, db = (
-        (gradient * upstream).to(dtype) if wanted else None
-        for gradient, dtype, wanted in zip(ctx.saved_tensors, ctx.dtypes, ctx.needs, strict=True)
+        (gradient * upstream).to(dtype) if needed else None
+        for gradient, dtype, needed in zip(ctx.saved_tensors, ctx.dtypes, ctx.needs, strict=True)
     )
-    return (dh, dw, None, db, *[None] * 17)
+    others = [None] * 17  # the op's other arguments
+    return (dh, dw, None, db, *others)
 
 
-_policy_loss.register_autograd(_loss_gradients, setup_context=_remember_gradients)
+_policy_loss.register_autograd(_loss_backward, setup_context=_save_gradients)

@@ -1,20 +1,22 @@
-"""The inputs of one call: the head that makes logits, and the per-token numbers that make the loss."""
+"""The inputs of one call: what makes the logits, and the per-token values that make the loss."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Head:
-    """Logits z = cap(h W^T + b) / T with cap(u) = softcap * tanh(u / softcap), as Gemma 2 has it; never materialised.
+class HeadInputs:
+    """What makes the logits z = cap(h W^T + b) / T, where cap(u) = softcap * tanh(u / softcap), as in Gemma 2.
 
-    hidden (N, D) and weight (V, D) share one dtype (bf16, fp16 or fp32); targets (N,) are read only on rows in use.
+    hidden (N, D) and weight (V, D) have one dtype: bfloat16, float16 or float32. targets (N,) are integers. bias (V,)
+    may have any of those dtypes. temperature T is a float or (N,) float32. Masked rows of hidden, targets and
+    temperature are never read.
     """
 
     hidden: Tensor
@@ -25,44 +27,52 @@ class Head:
     softcap: float | None = None
 
     @property
-    def tokens(self) -> int:
+    def token_count(self) -> int:
         return self.hidden.shape[0]
 
     @property
-    def vocabulary(self) -> int:
+    def vocabulary_size(self) -> int:
         return self.weight.shape[0]
 
-    def at(self, rows: Tensor) -> Head:
-        """The head on the integer positions `rows` (n,) only; copies their hidden states."""
-        t = self.temperature
+    def at(self, rows: Tensor) -> HeadInputs:
+        """The inputs of the tokens at the positions `rows`, (n,) integers. Copies their hidden states."""
+        temperature = self.temperature
+        if isinstance(temperature, Tensor):
+            temperature = temperature.index_select(0, rows)
         return replace(
             self,
             hidden=self.hidden.index_select(0, rows),
             targets=self.targets.index_select(0, rows),
-            temperature=t.index_select(0, rows) if isinstance(t, Tensor) else t,
+            temperature=temperature,
         )
 
 
 @dataclass(frozen=True)
-class Needs:
-    """Which gradients the call has to produce."""
+class NeededGradients:
+    """Which gradients a call has to compute."""
 
     hidden: bool = False
     weight: bool = False
     bias: bool = False
 
+    @classmethod
+    def of(cls, head: HeadInputs) -> NeededGradients:
+        """Those of the inputs that require a gradient, unless gradients are switched off."""
+        return cls(_requires_grad(head.hidden), _requires_grad(head.weight), _requires_grad(head.bias))
+
     def __bool__(self) -> bool:
         return self.hidden or self.weight or self.bias
 
 
+def _requires_grad(value: Tensor | None) -> bool:
+    return value is not None and value.requires_grad and torch.is_grad_enabled()
+
+
 @dataclass(frozen=True)
-class Tokens:
-    """Per-token inputs, each (N,) on the device of `hidden`; None where the call was not given them.
+class TokenArguments:
+    """The per-token arguments of a call, each (N,) on the device of `hidden`, or None where the call gave none."""
 
-    `weights` is the normaliser of the loss with the truncated importance ratio already multiplied in.
-    """
-
-    weights: Any = None  # a Tensor once finished; the default depends on the mask
+    weights: Tensor | None = None
     mask: Tensor | None = None
     objective_index: Tensor | None = None
     advantages: Tensor | None = None
@@ -71,28 +81,35 @@ class Tokens:
     rollout_logprobs: Tensor | None = None
     sequence_ids: Tensor | None = None
 
-    def at(self, rows: Tensor) -> Tokens:
-        """The tokens at the integer positions `rows` (n,)."""
+
+@dataclass(frozen=True)
+class TokenInputs(TokenArguments):
+    """Checked per-token arguments. `weights` is always there and includes the truncated importance ratio."""
+
+    weights: Tensor
+
+    def at(self, rows: Tensor) -> Self:
+        """The inputs of the tokens at the positions `rows`, (n,) integers."""
         return self.map(lambda vector: vector.index_select(0, rows))
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> Tokens:
-        """The same inputs with `change` applied to each one given."""
-        given: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: change(x) for name, x in given.items() if x is not None})
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """A copy with `change` applied to every tensor."""
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: change(value) for name, value in values.items() if value is not None})
 
 
-class TokenView:
-    """What a user's objective sees as `batch`: the given inputs of its tokens, as attributes."""
+class UserBatch:
+    """The `batch` that a user-defined objective receives: the call's per-token arguments as attributes."""
 
-    def __init__(self, tokens: Tokens, objective: str):
+    def __init__(self, tokens: TokenInputs, objective: str):
         self._tokens = tokens
         self._objective = objective
 
     def __getattr__(self, name: str) -> Tensor:
-        readable = [f.name for f in fields(Tokens) if f.name != "objective_index"]
+        readable = [field.name for field in fields(TokenInputs) if field.name != "objective_index"]
         if name not in readable:
             raise AttributeError(f"batch.{name}: objective {self._objective!r} can read {', '.join(readable)}")
-        value = getattr(self._tokens, name)
+        value: Tensor | None = getattr(self._tokens, name)
         if value is None and name == "mask":
             return torch.ones_like(self._tokens.weights, dtype=torch.bool)
         if value is None:

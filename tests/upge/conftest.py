@@ -8,7 +8,7 @@ import pytest
 import torch
 import upge
 from torch import Tensor
-from upge.backends import chunked, plan
+from upge.backends import chunked, tiling
 
 U = 2.0**-24  # unit roundoff of float32
 
@@ -95,5 +95,5 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(chunked, "CHUNK_BYTES", {"cpu": 1, "cuda": 1})
     monkeypatch.setattr(chunked, "BLOCK_BYTES", 5 * 4 * 301)
     monkeypatch.setattr(chunked, "SLAB_BYTES", 1)
-    monkeypatch.setattr(plan, "CHUNK_BYTES", 1)
-    monkeypatch.setattr(plan, "FROZEN_CHUNK_BYTES", 1)
+    monkeypatch.setattr(tiling, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(tiling, "FROZEN_CHUNK_BYTES", 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import upge
-from upge.backends import plan
+from upge.backends import tiling
 
 N, D, V = 4, 3, 5
 
@@ -54,7 +54,7 @@ CASES = [
     (
         {"objectives": upge.REINFORCE(), "old_logprobs": None, "rollout_logprobs": torch.zeros(N)},
         ValueError,
-        "old_logprobs.*rollout_logprobs alone",
+        "old_logprobs.*only rollout_logprobs",
     ),
     ({"tis_clip": 0.0}, ValueError, "tis_clip.*positive.*0.0"),
     ({"mask": torch.ones(N)}, TypeError, "mask.*bool.*float32"),
@@ -157,7 +157,7 @@ def test_checks_of_values_wait_for_debug_off_the_cpu():
 
 
 def test_triton_needs_a_gpu(monkeypatch):
-    monkeypatch.setattr(plan, "INTERPRETED", False)
+    monkeypatch.setattr(tiling, "INTERPRETED", False)
     hidden, targets = torch.zeros(N, D), torch.zeros(N, dtype=torch.long)
     with pytest.raises(ValueError, match=r"backend: 'triton' needs tensors on a CUDA device.*got cpu; use 'torch'"):
         upge.linear_logprobs(hidden, torch.zeros(V, D), targets, backend="triton")

@@ -10,8 +10,8 @@ import torch
 import upge
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from upge.backends import plan as plans
-from upge.backends.triton.split import SplitSum
+from upge.backends import tiling as tilings
+from upge.backends.triton.weight_sum import SplitSum
 
 README = Path(__file__).parents[2] / "kernels/README.md"
 
@@ -62,26 +62,26 @@ def test_no_tensor_of_n_by_v(problem, small_chunks, dtype, objective):
 def test_triton_takes_what_its_plan_says(problem, monkeypatch, dtype, frozen):
     n, d, v = 300, 64, 1000
     for budget in ("CHUNK_BYTES", "FROZEN_CHUNK_BYTES"):
-        monkeypatch.setattr(plans, budget, 600_000)
+        monkeypatch.setattr(tilings, budget, 600_000)
     p = problem(n=n, d=d, v=v, dtype=dtype)
     p.weight.requires_grad_(not frozen)
     targets = p.targets
     with Peak() as peak:
         loss = upge.fused_policy_loss(p.hidden, p.weight, targets, upge.SFT(), backend="triton").loss
         loss.backward()
-    plan = plans.plan_for(dtype, (0, 0), d)
-    assert plans.chunk_rows(plan, v, d, not frozen) in (64, 128)
+    tiling = tilings.tiling_for(dtype, (0, 0), d)
+    assert tilings.chunk_rows(tiling, v, d, not frozen) in (64, 128)
     gradients = p.hidden.nbytes + (0 if frozen else p.weight.nbytes)
-    extra = sum(plans.extra_bytes(plan, n, v, d, not frozen).values())
+    extra = sum(tilings.extra_bytes(tiling, n, v, d, not frozen).values())
     inputs = p.hidden.nbytes + p.weight.nbytes + targets.nbytes  # counted where a view of them was made
     assert extra <= peak.bytes - gradients <= extra + 150 * n + inputs, (extra, peak.bytes - gradients, inputs)
 
 
 def test_the_readme_states_the_memory_of_a_7b_head():
     """The table's numbers are the plan's, and the whole is within the project's 1.5 GiB."""
-    plan = plans.Plan(torch.bfloat16, plans.WIDE, plans.WIDE, plans.WIDE, torch.bfloat16, "ieee")
-    parts = plans.extra_bytes(plan, 16384, 152064, 3584)
-    assert plans.chunk_rows(plan, 152064, 3584, sums_weight=True) == 2048
+    tiling = tilings.Tiling(torch.bfloat16, tilings.WIDE, tilings.WIDE, tilings.WIDE, torch.bfloat16, "ieee")
+    parts = tilings.extra_bytes(tiling, 16384, 152064, 3584)
+    assert tilings.chunk_rows(tiling, 152064, 3584, sums_weight=True) == 2048
     assert sum(parts.values()) < 1.5 * 2**30
     stated = [int(x.replace(",", "")) for x in re.findall(r"\| ([\d,]+) MiB \|", README.read_text())]
     want = [parts["E"], parts["dW"], parts["dh"], parts["hidden"], sum(parts.values())]
@@ -115,7 +115,7 @@ def test_many_chunks_sum_as_one(problem, monkeypatch, dtype):
     p = problem(n=512, d=32, v=200, dtype=dtype)
     run = lambda: p.loss(upge.REINFORCE(), "triton", mask=None, rollout_logprobs=None, weights=torch.ones(512))[1][1]
     whole = run().double()
-    monkeypatch.setattr(plans, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(tilings, "CHUNK_BYTES", 1)
     # The largest sum on the way is at most that of the products' sizes.
     z = p.hidden.detach().double() @ p.weight.detach().double().t() + p.bias.detach().double()
     slopes = (p.inputs["advantages"].double()[:, None] * torch.softmax(z, -1)).abs()

@@ -9,8 +9,8 @@ import pytest
 import torch
 import upge
 from upge.backends import reference
-from upge.coefficient import TokenStep
-from upge.inputs import Head, Tokens
+from upge.inputs import HeadInputs, TokenInputs
+from upge.token_loss import LossFormula
 
 PRESETS = {
     "SFT": upge.SFT(),
@@ -164,12 +164,13 @@ def test_reference_is_the_published_formula(name, problem):
 def test_reference_gradient_by_finite_differences(name, problem):
     """Objectives without a detached factor: the gradient is the slope of the loss itself."""
     p = problem(n=6, d=3, v=5)
-    tokens = Tokens(**{k: v for k, v in p.inputs.items() if k != "mask"})
-    step = TokenStep((PRESETS[name],), entropy_coef=0.3, kl_coef=0.2)
+    tokens = TokenInputs(**{k: v for k, v in p.inputs.items() if k != "mask"})
+    formula = LossFormula((PRESETS[name],), entropy_coef=0.3, kl_coef=0.2)
 
     def loss(hidden, weight):
-        values = reference.logprobs(Head(hidden, weight, p.targets, p.bias.detach(), 0.7, 4.0))
-        return reference.policy_loss(tokens, step, *values).loss
+        values = reference.logprobs(HeadInputs(hidden, weight, p.targets, p.bias.detach(), 0.7, 4.0))
+        loss, _ = reference.policy_loss(tokens, formula, *values)
+        return loss
 
     assert torch.autograd.gradcheck(
         loss, (p.hidden.detach().double().requires_grad_(), p.weight.detach().double().requires_grad_())

@@ -1,6 +1,7 @@
-"""Backends of one algebra, and the choice among them.
+"""The backends, and the choice among them.
 
-`triton` and `torch` are workspaces of the same chunked passes (workspace.py); `reference` is apart, in float64.
+`triton` and `torch` are workspaces for the same passes over chunks of tokens (`passes.py`). `reference` is independent
+of them: float64 and plain autograd.
 """
 
 from __future__ import annotations
@@ -9,32 +10,35 @@ import importlib.util
 
 import torch
 
-from . import plan
-from .chunked import Chunked
-from .workspace import Workspace
+from . import tiling
+from .chunked import ChunkedWorkspace
+from .workspace import MakeWorkspace
 
 NAMES = ("auto", "triton", "torch", "reference")
 
 
-def choose(name: str, device: torch.device) -> type[Workspace] | None:
-    """The workspace of the backend called `name`, None for the reference; "auto" takes the best that `device` has."""
-    if name not in NAMES:
-        raise ValueError(f"backend: must be one of {', '.join(map(repr, NAMES))}; got {name!r}")
-    missing = _why_not_triton(device)
-    if name == "triton" and missing:
+def workspace_class(backend: str, device: torch.device) -> MakeWorkspace | None:
+    """The workspace class of a backend, or None for the reference. "auto" takes triton on a GPU, torch elsewhere.
+
+    Raises ValueError where the name is unknown or the device cannot run it.
+    """
+    if backend not in NAMES:
+        raise ValueError(f"backend: must be one of {', '.join(map(repr, NAMES))}; got {backend!r}")
+    if backend == "reference":
+        return None
+    missing = _what_triton_needs(device)
+    if backend == "triton" and missing:
         raise ValueError(f"backend: 'triton' {missing}; use 'torch' (any device) or 'auto'")
-    if name == "triton" or (name == "auto" and not missing and device.type == "cuda"):
-        from .triton import Fused
+    if backend == "triton" or (backend == "auto" and not missing and device.type == "cuda"):
+        from .triton import TritonWorkspace  # imports triton
 
-        return Fused
-    return None if name == "reference" else Chunked
+        return TritonWorkspace
+    return ChunkedWorkspace
 
 
-def _why_not_triton(device: torch.device) -> str | None:
+def _what_triton_needs(device: torch.device) -> str | None:
     if importlib.util.find_spec("triton") is None:
-        return "needs the package triton, which is not installed"
-    if device.type != "cuda" and not plan.INTERPRETED:
-        return (
-            f"needs tensors on a CUDA device (or TRITON_INTERPRET=1 before upge is imported, for tests); got {device}"
-        )
+        return 'needs the package triton, which is not installed (pip install "upge[triton]")'
+    if device.type != "cuda" and not tiling.INTERPRETED:
+        return f"needs tensors on a CUDA device (or TRITON_INTERPRET=1 before importing upge, for tests); got {device}"
     return None

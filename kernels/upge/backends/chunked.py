@@ -1,15 +1,16 @@
-"""The chunked backend in plain PyTorch: any device, full logits never exist.
+"""The `torch` backend: plain PyTorch on any device, one chunk of tokens at a time. The full logits never exist.
 
-Tokens are processed in chunks of rows. A chunk's logits are made in fp32, turned in place into their distance from an
-anchor and then into their own gradient, which is multiplied into dh and dW at once: 6 NVD in all, and nothing is kept
-but dh and dW, the latter in fp32. The anchor is the row's maximum; where that is the target,
+The logits of a chunk are computed in fp32. In place they become their distances from an anchor, and then their own
+gradient, which is multiplied into dh and dW. That costs 6 NVD in all, and only dh and dW are kept, the latter in fp32.
+The anchor is the row's maximum. Where the maximum is the target,
 
     S = sum_{j != y} exp(z_j - z_y),   l = -log1p(S),   1 - p_y = -expm1(l),
 
 so a confident token keeps its relative accuracy.
 
-A row's log-probability never depends on the other rows: BLAS picks its kernels by shape, so a chunk's last rows are
-padded to a shape whose results do not change with it (on CPU a multiple of 64 rows, elsewhere the full chunk).
+A token's log-probability does not depend on the other tokens. BLAS chooses its algorithm by the shape, so the last
+chunk is padded to a number of rows at which results no longer change with it: on a CPU a multiple of 64, elsewhere a
+full chunk.
 """
 
 from __future__ import annotations
@@ -19,51 +20,51 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..inputs import Head, Needs
-from .workspace import Forward, Workspace
+from ..inputs import HeadInputs, NeededGradients
+from .workspace import Statistics, Workspace
 
-# Bytes of fp32 logits alive at once, by device type; and of the fp32 copy of a bf16/fp16 weight's slab.
+# Bytes of the fp32 logits of one chunk, by device type, and of the fp32 copy of a slab of a bf16 or fp16 weight.
 CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
 SLAB_BYTES = 16 << 20
-# The passes over a chunk's logits go through blocks of rows: on CPU as many as stay in cache, elsewhere GRANULE.
+# The passes over a chunk's logits work on blocks of rows: on a CPU as many as fit the cache, elsewhere GRANULE.
 BLOCK_BYTES = 1 << 20
 GRANULE = 64
 SWITCHED_OFF = -1e30
 
 
-class Chunked(Workspace):
-    """The workspace of plain PyTorch: fp32 logits of one chunk."""
+class ChunkedWorkspace(Workspace):
+    """Holds the fp32 logits of one chunk."""
 
-    def __init__(self, head: Head, needs: Needs):
+    def __init__(self, head: HeadInputs, needs: NeededGradients):
         device = head.hidden.device
-        super().__init__(head, needs, chunk_rows(head.vocabulary, device))
+        super().__init__(head, needs, chunk_rows(head.vocabulary_size, device))
         self.on_cpu = device.type == "cpu"
         self.granule = GRANULE if self.on_cpu else self.chunk_rows
-        self.block_rows = max(1, BLOCK_BYTES // (4 * head.vocabulary)) if self.on_cpu else GRANULE
+        self.block_rows = max(1, BLOCK_BYTES // (4 * head.vocabulary_size)) if self.on_cpu else GRANULE
         self.slab_rows = max(256, SLAB_BYTES // (4 * head.weight.shape[1]))
         if self.on_cpu and head.weight.dtype == torch.float32:
-            self.slab_rows = head.vocabulary
-        # Tensor cores multiply bf16 into fp32 sums; fp16 lacks the range for gradients, and the CPU has no such GEMM.
+            self.slab_rows = head.vocabulary_size
+        # Tensor cores multiply bf16 into fp32 sums. fp16 lacks the range for gradients, and a CPU has no such GEMM.
         self.mixed = not self.on_cpu and head.weight.dtype == torch.bfloat16
-        self.logits = torch.empty(0, head.vocabulary, dtype=torch.float32, device=device)
-        # One for all blocks: a new one each time leaves holes in the heap, of a chunk's size in all.
-        self.exponentials = torch.empty(self.block_rows, head.vocabulary, dtype=torch.float32, device=device)
+        self.logits = torch.empty(0, head.vocabulary_size, dtype=torch.float32, device=device)
+        # Shared by all blocks: a new buffer per block would fragment the heap by about a chunk's size.
+        self.exponentials = torch.empty(self.block_rows, head.vocabulary_size, dtype=torch.float32, device=device)
 
-    def forward(self, rows: Tensor, keep: bool) -> Forward:
-        """Fill `self.logits[:n]` with z - anchor of the positions `rows`, kept or not."""
+    def forward(self, rows: Tensor, keep: bool) -> Statistics:
+        """Fill `self.logits[:n]` with z - anchor. The buffer is there in any case, so `keep` makes no difference."""
         head, n = self.head, rows.numel()
         padded = -(-n // self.granule) * self.granule
         if self.logits.shape[0] < padded:
-            self.logits = torch.empty(padded, head.vocabulary, dtype=torch.float32, device=rows.device)
+            self.logits = torch.empty(padded, head.vocabulary_size, dtype=torch.float32, device=rows.device)
         positions = torch.cat([rows, rows[-1:].expand(padded - n)])
         hidden = self._operand(head.hidden.index_select(0, positions))
         for slab in self._slabs():
             self._multiply(hidden, self._operand(head.weight[slab]).t(), self.logits[:padded, slab])
         blocks = zip(self.logits[:padded].split(self.block_rows), positions.split(self.block_rows), strict=True)
-        return Forward.cat([self._normalise(z, part) for z, part in blocks], rows.device).at(slice(n))
+        return Statistics.cat([self._normalise(z, part) for z, part in blocks], rows.device).at(slice(n))
 
-    def _normalise(self, z: Tensor, rows: Tensor) -> Forward:
-        """Products h W^T (m, V) of the positions `rows` become z - anchor, in place."""
+    def _normalise(self, z: Tensor, rows: Tensor) -> Statistics:
+        """Turn the products h W^T (m, V) of the tokens at `rows` into z - anchor, in place."""
         head = self.head
         temperature = self._temperature(rows)
         if head.bias is not None:
@@ -76,7 +77,7 @@ class Chunked(Workspace):
         anchor = z.amax(1, keepdim=True)
         z -= anchor
         distance = z.gather(1, y).squeeze(1)
-        if head.bias is not None:  # entries that a bias of -inf switches off have 0 * -inf in the entropy
+        if head.bias is not None:  # a bias of -inf switches an entry off; 0 * -inf would spoil the entropy
             z.clamp_(min=SWITCHED_OFF)
         exponentials = torch.exp(z, out=self.exponentials[: len(z)])
         target_share = exponentials.gather(1, y).squeeze(1)
@@ -85,51 +86,57 @@ class Chunked(Workspace):
         mean_distance = exponentials.mul_(z).sum(1) + target_share * distance
         total = target_share + others
         log_total = torch.where(distance == 0, others.log1p(), total.log())
-        return Forward(distance - log_total, log_total - mean_distance / total, anchor.squeeze(1), log_total)
+        return Statistics(distance - log_total, log_total - mean_distance / total, anchor.squeeze(1), log_total)
 
-    def backward(self, rows: Tensor, forward: Forward, g: Tensor, q: Tensor | None) -> None:
-        """Turn the chunk's z - anchor into d loss / d (h W^T + b) and multiply it into the gradients."""
+    def backward(self, rows: Tensor, statistics: Statistics, g: Tensor, q: Tensor | None) -> None:
+        """Turn the chunk's z - anchor into d loss / d (h W^T + b), and multiply it into the gradients."""
         if self.on_cpu:
-            # Clipped tokens leave the chunk before the GEMMs. Elsewhere counting them would make the device wait.
-            moves = g != 0 if q is None else (g != 0) | (q != 0)
-            kept = moves.nonzero().squeeze(1)
+            # Clipped tokens leave the chunk before the GEMMs. On a GPU, counting them would make the CPU wait.
+            has_gradient = g != 0 if q is None else (g != 0) | (q != 0)
+            kept = has_gradient.nonzero().squeeze(1)
         else:
             kept = torch.arange(rows.numel(), device=rows.device)
-        n, whole = kept.numel(), kept.numel() == rows.numel()
+        n, all_kept = kept.numel(), kept.numel() == rows.numel()
         for start in range(0, n, self.block_rows):
             block = kept[start : start + self.block_rows]
-            target = slice(start, start + block.numel())
-            z = self.logits[target] if whole else self.logits.index_select(0, block)
-            slopes = g[block], None if q is None else q[block]
-            gradient = self._logit_gradient(z, rows[block], forward.at(block), *slopes)
-            if not whole:
-                self.logits[target] = gradient
+            place = slice(start, start + block.numel())
+            z = self.logits[place] if all_kept else self.logits.index_select(0, block)
+            gradient = self._logit_gradient(
+                z, rows[block], statistics.at(block), g[block], None if q is None else q[block]
+            )
+            if not all_kept:
+                self.logits[place] = gradient
         self._accumulate(rows[kept], self.logits[:n])
 
-    def _logit_gradient(self, z: Tensor, rows: Tensor, forward: Forward, g: Tensor, q: Tensor | None) -> Tensor:
-        """Overwrite z (m, V), holding z - anchor of the positions `rows` (m,), with the gradient of the raw logits."""
-        head, m = self.head, forward
+    def _logit_gradient(self, z: Tensor, rows: Tensor, statistics: Statistics, g: Tensor, q: Tensor | None) -> Tensor:
+        """Overwrite z (m, V), which holds z - anchor of the tokens at `rows`, with d loss / d (h W^T + b).
+
+        With p the softmax, d loss / d z_j = -p_j (g + q (log p_j + H)) for j != y, and
+        d loss / d z_y = g (1 - p_y) - q p_y (l + H).
+        """
+        head, l, entropy = self.head, statistics.logprobs, statistics.entropy
         y = head.targets.index_select(0, rows).long()[:, None]
         temperature = self._temperature(rows)
         cap_slope = None
         if head.softcap is not None:
             # u = cap tanh(raw / cap) has slope 1 - (u / cap)^2, and u = z T.
-            cap_slope = 1 - ((z + m.anchor[:, None]) * (_column(temperature) / head.softcap)).square_()
-        z -= m.log_total[:, None]
+            z_over_cap = (z + statistics.anchor[:, None]) * (_column(temperature) / head.softcap)
+            cap_slope = 1 - z_over_cap.square_()
+        z -= statistics.log_total[:, None]
+        at_target = -torch.expm1(l) * g
         if q is None:
             gradient = z.exp_().mul_(-g[:, None])
-            at_target = -torch.expm1(m.logprobs) * g
         else:
-            scale = (z + m.entropy[:, None]).mul_(-q[:, None]).sub_(g[:, None])
+            scale = (z + entropy[:, None]).mul_(-q[:, None]).sub_(g[:, None])
             gradient = z.exp_().mul_(scale)
-            at_target = -torch.expm1(m.logprobs) * g - q * m.logprobs.exp() * (m.logprobs + m.entropy)
+            at_target = at_target - q * l.exp() * (l + entropy)
         gradient.scatter_(1, y, at_target[:, None])
         if cap_slope is not None:
             gradient *= cap_slope
         return gradient if _is_one(temperature) else gradient.div_(_column(temperature))
 
     def _accumulate(self, rows: Tensor, gradient: Tensor) -> None:
-        """Multiply d loss / d (h W^T + b), (n, V) fp32, into dh of the positions `rows`, dW and db."""
+        """Multiply d loss / d (h W^T + b), (n, V) fp32, into dh of the tokens at `rows`, dW and db."""
         sums = self.gradients
         if sums.bias is not None:
             sums.bias += gradient.sum(0)
@@ -137,30 +144,35 @@ class Chunked(Workspace):
             return
         gradient = gradient.to(torch.bfloat16) if self.mixed else gradient
         hidden = self._operand(self.head.hidden.index_select(0, rows))
-        into_hidden = torch.zeros_like(hidden, dtype=torch.float32) if sums.hidden is not None else None
+        hidden_gradient = torch.zeros_like(hidden, dtype=torch.float32) if sums.hidden is not None else None
         for slab in self._slabs():
-            if into_hidden is not None:
-                self._multiply(gradient[:, slab], self._operand(self.head.weight[slab]), into_hidden, add=True)
+            if hidden_gradient is not None:
+                self._multiply(gradient[:, slab], self._operand(self.head.weight[slab]), hidden_gradient, add=True)
             if isinstance(sums.weight, Tensor):
                 self._multiply(gradient[:, slab].t(), hidden, sums.weight[slab], add=True)
-        if sums.hidden is not None and into_hidden is not None:
-            sums.hidden.index_copy_(0, rows, into_hidden.to(sums.hidden.dtype))
+        if sums.hidden is not None and hidden_gradient is not None:
+            sums.hidden.index_copy_(0, rows, hidden_gradient.to(sums.hidden.dtype))
 
     def _temperature(self, rows: Tensor) -> float | Tensor:
-        t = self.head.temperature
-        return t.index_select(0, rows) if isinstance(t, Tensor) else float(t)
+        temperature = self.head.temperature
+        return temperature.index_select(0, rows) if isinstance(temperature, Tensor) else float(temperature)
 
     def _slabs(self) -> Iterator[slice]:
-        for start in range(0, self.head.vocabulary, self.slab_rows):
-            yield slice(start, min(start + self.slab_rows, self.head.vocabulary))
+        """Ranges of vocabulary entries that are multiplied at a time."""
+        for start in range(0, self.head.vocabulary_size, self.slab_rows):
+            yield slice(start, min(start + self.slab_rows, self.head.vocabulary_size))
 
     def _operand(self, x: Tensor) -> Tensor:
         return x if self.mixed else x.float()
 
     def _multiply(self, a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> None:
+        """out = a b, or out += a b, in fp32."""
         if self.mixed:
             product = torch.mm(a, b, out_dtype=torch.float32)
-            out.add_(product) if add else out.copy_(product)
+            if add:
+                out.add_(product)
+            else:
+                out.copy_(product)
         elif add:
             out.addmm_(a, b)
         else:
@@ -168,7 +180,7 @@ class Chunked(Workspace):
 
 
 def chunk_rows(vocabulary: int, device: torch.device) -> int:
-    """Rows of a chunk: as many multiples of 64 as fit the budget. It depends on V alone, never on N."""
+    """Rows of a chunk: as many multiples of 64 as fit the budget. Depends on V alone, never on N."""
     budget = CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"])
     return min(4096, max(1, budget // (4 * vocabulary * GRANULE)) * GRANULE)
 

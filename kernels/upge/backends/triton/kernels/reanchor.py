@@ -1,4 +1,4 @@
-"""Rows whose target is so unlikely that exp(z - z_y) nears the end of fp32 get their maximum as the anchor."""
+"""Rows whose target is so unlikely that exp(z - z_y) could overflow fp32 get their maximum as the anchor."""
 
 import triton
 import triton.language as tl

@@ -1,13 +1,14 @@
-"""From E to the gradient of the logits, in place, where it is more than a multiple of E.
+"""From E to the gradient of the logits, in place, if that is more than a multiple of E.
 
-Without entropy bonus and soft-cap, d loss / d z_j = -(g / total) E_j: the row's factor goes into the GEMMs' operands
-and this pass is not needed. With them, from E_j = exp(z_j - a) alone, since log E_j gives z_j - a back,
+Without entropy bonus and soft-cap, d loss / d z_j = -(g / total) E_j. The row's factor is multiplied into the GEMMs'
+operands and this pass is not needed. With them, from E_j = exp(z_j - a) alone, since log E_j recovers z_j - a:
 
     d loss / d z_j = -p_j (g + q (log p_j + H)),   p_j = E_j / total,   log p_j = log E_j - log(total)
     d loss / d z_y = g (1 - p_y) - q p_y (l + H),  1 - p_y = S / total
-    d z / d raw    = (1 - (u / softcap)^2) / T,    u = z T     (1 / T is left to the row's factor)
+    d z / d raw    = (1 - (u / softcap)^2) / T,    u = z T     (the row's factor applies 1 / T)
 
-An entry whose E underflowed has no gradient in fp32 either. One pass over E: 2 reads or writes where a GEMM makes D.
+An entry whose E underflowed has no gradient in fp32 either. This pass reads and writes each entry of E once; a GEMM
+does 2 D operations per entry.
 """
 
 import triton

@@ -1,29 +1,29 @@
-"""The forward GEMM: exp(z - a) of a tile of tokens by vocabulary entries, and what the row sums need of it.
+"""The forward GEMM: exp(z - a) of a tile of tokens by vocabulary entries, and its contribution to the row sums.
 
-With a = z_y every quantity of a row is a sum over the other entries j != y:
+With a = z_y, every quantity of a row is a sum over the other entries j != y:
 
     S = sum_j exp(z_j - a),   l = -log(1 + S),   H = log(1 + S) - sum_j exp(z_j - a) (z_j - a) / (1 + S)
 
-so one visit to the logits suffices, with no running maximum. The logits never leave the registers: E = exp(z - a) is
-stored for the gradient GEMMs (in bf16 for bf16 operands, since bf16 has fp32's exponents), and S and the entropy's
-moment are summed in fp32 before that rounding. Rows with a very unlikely target would overflow: the tile's largest
-z - a tells, and they are done once more (REDO) with their maximum as the anchor.
+So one pass over the logits is enough, without a running maximum. The logits never leave the registers. E = exp(z - a)
+is stored for the gradient GEMMs (in bf16 for bf16 operands, since bf16 has the exponents of fp32), and S and the
+entropy's moment are summed in fp32 before that rounding. Rows with a very unlikely target would overflow. The tile's
+largest z - a shows which, and they are computed again (REDO) with their maximum as the anchor.
 
-Partial sums go to one slot per (row, vocabulary tile) and are added in a fixed order later: no atomics.
+Partial sums go to one slot per (row, vocabulary tile) and are added in a fixed order later, without atomics.
 """
 
 import triton
 import triton.language as tl
 
 from .dot import add_dot
-from .head import scaled_logit
+from .scaled_logit import scaled_logit
 
 
 @triton.jit
 def _epilogue(
     product,  # (BM, n) fp32: columns of a tile of h W^T
     first,  # its first vocabulary entry
-    rows,  # (BM,): its rows, from the tile's first
+    rows,  # (BM,): its rows, counted from the tile's first
     inverse,  # (BM,): 1 / T
     a,  # (BM,): the anchor
     y,  # (BM,): the target
@@ -61,7 +61,7 @@ def logits_kernel(
     targets,  # (M,) int64
     inverse_temperature,  # (M,) fp32
     anchor,  # (M,) fp32
-    redo,  # (M,) int8: rows to do again; read where REDO
+    redo,  # (M,) int8: rows to compute again; read where REDO
     exps,  # out (M, exps_stride): exp(z - anchor), 0 at the target and past V; written where KEEP
     sums,  # out (M, tiles) fp32: sum of exp(z - anchor) over the tile
     moments,  # out (M, tiles) fp32: sum of exp(z - anchor) (z - anchor)
@@ -82,12 +82,12 @@ def logits_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
-    SPLIT: tl.constexpr,  # do the epilogue in four parts: all of a wide tile's z and E at once overflow the registers
+    SPLIT: tl.constexpr,  # run the epilogue in four parts: all of a wide tile's z and E do not fit the registers
 ):
     """Grid (ceil(M / BM), tiles). Programs that share a tile of the weight are neighbours in launch order.
 
-    Rows past the end are the last row once more and write the same numbers to the same place, and so do the rows of a
-    tile that is redone for the sake of another row: neither loads nor stores need masks, which cost registers.
+    Rows past the end repeat the last row and write the same numbers to the same place. The same holds for rows that are
+    only redone because another row of their tile is. So neither loads nor stores need masks, which cost registers.
     """
     first_row = tl.program_id(0) * BM
     rows = tl.minimum(tl.arange(0, BM), M - 1 - first_row)
@@ -98,7 +98,7 @@ def logits_kernel(
     tile = tl.program_id(1)
     first = tile * BN
     k = tl.arange(0, BK)
-    # 64 bits to the tile's corner, 32 within it.
+    # 64-bit offsets to the tile's corner, 32-bit ones within it.
     h_pointers = hidden + first_row.to(tl.int64) * D + (rows[:, None] * D + k[None, :])
     w_rows = tl.minimum(tl.arange(0, BN), V - 1 - first)
     w_pointers = weight + first.to(tl.int64) * weight_stride + (w_rows[None, :] * weight_stride + k[:, None])

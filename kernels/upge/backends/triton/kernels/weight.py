@@ -11,6 +11,21 @@ from .split import joined, rounded
 
 
 @triton.jit
+def _add(high, low, product, entries, columns, V, D, HAS_LOW: tl.constexpr):
+    """Add the product to its entries of the sum."""
+    places = entries.to(tl.int64)[:, None] * D + columns[None, :]
+    inside = (entries < V)[:, None] & (columns < D)[None, :]
+    if HAS_LOW:
+        upper = tl.load(high + places, mask=inside, other=0)
+        total = joined(upper, tl.load(low + places, mask=inside, other=0)) + product
+        bits = rounded(total, 8)
+        tl.store(high + places, (bits >> 16).to(tl.int16), mask=inside)
+        tl.store(low + places, (bits >> 8).to(tl.int8), mask=inside)
+    else:
+        tl.store(high + places, tl.load(high + places, mask=inside, other=0.0) + product, mask=inside)
+
+
+@triton.jit
 def weight_kernel(
     exps,  # (M, exps_stride)
     hidden,  # (M, D): scale * h in the dtype of exps
@@ -25,13 +40,13 @@ def weight_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
-    SPLIT: tl.constexpr,  # add in two halves: a wide tile's old and new values at once overflow the registers
+    SPLIT: tl.constexpr,  # add in two halves: the old and new values of a wide tile do not fit the registers
 ):
-    """Grid (ceil(D / BN), ceil(V / BM)): neighbours in launch order share a strip of E."""
+    """Grid (ceil(D / BN), ceil(V / BM)). Neighbours in launch order share a strip of E."""
     columns = tl.program_id(0) * BN + tl.arange(0, BN)
     entries = tl.program_id(1) * BM + tl.arange(0, BM)
     k = tl.arange(0, BK)
-    h_columns = columns % D  # a remainder, unlike a minimum, keeps loads wide
+    h_columns = columns % D  # unlike a minimum, a remainder keeps loads wide
     product = tl.zeros([BM, BN], tl.float32)
     for start in range(0, M, BK):
         rows = (start + k).to(tl.int64)
@@ -46,17 +61,3 @@ def weight_kernel(
         _add(high, low, right, entries, first + BN // 2, V, D, HAS_LOW)
     else:
         _add(high, low, product, entries, columns, V, D, HAS_LOW)
-
-
-@triton.jit
-def _add(high, low, product, entries, columns, V, D, HAS_LOW: tl.constexpr):
-    places = entries.to(tl.int64)[:, None] * D + columns[None, :]
-    inside = (entries < V)[:, None] & (columns < D)[None, :]
-    if HAS_LOW:
-        upper = tl.load(high + places, mask=inside, other=0)
-        total = joined(upper, tl.load(low + places, mask=inside, other=0)) + product
-        bits = rounded(total, 8)
-        tl.store(high + places, (bits >> 16).to(tl.int16), mask=inside)
-        tl.store(low + places, (bits >> 8).to(tl.int8), mask=inside)
-    else:
-        tl.store(high + places, tl.load(high + places, mask=inside, other=0.0) + product, mask=inside)

@@ -1,4 +1,4 @@
-"""The head as a module, so that FSDP2's and ZeRO-3's hooks gather its weight and reduce its gradient."""
+"""The language model's head as a module, so that the hooks of FSDP2 and ZeRO-3 gather its weight."""
 
 from __future__ import annotations
 
@@ -7,21 +7,27 @@ from typing import Any, overload
 
 from torch import Tensor, nn
 
-from .api import LogprobsOutput, PolicyLossOutput, fused_policy_loss, linear_logprobs
+from .api import fused_policy_loss, linear_logprobs
 from .objective import Objective
+from .outputs import LogprobsOutput, PolicyLossOutput
 
 
 class FusedLMHead(nn.Module):
     """A language model's head that returns losses or log-probabilities instead of logits.
 
-    It holds the very parameters of the layer it is made from, so a tied embedding stays tied:
+    It shares the parameters of the layer it is made from, so a tied embedding stays tied:
 
         head = upge.FusedLMHead(model.lm_head)             # nn.Linear, with or without bias
         head = upge.FusedLMHead(model.model.embed_tokens)  # nn.Embedding
 
-    Sharding: make it a submodule of the model, in the layer's place, and call it in the model's forward. Its parameters
-    are its own, so `fully_shard` (on it or on the model around it) and ZeRO-3 gather them as they do for any layer.
-    With a `MixedPrecisionPolicy` pass `cast_forward_inputs=False`: the per-token inputs have to stay float32.
+    layer:   nn.Linear or nn.Embedding with weight (V, D).
+    softcap: as in `linear_logprobs`. backend: the default for every call.
+
+    Sharding: make it a submodule of the model, in place of the layer, and call it inside the model's forward. Then
+    `fully_shard` (on it, or on the model around it) and ZeRO-3 gather its parameters as they do for any layer. With a
+    `MixedPrecisionPolicy`, pass `cast_forward_inputs=False`: the per-token inputs must stay float32.
+
+    Raises TypeError where `layer` is of another type.
     """
 
     bias: Tensor | None
@@ -48,9 +54,9 @@ class FusedLMHead(nn.Module):
         objectives: Objective | Sequence[Objective] | None = None,
         **options: Any,
     ) -> LogprobsOutput | PolicyLossOutput:
-        """`fused_policy_loss` with `objectives`, `linear_logprobs` without; `options` are theirs.
+        """`fused_policy_loss` if `objectives` are given, else `linear_logprobs`. They define `options`.
 
-        hidden (N, D), targets (N,).
+        hidden: (N, D), in the dtype of the weight. targets: (N,) int64 or int32.
         """
         shared = {"bias": self.bias, "softcap": self.softcap, "backend": self.backend, **options}
         if objectives is None:

@@ -1,13 +1,13 @@
 """The anchor of each row: its target's logit, as a gathered dot product.
 
-Any number near z_y would do, since log-probabilities are sums of exp(z_j - a) over j != y and of exp(a - a) = 1 for the
-target itself: the target's logit enters once, here, and its rounding is that of a dot product of D terms.
+Any number near z_y would do. Log-probabilities are sums of exp(z_j - a) over j != y, plus exp(a - a) = 1 for the target
+itself. So the target's logit enters once, here, and has the rounding of a dot product of D terms.
 """
 
 import triton
 import triton.language as tl
 
-from .head import scaled_logit
+from .scaled_logit import scaled_logit
 
 
 @triton.jit

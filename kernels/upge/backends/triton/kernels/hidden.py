@@ -1,7 +1,7 @@
 """dh = scale E W: the GEMM over the vocabulary.
 
-M x D is small beside V, so the vocabulary is cut into parts and each gives a partial product of its own; they are added
-in order afterwards. The cut depends on V alone.
+M x D is small beside V, so the vocabulary is split into parts. Each part gives a partial product, and these are added
+in order afterwards. The split depends on V alone.
 """
 
 import triton
@@ -26,7 +26,7 @@ def hidden_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
-    SPLIT: tl.constexpr,  # nothing to split: here for the tile's sake
+    SPLIT: tl.constexpr,  # unused: every tile has it
 ):
     """Grid (ceil(M / BM), ceil(D / BN), parts)."""
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
@@ -34,14 +34,14 @@ def hidden_kernel(
     part = tl.program_id(2)
     k = tl.arange(0, BK)
     e_rows = tl.minimum(rows, M - 1).to(tl.int64)
-    # Past the end the first columns come again; a remainder, unlike a minimum, keeps loads wide.
+    # Past the end, read the first columns again. Unlike a minimum, a remainder keeps loads wide.
     w_columns = columns % D
     first = part * part_length
     product = tl.zeros([BM, BN], tl.float32)
     for start in range(first, tl.minimum(first + part_length, V), BK):
         entries = start + k
         e = tl.load(exps + e_rows[:, None] * exps_stride + entries[None, :])
-        # E is 0 past V, so any finite row of W will do there.
+        # Past V, E is 0, so any finite row of W will do.
         w_rows = tl.minimum(entries, V - 1).to(tl.int64)
         w = tl.load(weight + w_rows[:, None] * weight_stride + w_columns[None, :])
         product = add_dot(product, e, w.to(e.dtype), PRECISION)

@@ -1,11 +1,11 @@
-"""From the tiles' partial sums to a row's log-probability and entropy.
+"""From the partial sums of the tiles to a row's log-probability and entropy.
 
 With d_y = z_y - a (0 unless the row was re-anchored), share = exp(d_y) and total = share + S:
 
     l = d_y - log(total),   H = log(total) - (sum_j exp(z_j - a)(z_j - a) + share d_y) / total.
 
-At d_y = 0, log(total) = log1p(S), computed as 2 artanh(S / (2 + S)) for S < 1: the hardware's logarithm has an absolute
-error of 2^-22 near 1, which would be all of l for a confident token.
+At d_y = 0, log(total) = log1p(S), computed as 2 artanh(S / (2 + S)) for S < 1. The hardware's logarithm has an absolute
+error of 2^-22 near 1, which could be as large as l itself for a confident token.
 """
 
 import triton
@@ -16,7 +16,7 @@ import triton.language as tl
 def log1p(s):
     """log(1 + s) for s >= 0, to a few units in the last place."""
     t = s / (2.0 + s)
-    u = t * t  # at most 1/9: the first term left out is u^8 / 17 < 2e-9
+    u = t * t  # at most 1/9, so the first term left out is u^8 / 17 < 2e-9
     series = 1.0 + u * (1 / 3 + u * (1 / 5 + u * (1 / 7 + u * (1 / 9 + u * (1 / 11 + u * (1 / 13 + u * (1 / 15)))))))
     return tl.where(s < 1.0, 2.0 * t * series, tl.log(1.0 + s))
 

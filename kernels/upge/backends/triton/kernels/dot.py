@@ -3,14 +3,14 @@
 import triton
 import triton.language as tl
 
-from .. import plan
+from ... import tiling
 
-INTERPRETED = tl.constexpr(plan.INTERPRETED)
+INTERPRETED = tl.constexpr(tiling.INTERPRETED)
 
 
 @triton.jit
 def add_dot(total, a, b, PRECISION: tl.constexpr):
     """total + a b, summed in fp32."""
-    if INTERPRETED:  # it would multiply the bits of bf16 as integers
+    if INTERPRETED:  # the interpreter would multiply the bits of bf16 as integers
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, total, input_precision=PRECISION)

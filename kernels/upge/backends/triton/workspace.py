@@ -1,0 +1,197 @@
+"""The host code of the Triton kernels: what is launched for one chunk of tokens, and in which order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from ...inputs import HeadInputs, NeededGradients, TokenInputs
+from ...token_loss import LossFormula, TokenLosses
+from .. import tiling as tilings
+from ..workspace import Statistics, WeightSum, Workspace
+from .kernels.anchor import anchor_kernel
+from .kernels.bias import bias_kernel
+from .kernels.coefficient import coefficient_kernel
+from .kernels.hidden import hidden_kernel
+from .kernels.logit_gradient import logit_gradient_kernel
+from .kernels.logits import logits_kernel
+from .kernels.reanchor import reanchor_kernel
+from .kernels.rows import rows_kernel
+from .kernels.weight import weight_kernel
+from .objective_table import can_fuse, objective_table
+from .weight_sum import SplitSum
+
+COEFFICIENT_BLOCK = 256
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a chunk's backward needs beside E: its hidden states (n, D), and per token (n,).
+
+    total is the sum of exp(z_j - a) over all entries, others that over all but the target.
+    """
+
+    hidden: Tensor
+    targets: Tensor
+    inverse_temperature: Tensor
+    total: Tensor
+    others: Tensor
+
+
+class TritonWorkspace(Workspace):
+    """Holds E = exp(z - a) of one chunk."""
+
+    def __init__(self, head: HeadInputs, needs: NeededGradients):
+        device = head.weight.device
+        capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+        vocabulary, width = head.weight.shape
+        self.tiling = tilings.tiling_for(head.weight.dtype, capability, width)
+        self.tiles = triton.cdiv(vocabulary, self.tiling.logits.BN)
+        self.stride = tilings.exps_stride(self.tiling, vocabulary)
+        super().__init__(head, needs, tilings.chunk_rows(self.tiling, vocabulary, width, needs.weight))
+        self.weight = head.weight if head.weight.stride(1) == 1 else head.weight.contiguous()
+        self.exps: Tensor | None = None
+        self.kept: Kept | None = None
+
+    def weight_sum(self) -> Tensor | WeightSum:
+        weight = self.head.weight
+        return super().weight_sum() if weight.dtype == torch.float32 else SplitSum(weight)
+
+    def forward(self, rows: Tensor, keep: bool) -> Statistics:
+        head, tile, n = self.head, self.tiling.logits, rows.numel()
+        hidden = head.hidden.index_select(0, rows)
+        targets = head.targets.index_select(0, rows).long()
+        inverse_temperature = self._inverse_temperature(rows)
+        if keep and (self.exps is None or self.exps.shape[0] < n):
+            # Zeros, because no kernel writes past the last vocabulary tile.
+            self.exps = torch.zeros(n, self.stride, dtype=self.tiling.exps, device=rows.device)
+        exps = self.exps if self.exps is not None else hidden  # unused unless kept
+        target_logit, logprobs, entropy, log_total, total, others = (_vector(rows) for _ in range(6))
+        sums, moments, tops = (rows.new_empty(n, self.tiles, dtype=torch.float32) for _ in range(3))
+        redo = rows.new_empty(n, dtype=torch.int8)
+        bias = head.bias if head.bias is not None else self.weight  # unused without HAS_BIAS
+        softcap = float(head.softcap or 1.0)
+        options = {"HAS_BIAS": head.bias is not None, "HAS_SOFTCAP": head.softcap is not None}
+        width, weight_stride = hidden.shape[1], self.weight.stride(0)
+        by_rows = (triton.cdiv(n, tilings.ROWS),)
+        block = {"ROWS": tilings.ROWS, "BLOCK": tilings.BLOCK}
+
+        anchor_kernel[by_rows](
+            hidden, self.weight, bias, targets, inverse_temperature, target_logit,
+            n, width, weight_stride, softcap, **options, **block,
+        )  # fmt: skip
+        anchor = target_logit.clone()
+        for again in (False, True):
+            logits_kernel[(triton.cdiv(n, tile.BM), self.tiles)](
+                hidden, self.weight, bias, targets, inverse_temperature, anchor, redo, exps, sums, moments, tops,
+                n, head.vocabulary_size, width, weight_stride, self.stride, self.tiles, softcap,
+                **options, KEEP=keep, REDO=again, EVEN_D=width % tile.BK == 0, **self._tile_options(tile),
+            )  # fmt: skip
+            if not again:
+                reanchor_kernel[by_rows](tops, anchor, redo, n, self.tiles, self.tiling.limit, **block)
+        rows_kernel[by_rows](
+            sums, moments, target_logit, anchor, logprobs, entropy, log_total, total, others, n, self.tiles, **block
+        )
+        self.kept = Kept(hidden, targets, inverse_temperature, total, others) if keep else None
+        return Statistics(logprobs, entropy, anchor, log_total)
+
+    def losses(self, formula: LossFormula, tokens: TokenInputs, rows: Tensor, statistics: Statistics) -> TokenLosses:
+        if not can_fuse(formula.objectives):
+            return super().losses(formula, tokens, rows, statistics)
+        n = rows.numel()
+        loss, coefficient, ratio = (_vector(rows) for _ in range(3))
+        stable = rows.new_empty(n, dtype=torch.int8)
+        unused = tokens.weights  # stands for arguments that the call was not given
+        coefficient_kernel[(triton.cdiv(n, COEFFICIENT_BLOCK),)](
+            rows,
+            statistics.logprobs,
+            statistics.entropy,
+            objective_table(formula.objectives, rows.device),
+            tokens.weights,
+            unused if tokens.objective_index is None else tokens.objective_index,
+            unused if tokens.advantages is None else tokens.advantages,
+            unused if tokens.old_logprobs is None else tokens.old_logprobs,
+            unused if tokens.ref_logprobs is None else tokens.ref_logprobs,
+            loss,
+            coefficient,
+            ratio,
+            stable,
+            n,
+            formula.entropy_coef,
+            formula.kl_coef,
+            HAS_INDEX=tokens.objective_index is not None and len(formula.objectives) > 1,
+            HAS_ADVANTAGES=tokens.advantages is not None,
+            HAS_OLD=tokens.old_logprobs is not None,
+            HAS_KL=formula.kl_coef != 0,
+            BLOCK=COEFFICIENT_BLOCK,
+        )
+        entropy_coefficient = None
+        if formula.entropy_coef:
+            entropy_coefficient = -formula.entropy_coef * tokens.weights.index_select(0, rows)
+        return TokenLosses(loss, coefficient, ratio, stable.bool(), entropy_coefficient)
+
+    def backward(self, rows: Tensor, statistics: Statistics, g: Tensor, q: Tensor | None) -> None:
+        assert self.kept is not None
+        assert self.exps is not None
+        head, kept, sums, n = self.head, self.kept, self.gradients, rows.numel()
+        exps = self.exps[:n]
+        if q is None and head.softcap is None:
+            # d loss / d z_j = -(g / total) E_j, and the target's entry is g others / total.
+            scale = -g / kept.total * kept.inverse_temperature
+            exps.scatter_(1, kept.targets[:, None], -kept.others[:, None].to(exps.dtype))
+        else:
+            scale = kept.inverse_temperature
+            logit_gradient_kernel[(triton.cdiv(n, tilings.ROWS), triton.cdiv(head.vocabulary_size, tilings.BLOCK))](
+                exps, kept.targets, statistics.logprobs, statistics.entropy, statistics.anchor, statistics.log_total,
+                kept.total, kept.others, kept.inverse_temperature, g, torch.zeros_like(g) if q is None else q,
+                n, head.vocabulary_size, self.stride, float(head.softcap or 1.0),
+                HAS_SOFTCAP=head.softcap is not None, ROWS=tilings.ROWS, BLOCK=tilings.BLOCK,
+            )  # fmt: skip
+        if sums.hidden is not None:
+            sums.hidden.index_copy_(0, rows, self._hidden_gradient(exps, scale).to(sums.hidden.dtype))
+        if sums.weight is not None:
+            self._add_weight_gradient(exps, (kept.hidden * scale[:, None]).to(exps.dtype), sums.weight)
+        if sums.bias is not None:
+            bias_kernel[(triton.cdiv(head.vocabulary_size, 128),)](
+                exps, scale, sums.bias, n, head.vocabulary_size, self.stride, BM=64, BN=128
+            )
+
+    def _hidden_gradient(self, exps: Tensor, scale: Tensor) -> Tensor:
+        """dh of the chunk, (n, D) fp32."""
+        tile, parts, n = self.tiling.hidden, tilings.HIDDEN_PARTS, len(exps)
+        vocabulary, width = self.weight.shape
+        part_length = triton.cdiv(triton.cdiv(vocabulary, parts), tile.BK) * tile.BK
+        partial = torch.empty(parts, n, width, dtype=torch.float32, device=exps.device)
+        hidden_kernel[(triton.cdiv(n, tile.BM), triton.cdiv(width, tile.BN), parts)](
+            exps, self.weight, scale, partial, n, vocabulary, width, self.weight.stride(0), self.stride, part_length,
+            **self._tile_options(tile),
+        )  # fmt: skip
+        return partial.sum(0)
+
+    def _add_weight_gradient(self, exps: Tensor, scaled_hidden: Tensor, total: Tensor | WeightSum) -> None:
+        tile = self.tiling.weight
+        vocabulary, width = self.weight.shape
+        has_low = isinstance(total, SplitSum)
+        high, low = (total.high, total.low) if isinstance(total, SplitSum) else (total, total)
+        weight_kernel[(triton.cdiv(width, tile.BN), triton.cdiv(vocabulary, tile.BM))](
+            exps, scaled_hidden, high, low, len(exps), vocabulary, width, self.stride,
+            HAS_LOW=has_low, **self._tile_options(tile),
+        )  # fmt: skip
+
+    def _tile_options(self, tile: tilings.Tile) -> dict[str, Any]:
+        return {"PRECISION": self.tiling.precision, **vars(tile)}
+
+    def _inverse_temperature(self, rows: Tensor) -> Tensor:
+        temperature = self.head.temperature
+        if isinstance(temperature, Tensor):
+            return 1.0 / temperature.index_select(0, rows)
+        return torch.full((rows.numel(),), 1.0 / temperature, dtype=torch.float32, device=rows.device)
+
+
+def _vector(rows: Tensor) -> Tensor:
+    """Uninitialised float32, one per token."""
+    return rows.new_empty(rows.numel(), dtype=torch.float32)

@@ -1,0 +1,168 @@
+"""The published objectives by name, with their papers' defaults.
+
+Notation as in `objective.py`: l = log pi_theta, r = pi_theta / pi_old, A the advantage, w the weight, sg() stops
+gradients, g = d loss / d l. All raise ValueError, naming the argument, where a number is out of range.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import ParamSpec
+
+from .objective import Clip, Objective, Shaping, SoftGate, WeightClip
+
+Arguments = ParamSpec("Arguments")
+
+
+def _constant(preset: Callable[Arguments, Objective]) -> Callable[Arguments, Objective]:
+    """Lets torch.compile run a preset while it traces, and take the objective as a constant.
+
+    This is the mark of `torch.compiler.assume_constant_result`, which itself would import torch._dynamo, with Triton,
+    SymPy and NumPy, whenever upge is imported.
+    """
+    preset._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return preset
+
+
+@_constant
+def SFT() -> Objective:
+    """Supervised fine-tuning on demonstrations: loss -l, g = -w. Ignores advantages.
+
+    As UPGE: pi_ref = pi_theta, A = 1.
+    """
+    return Objective(advantage="one", name="SFT")
+
+
+@_constant
+def REINFORCE() -> Objective:
+    """On-policy REINFORCE (Williams 1992): loss -A l, g = -w A. The RL half of HPT.
+
+    As UPGE: pi_ref = pi_theta, nothing is clipped.
+    """
+    return Objective(name="REINFORCE")
+
+
+@_constant
+def PPO(clip_low: float = 0.2, clip_high: float = 0.2, dual_clip: float | None = None) -> Objective:
+    """PPO's clipped surrogate (Schulman et al. 2017, arXiv 1707.06347, Eq. 7): -min(r A, clip(r, 1-low, 1+high) A).
+
+    dual_clip (> 1): for A < 0 the loss is at most -dual_clip * A (Ye et al. 2020, arXiv 1912.09729, Eq. 4).
+    """
+    _check_clip("PPO", clip_low, clip_high)
+    if dual_clip is not None:
+        _check("PPO dual_clip", dual_clip, "greater than 1 or None", lambda x: x > 1)
+    return Objective(Clip(clip_low, clip_high, dual_clip), "rollout", likelihood="ratio", name="PPO")
+
+
+@_constant
+def GRPO(clip_low: float = 0.2, clip_high: float = 0.2) -> Objective:
+    """GRPO (Shao et al. 2024, arXiv 2402.03300, Eq. 3): PPO's token loss.
+
+    The group normalisation belongs in `advantages`, the factor 1/(G |o_i|) in `weights`, the KL term in `kl_coef`.
+    """
+    _check_clip("GRPO", clip_low, clip_high)
+    return Objective(Clip(clip_low, clip_high), "rollout", likelihood="ratio", name="GRPO")
+
+
+@_constant
+def DrGRPO(clip_low: float = 0.2, clip_high: float = 0.2) -> Objective:
+    """Dr. GRPO (Liu et al. 2025, arXiv 2503.20783): PPO's token loss.
+
+    Its advantages are not divided by the standard deviation, and its weights are constant.
+    """
+    _check_clip("DrGRPO", clip_low, clip_high)
+    return Objective(Clip(clip_low, clip_high), "rollout", likelihood="ratio", name="DrGRPO")
+
+
+@_constant
+def DAPO(clip_low: float = 0.2, clip_high: float = 0.28) -> Objective:
+    """DAPO (Yu et al. 2025, arXiv 2503.14476, Eq. 8): PPO's token loss with a higher upper clip.
+
+    Its weights are 1/(tokens of the batch).
+    """
+    _check_clip("DAPO", clip_low, clip_high)
+    return Objective(Clip(clip_low, clip_high), "rollout", likelihood="ratio", name="DAPO")
+
+
+@_constant
+def CISPO(clip_high: float = 0.2, drop: bool = False) -> Objective:
+    """CISPO (MiniMax-M1 2025, arXiv 2506.13585, Eq. 4-5): -sg(min(r, 1+clip_high)) A l, g = -w A min(r, 1+clip_high).
+
+    drop=True gives the hard mask of the UPGE table instead: -sg(m r) A l, g = -w m A r, with m = 0 where A > 0 and
+    r > 1 + clip_high. The table's other case, A < 0 and r < 1 - clip_low, never occurs: CISPO has no lower bound.
+    """
+    _check("CISPO clip_high", clip_high, "at least 0", lambda x: x >= 0)
+    return Objective(WeightClip(clip_high, drop), "rollout", name="CISPO")
+
+
+@_constant
+def GSPO(clip_low: float = 3e-4, clip_high: float = 4e-4) -> Objective:
+    """GSPO (Zheng et al. 2025, arXiv 2507.18071, Eq. 5-7): -min(s A, clip(s) A), s = exp(mean of log r).
+
+    The mean is over the counted tokens that follow this objective and share a value of `sequence_ids`. They may lie
+    anywhere in the batch. Where w and A are constant over a sequence and w includes 1/len, this is the paper's loss and
+    g = -w m A s.
+    """
+    _check_clip("GSPO", clip_low, clip_high)
+    return Objective(Clip(clip_low, clip_high), "sequence", likelihood="ratio", name="GSPO")
+
+
+@_constant
+def SRFT() -> Objective:
+    """The off-policy RL term of SRFT (Fu et al. 2025, arXiv 2506.19767), on demonstrations: -A pi, g = -w A pi."""
+    return Objective(reference="one", likelihood="ratio", name="SRFT")
+
+
+@_constant
+def LUFFY(gamma: float = 0.1) -> Objective:
+    """The off-policy term of LUFFY (Yan et al. 2025, arXiv 2504.14945), on demonstrations.
+
+    Loss -A pi/(pi+gamma), g = -w A gamma pi/(pi+gamma)^2.
+    """
+    _check("LUFFY gamma", gamma, "positive and finite", lambda x: 0 < x < math.inf)
+    return Objective(Shaping(gamma), "one", likelihood="ratio", name="LUFFY")
+
+
+@_constant
+def DFT() -> Objective:
+    """Dynamic fine-tuning (Wu et al. 2025, arXiv 2508.05629): -sg(pi) l, g = -w pi. Ignores advantages."""
+    return Objective(reference="one", advantage="one", name="DFT")
+
+
+@_constant
+def SAPO(tau_positive: float = 1.0, tau_negative: float = 1.05) -> Objective:
+    """SAPO (arXiv 2511.20347): -(4/tau) sigmoid(tau (r-1)) A, g = -w A 4 s (1-s) r, where s is the sigmoid.
+
+    tau is tau_positive where A > 0, and tau_negative elsewhere.
+    """
+    for name, tau in (("tau_positive", tau_positive), ("tau_negative", tau_negative)):
+        _check(f"SAPO {name}", tau, "positive and finite", lambda x: 0 < x < math.inf)
+    return Objective(SoftGate(tau_positive, tau_negative), "rollout", likelihood="ratio", name="SAPO")
+
+
+PRESETS: dict[str, Callable[..., Objective]] = {
+    "SFT": SFT,
+    "REINFORCE": REINFORCE,
+    "PPO": PPO,
+    "GRPO": GRPO,
+    "DrGRPO": DrGRPO,
+    "DAPO": DAPO,
+    "CISPO": CISPO,
+    "GSPO": GSPO,
+    "SRFT": SRFT,
+    "LUFFY": LUFFY,
+    "DFT": DFT,
+    "SAPO": SAPO,
+}
+"""Every preset by name, for settings that choose one."""
+
+
+def _check_clip(name: str, low: float, high: float) -> None:
+    _check(f"{name} clip_low", low, "between 0 and 1", lambda x: 0 <= x <= 1)
+    _check(f"{name} clip_high", high, "at least 0", lambda x: x >= 0)
+
+
+def _check(name: str, value: object, allowed: str, test: Callable[[float], bool]) -> None:
+    if not (isinstance(value, (int, float)) and test(value)):
+        raise ValueError(f"{name}: must be a number, {allowed}; got {value!r}")
