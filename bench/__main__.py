@@ -1,7 +1,4 @@
-"""Benchmarks: `python -m bench COMMAND [options]`.
-
-A command is a module of this folder with a `main(argv) -> exit status`; the first line of its docstring is its help.
-"""
+"""Run a benchmark: `python -m bench COMMAND [options]`."""
 
 from __future__ import annotations
 
@@ -10,28 +7,35 @@ import importlib
 import sys
 from pathlib import Path
 
-
-def commands() -> dict[str, str]:
-    """Name and one-line description of each command, read without importing it."""
-    files = sorted(p for p in Path(__file__).parent.glob("*.py") if not p.stem.startswith("_"))
-    docs = {p.stem: ast.get_docstring(ast.parse(p.read_text())) or "" for p in files}
-    return {name: doc.splitlines()[0] for name, doc in docs.items() if doc}
+COMMANDS = Path(__file__).parent / "commands"
 
 
-def main(argv: list[str]) -> int:
-    available = commands()
-    if argv and argv[0] in available:
-        return importlib.import_module(f"bench.{argv[0]}").main(argv[1:])
-    asked_for_help = argv[:1] in ([], ["-h"], ["--help"])
-    lines = [
-        "usage: python -m bench COMMAND [options]",
-        "",
-        *(f"  {name:<10} {doc}" for name, doc in available.items()),
-    ]
-    if not asked_for_help:
-        lines.insert(0, f"bench: no command {argv[0]!r}")
-    print("\n".join(lines), file=sys.stdout if asked_for_help else sys.stderr)
-    return 0 if asked_for_help else 2
+def descriptions() -> dict[str, str]:
+    """The one-line description of each command, by name. Reads the files without importing them."""
+    found = {}
+    for path in sorted(COMMANDS.glob("*.py")):
+        if path.stem != "__init__":
+            docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+            found[path.stem] = docstring.partition("\n")[0]
+    return found
+
+
+def usage() -> str:
+    lines = [f"  {name:<10} {description}" for name, description in descriptions().items()]
+    return "\n".join(["usage: python -m bench COMMAND [options]", "", *lines])
+
+
+def main(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    command, *options = arguments
+    if command not in descriptions():
+        print(f"bench: no command {command!r}\n{usage()}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"bench.commands.{command}")
+    status: int = module.main(options)
+    return status
 
 
 if __name__ == "__main__":

@@ -1,9 +1,38 @@
-"""Loaded before every other part of the tests: without a GPU, Triton kernels run in its interpreter."""
+"""Loaded before all other tests: without a GPU, Triton kernels run in Triton's interpreter."""
 
+from __future__ import annotations
+
+import importlib.util
 import os
+from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
+import pytest
 import torch
 
 if not torch.cuda.is_available():
-    # Triton reads this once, when it is first imported, which the trainer's tests may be the first to do.
+    # Triton reads this once, when it is first imported, which may happen in any test.
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture(scope="session")
+def row_independent_dot() -> Iterator[None]:
+    """In the interpreter, a row of a dot product gets the same bits at any position in its tile, as on a GPU.
+
+    The interpreter multiplies with NumPy's matmul. On CPUs without AVX-512 its rounding depends on a row's position.
+    """
+    if torch.cuda.is_available() or importlib.util.find_spec("triton") is None:
+        yield
+        return
+    from triton.runtime import interpreter
+
+    def create_dot(builder: Any, a: Any, b: Any, total: Any, *options: Any) -> Any:
+        product = np.zeros_like(total.data)
+        for k in range(a.data.shape[1]):
+            product += a.data[:, k, None] * b.data[None, k, :]
+        return interpreter.TensorHandle(product + total.data, total.dtype.scalar)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
+        yield

@@ -1,4 +1,4 @@
-"""`bench reproduce`: its task's questions and slips, its records, and the numbers of its tables."""
+"""`bench reproduce`: questions and slips of its task, its records, and the numbers in its tables."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from bench import _reproduction_figure, _runs
-from bench._reproduction import Answered, Outcome, Trial, of_gammas, of_methods, read_records, report, write_records
+from bench import runs
+from bench.reproduction import figure
+from bench.reproduction.outcomes import Answered, Outcome, Trial, by_gamma, by_method, read_records, write_records
+from bench.reproduction.tables import report
 from hpt.demos.addition import Sum, make_questions
 from hpt.demos.sums import GRADES, WRONG
 
@@ -41,8 +43,8 @@ def test_wrong_demonstrations_are_wrong_and_as_many_as_said() -> None:
 
 def outcome(trial: Trial, *correct: int, accuracy: float = 0.5) -> Outcome:
     line = {"step": 1, "eval/accuracy": accuracy, "time/step": 2.0, "gate/sft": 1, "gate/questions": 4}
-    exam = [Answered(f"q{i}", "easy" if i % 2 else "hard", right, 4) for i, right in enumerate(correct)]
-    return Outcome(trial, [line, {**line, "step": 2}] if trial.method != "start" else [], exam)
+    answers = [Answered(f"q{i}", "easy" if i % 2 else "hard", right, 4) for i, right in enumerate(correct)]
+    return Outcome(trial, [line, {**line, "step": 2}] if trial.method != "start" else [], answers)
 
 
 @pytest.fixture
@@ -71,10 +73,10 @@ def test_records_come_back_as_they_were(outcomes: list[Outcome], tmp_path: Path)
 
 
 def test_tables_hold_means_over_seeds_and_paired_differences(outcomes: list[Outcome]) -> None:
-    assert {k: len(v) for k, v in of_methods(outcomes, "clean").items()} == {"start": 1, "hpt": 2, "sft": 2}
-    assert list(of_gammas(outcomes)) == [0.0, 0.5]
+    assert {k: len(v) for k, v in by_method(outcomes, "clean").items()} == {"start": 1, "hpt": 2, "sft": 2}
+    assert list(by_gamma(outcomes)) == [0.0, 0.5]
     text = report(outcomes)
-    # seed 0: 8 of 8, seed 1: 4 of 8; pass@4 is 1 and 1/2; four seconds a run
+    # seed 0: 8 of 8, seed 1: 4 of 8; pass@4 is 1 and 1/2; four seconds per run
     assert "| `hpt` | 0.0001 | 0.750 (0.500 to 1.000) | 0.50 | 1.00 | 0.75 | 4 |" in text
     assert "| start model |  | 0.250 (0.250 to 0.250) | 0.00 | 0.50 | 0.50 |  |" in text
     assert "By mean accuracy: `hpt` 0.750, `sft` 0.500, the start model 0.250." in text
@@ -85,16 +87,16 @@ def test_tables_hold_means_over_seeds_and_paired_differences(outcomes: list[Outc
     assert "| `sft-then-grpo` | 0.0001, 5e-05 | 1.000" in text
 
 
-def test_the_figure_is_drawn_from_what_there_is(outcomes: list[Outcome], tmp_path: Path) -> None:
-    _reproduction_figure.draw(outcomes, tmp_path / "summary.png")
+def test_the_figure_is_drawn_from_incomplete_outcomes(outcomes: list[Outcome], tmp_path: Path) -> None:
+    figure.draw(outcomes, tmp_path / "summary.png")
     assert (tmp_path / "summary.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_run_that_outlives_its_benchmark_is_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     work = f"import pathlib, time; time.sleep(0.5); pathlib.Path({str(tmp_path / 'done')!r}).touch()"
-    with _runs.hold(tmp_path):
-        run = subprocess.Popen([sys.executable, "-c", work], close_fds=False)
-    with _runs.hold(tmp_path):
+    with runs.hold(tmp_path):
+        process = subprocess.Popen([sys.executable, "-c", work], close_fds=False)
+    with runs.hold(tmp_path):
         assert (tmp_path / "done").exists()
-    assert run.wait(10) == 0
-    assert f"waiting for what still runs in {tmp_path}" in capsys.readouterr().err
+    assert process.wait(10) == 0
+    assert f"waiting for the runs in {tmp_path}" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`python -m bench train` on a tiny model: a case in its own process, its files, its limits, and the plain loss."""
+"""`python -m bench train` on a tiny model: cases in processes of their own, files, time limits, and the plain loss."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import _synthetic as synthetic
-from bench import train as bench
-from bench._plain import PlainLoss
+from bench.commands import train as bench
+from bench.training import synthetic
+from bench.training.plain_loss import PlainLoss
 from hpt.config.recipe import build_config
 from hpt.support.optional_packages import installed
 
 
-def test_a_case_is_run_and_what_has_no_time_left_is_said(tmp_path: Path) -> None:
+def test_a_case_is_run_and_cases_without_time_left_are_listed(tmp_path: Path) -> None:
     out = tmp_path / "results" / "train"
     options = ["--model", "tiny", "--random-weights", "--tokens", "16", "--questions", "2", "--out", str(out)]
     assert bench.main([*options, "--cases", "80 GB, all weights, 8-bit states, plain logits"]) == 0
@@ -31,8 +31,8 @@ def test_a_case_is_run_and_what_has_no_time_left_is_said(tmp_path: Path) -> None
     assert out.with_suffix(".md").read_text().count("not begun") == len(rows)
 
 
-@pytest.mark.skipif(installed("trl"), reason="says what a missing trl means")
-def test_where_trl_is_missing_its_row_says_so(tmp_path: Path) -> None:
+@pytest.mark.skipif(installed("trl"), reason="tests the message for a missing trl")
+def test_without_trl_its_row_says_what_to_install(tmp_path: Path) -> None:
     out = tmp_path / "train"
     options = ["--model", "tiny", "--random-weights", "--tokens", "16", "--out", str(out)]
     case = "48 GB, LoRA, drawn rollouts, TRL's GRPO"
@@ -45,7 +45,7 @@ def test_where_trl_is_missing_its_row_says_so(tmp_path: Path) -> None:
 
 def test_a_step_of_trl_trains_on_the_same_prompts(tmp_path: Path) -> None:
     pytest.importorskip("trl")
-    from bench._trl import _word_tokenizer, grpo_step
+    from bench.training.trl_step import _word_tokenizer, grpo_step
 
     synthetic.write_random_model(bench._architecture("tiny"), torch.bfloat16, "cpu", tmp_path)
     args = Namespace(tokens=8, questions=2)
@@ -60,13 +60,13 @@ def test_a_step_of_trl_trains_on_the_same_prompts(tmp_path: Path) -> None:
     assert seconds["rollout"] + seconds["train"] == pytest.approx(seconds["step"])
 
 
-def test_a_process_that_fails_or_lasts_is_a_result() -> None:
+def test_a_process_that_fails_or_takes_too_long_is_a_result() -> None:
     failing = [sys.executable, "-c", "raise MemoryError('out of memory')"]
     assert "out of memory" in bench._run(failing, 60)["failed"]
     assert "not done after 1 s" in bench._run(["sleep", "30"], 1)["failed"]
 
 
-def test_the_plain_loss_is_the_fused_one(tmp_path: Path) -> None:
+def test_the_plain_loss_equals_the_fused_one(tmp_path: Path) -> None:
     synthetic.write_random_model(bench._architecture("tiny"), torch.float32, "cpu", tmp_path)
     config = build_config(
         {
@@ -96,7 +96,7 @@ def test_the_plain_loss_is_the_fused_one(tmp_path: Path) -> None:
 
 
 def bench_rows(trainer: synthetic.Trainer) -> list:
-    """Rollouts and demonstrations with signal, both."""
+    """Rows of rollouts and of demonstrations, both with a gradient."""
     from hpt.method.gate import Decision
     from hpt.method.rows import token_rows
 

@@ -1,4 +1,4 @@
-"""Problems for the loss, and the backends that are held against the float64 reference."""
+"""Problems for the loss, and the backends that are compared with the float64 reference."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ U = 2.0**-24  # unit roundoff of float32
 
 
 def pytest_configure(config):
-    # Kernels may overflow where the result is not used; on a GPU nobody hears of it.
+    # Kernels may overflow where the result is not used. A GPU does not report that, the interpreter warns.
     config.addinivalue_line("filterwarnings", "ignore:overflow encountered:RuntimeWarning")
 
 
@@ -77,6 +77,11 @@ def make_problem(n=150, d=24, v=301, dtype=torch.float32, seed=0, spread=0.5) ->
         "mask": torch.rand(n, generator=g) < 0.8,
     }
     return problem
+
+
+@pytest.fixture(autouse=True)
+def interpreter(row_independent_dot):
+    """Kernels in Triton's interpreter compute the same bits at any position in a tile."""
 
 
 @pytest.fixture

@@ -34,14 +34,14 @@ def test_upstream_scale_and_kept_graph(problem, backend):
 
 
 def test_fp16_with_a_loss_scale(problem, backend):
-    """Gradients too small for fp16 survive a loss scale: they meet it in fp32 before they are rounded."""
+    """Gradients too small for fp16 survive a loss scale: it multiplies them in fp32, before they are rounded."""
     p = problem(dtype=torch.float16, n=60)
     small = {"weights": torch.full((60,), 1e-7)}
     scaled = grpo(p, p.hidden, p.weight, backend, **small) * 2.0**16
     want = grpo(p, p.hidden, p.weight, "reference", **small) * 2.0**16
     for a, b in zip(torch.autograd.grad(scaled, p.leaves), torch.autograd.grad(want, p.leaves), strict=True):
         assert a.dtype == torch.float16
-        # A rounding to fp16, whose spacing below 6e-5 is 6e-8.
+        # One rounding to fp16, whose spacing below 6e-5 is 6e-8.
         assert ((a.double() - b.double()).abs() <= 2e-3 * b.double().abs() + 6e-8).all()
 
 
@@ -65,7 +65,7 @@ def test_frozen_inputs_and_no_grad(problem, backend):
 
 
 def test_accumulation_over_micro_batches(problem, backend):
-    """Weights are global: the gradients of the pieces add up to the gradient of the whole."""
+    """Weights are global, so the gradients of the micro-batches add up to the gradient of the batch."""
     p = problem()
     _, whole = p.loss(upge.GRPO(), backend, entropy_coef=0.1)
     whole = [g.clone() for g in whole]
@@ -88,7 +88,7 @@ def test_accumulation_over_micro_batches(problem, backend):
 
 
 def test_tied_embedding(problem, backend):
-    """The head's weight is the embedding that made the hidden states: both paths' gradients arrive."""
+    """The head's weight is also the embedding: its gradient is the sum of both paths."""
     p = problem()
     ids = torch.randint(0, 301, (150,), generator=torch.Generator().manual_seed(2))
     grads = []
@@ -101,7 +101,7 @@ def test_tied_embedding(problem, backend):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_casts_as_linear_would(problem, backend, dtype):
-    """fp32 master weights under autocast: the numbers of the cast inputs, gradients in fp32."""
+    """fp32 master weights under autocast: the same numbers as with cast inputs, and gradients in fp32."""
     p = problem()
     with torch.autocast("cpu", dtype=dtype):
         loss = grpo(p, p.hidden, p.weight, backend)

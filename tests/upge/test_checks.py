@@ -1,4 +1,4 @@
-"""Bad input: one clear error that names the argument, what came and what is allowed."""
+"""Bad input: one clear error that names the argument, what it got and what is allowed."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ def test_good_call_passes():
     assert torch.isfinite(out.loss)
 
 
-def test_values_nobody_reads_may_be_nan():
-    """SFT rows of a mixed batch have no advantage and no old policy."""
+def test_unread_values_may_be_nan():
+    """SFT tokens of a mixed batch have no advantage and no old log-probability."""
     sft = torch.tensor([True, False, False, True])
     out = upge.fused_policy_loss(
         torch.randn(N, D), torch.randn(V, D), torch.zeros(N, dtype=torch.long), [upge.GRPO(), upge.SFT()],
@@ -144,8 +144,8 @@ def test_bad_user_function():
         call(lambda l, b: -l * b.rewards)
 
 
-def test_checks_of_values_wait_for_debug_off_the_cpu():
-    """Reading values would make a GPU wait: there they are checked within upge.debug() only."""
+def test_values_on_a_gpu_are_checked_only_in_debug():
+    """Reading values makes the CPU wait for a GPU, so there they are checked only inside upge.debug()."""
     from upge import checks
 
     gpu = torch.device("cuda")

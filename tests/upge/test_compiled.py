@@ -1,4 +1,4 @@
-"""torch.compile around the loss: one graph, the eager numbers, bit by bit."""
+"""torch.compile around the loss: one graph, and the same bits as eager calls."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def fresh_dynamo():
 
 
 def step(p, backend):
-    """A model's last layers as a training step calls them."""
+    """The last layers of a model, as a training step calls them."""
 
     def run(hidden, weight, advantages, old):
         x = torch.tanh(hidden)
@@ -47,7 +47,7 @@ def test_one_graph_with_the_eager_numbers(problem, backend):
 
 
 def test_ops_are_well_formed(problem):
-    """Schema, fake shapes and autograd registration, by PyTorch's own check."""
+    """PyTorch's own check of schema, fake shapes and autograd registration."""
     p = problem(n=9)
     head = (p.hidden, p.weight, p.targets, p.bias, 1.0, None, None)
     torch.library.opcheck(torch.ops.upge.linear_logprobs.default, (*head, [True, True, True], "torch"))

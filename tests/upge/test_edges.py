@@ -58,7 +58,7 @@ def test_any_batch_matches_the_reference(n, v, d, counted, objectives, regularis
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: o.name)
 def test_ratio_overflow_stays_finite(objective, backend):
-    """old_logprobs of -1e4: r saturates at e^80. Where the mask stops the token, its coefficient is exactly 0."""
+    """old_logprobs of -1e4: r saturates at e^80. Where the mask clips the token, its coefficient is exactly 0."""
     g = torch.Generator().manual_seed(0)
     hidden, weight = torch.randn(8, 4, generator=g).requires_grad_(), torch.randn(9, 4, generator=g).requires_grad_()
     out = upge.fused_policy_loss(

@@ -1,4 +1,4 @@
-"""FusedLMHead alone, and sharded over two processes by FSDP2 and by DeepSpeed's ZeRO-3."""
+"""FusedLMHead in one process, and sharded over two by FSDP2 and by DeepSpeed's ZeRO-3."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def batch():
 
 
 def losses(model, rows):
-    """A policy loss and a loss through log-probabilities, with weights that add up over the parts of a batch."""
+    """A policy loss and a loss through log-probabilities, with weights that are global over the ranks."""
     ids, targets, advantages = (x[rows] for x in batch())
     weights = torch.full((len(ids),), 1 / 12)
     loss = model(ids, targets, upge.REINFORCE(), advantages=advantages, weights=weights, entropy_coef=0.1).loss
     return loss + (model(ids, targets).logprobs * weights).sum()
 
 
-def test_it_is_the_function_on_the_layer():
+def test_the_module_equals_plain_pytorch_on_its_layer():
     for tied in (False, True):
         model = Model(tied)
         ids, targets, _ = batch()
@@ -58,7 +58,7 @@ def test_it_is_the_function_on_the_layer():
 
 
 def on_two_ranks(shard: str, folder: Path) -> dict[bool, dict[str, torch.Tensor]]:
-    """The gradients that two processes compute, by whether the head is tied, in this file's `main`."""
+    """The gradients that two processes compute (in this file's `main`), by whether the head is tied."""
     environment = os.environ | {"WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     workers = [
         subprocess.Popen(
@@ -114,19 +114,19 @@ def zero(model: Model, rows: torch.Tensor) -> dict[str, torch.Tensor]:
     }
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
-    assert model.head.weight.numel() == 0  # away until a hook gathers it
+    assert model.head.weight.numel() == 0  # empty until a hook gathers it
     engine.backward(losses(engine, rows))
     assert model.head.weight.numel() == 0
     return {name: safe_get_full_grad(p) for name, p in model.named_parameters()}
 
 
 def main(shard: str, folder: str) -> None:
-    # They meet in a file: a port found free may be taken by the time that both have loaded DeepSpeed.
+    # The ranks find each other through a file: a free port may be taken before both have loaded DeepSpeed.
     rank = int(os.environ["RANK"])
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     found = {}
     for tied in (False, True):
-        # Both average over ranks; the weights are global already, so the sum is wanted.
+        # Both average over ranks. The weights are already global, so the sum is wanted.
         gradients = {"fsdp": fsdp, "zero": zero}[shard](Model(tied), torch.arange(rank, 12, 2))
         found[tied] = {name: 2 * gradient for name, gradient in gradients.items()}
     if rank == 0:

@@ -1,4 +1,4 @@
-"""The same bits twice; a token's numbers do not depend on its neighbours; tokens without a gradient cost nothing."""
+"""The same call gives the same bits, a token does not depend on its batch, tokens without a gradient are skipped."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def logprobs(p, rows, backend):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("d", "v"), [(24, 301), (64, 600), (33, 77)])
-def test_a_token_does_not_see_its_batch(problem, backend, dtype, d, v, small_chunks):
-    """Permuted, split into any pieces, padded: every log-probability and entropy keeps its bits."""
+def test_a_token_does_not_depend_on_its_batch(problem, backend, dtype, d, v, small_chunks):
+    """Permuted or split into pieces: every log-probability and entropy keeps its bits."""
     p = problem(n=150, d=d, v=v, dtype=dtype)
     whole = logprobs(p, torch.arange(150), backend)
     g = torch.Generator().manual_seed(0)
@@ -31,7 +31,7 @@ def test_a_token_does_not_see_its_batch(problem, backend, dtype, d, v, small_chu
         assert torch.equal(torch.cat(pieces, 1), whole[:, order[: 3 * size]]), size
 
 
-def test_a_token_does_not_see_its_batch_at_a_real_vocabulary(problem):
+def test_a_token_does_not_depend_on_its_batch_with_a_real_vocabulary(problem):
     p = problem(n=70, d=576, v=49152, spread=0.1)
     whole = logprobs(p, torch.arange(70), "torch")
     order = torch.randperm(70, generator=torch.Generator().manual_seed(0))
@@ -41,7 +41,7 @@ def test_a_token_does_not_see_its_batch_at_a_real_vocabulary(problem):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_on_policy_ratio_is_exactly_one(problem, backend, dtype, small_chunks):
-    """Log-probabilities taken under no_grad on another batching of the same tokens give r = 1, bit by bit."""
+    """Log-probabilities computed under no_grad, in other batches of the same tokens, give exactly r = 1."""
     p = problem(dtype=dtype)
     with torch.no_grad():
         old = torch.cat([logprobs(p, rows, backend)[0] for rows in torch.arange(150).split(40)])
@@ -73,7 +73,7 @@ def dropped_cases():
 
 @pytest.mark.parametrize("case", ["advantage", "mask", "weight"])
 def test_tokens_without_gradient_change_nothing(problem, backend, case, small_chunks):
-    """Leaving them in the batch gives the very bits of taking them out."""
+    """Leaving them in the batch gives the same bits as taking them out."""
     p = problem()
     rows = torch.arange(150) % 2 == 0
     plain = {"mask": None, "rollout_logprobs": None}
@@ -112,8 +112,8 @@ def flops(call) -> int:
     return counter.total
 
 
-def test_work_is_six_nvd_and_falls_with_the_tokens_that_matter(problem):
-    """Counted GEMM work of the torch backend, in NVD; 64-row padding is the only surplus."""
+def test_work_is_six_nvd_and_proportional_to_the_tokens_with_a_gradient(problem):
+    """Counted GEMM work of the torch backend, in NVD. Only the padding to 64 rows comes on top."""
     n, d, v = 640, 24, 301
     p = problem(n=n, d=d, v=v)
     nvd = n * d * v
@@ -123,7 +123,7 @@ def test_work_is_six_nvd_and_falls_with_the_tokens_that_matter(problem):
     assert flops(run) == 6 * nvd
     assert flops(lambda: run(advantages=a * (torch.arange(n) % 2))) == 3 * nvd
     assert flops(lambda: run(mask=torch.arange(n) < 128)) == 6 * nvd * 128 // n
-    # A regulariser keeps every token at work; a frozen weight saves 2 NVD, no_grad saves 4.
+    # With an entropy bonus every token has a gradient. A frozen weight saves 2 NVD, no_grad saves 4.
     assert flops(lambda: run(advantages=0 * a, entropy_coef=0.1)) == 6 * nvd
     p.weight.requires_grad_(False)
     assert flops(lambda: upge.fused_policy_loss(p.hidden, p.weight, p.targets, upge.SFT())) == 4 * nvd
@@ -131,12 +131,12 @@ def test_work_is_six_nvd_and_falls_with_the_tokens_that_matter(problem):
         assert flops(lambda: upge.fused_policy_loss(p.hidden, p.weight, p.targets, upge.SFT())) == 2 * nvd
         assert flops(lambda: upge.linear_logprobs(p.hidden, p.weight, p.targets)) == 2 * nvd
     p.weight.requires_grad_(True)
-    # Clipped tokens are known only after the forward: they save the backward's 4 NVD.
+    # Clipped tokens are known only after the forward, so they save the backward's 4 NVD.
     old = upge.linear_logprobs(p.hidden, p.weight, p.targets, bias=p.bias).logprobs.detach()
     clipped = torch.arange(n) % 4 == 0
     jump = {"old_logprobs": old - clipped.float(), "advantages": torch.ones(n)}
     assert flops(lambda: run(upge.GRPO(), **jump)) == 2 * nvd + 4 * nvd * 3 // 4
-    # Coefficients that couple tokens take a second look at the logits.
+    # Sequence-level ratios take a second pass over the logits.
     assert flops(lambda: run(upge.GSPO(1.0, 1e9))) == 8 * nvd
 
 

@@ -1,4 +1,4 @@
-"""linear_logprobs: values, gradients and the precision that training rests on."""
+"""linear_logprobs: values, gradients and precision."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def test_values_and_gradients_for_any_upstream(problem, backend, small_chunks, o
     p, kwargs = heads(problem)
     g = torch.Generator().manual_seed(5)
     up_l, up_h = torch.randn(150, generator=g), torch.randn(150, generator=g)
-    up_l[::3], up_h[::3] = 0.0, 0.0  # tokens nobody asks a gradient of
+    up_l[::3], up_h[::3] = 0.0, 0.0  # tokens whose gradient is not needed
     results = []
     for name in (backend, "reference"):
         out = upge.linear_logprobs(p.hidden, p.weight, p.targets, backend=name, **kwargs, **options)
         loss = (out.logprobs * up_l + out.entropy * up_h).sum()
         results.append((out, torch.autograd.grad(loss, p.leaves, retain_graph=True)))
-        # Through one output alone.
+        # Through one output only.
         results[-1] += (torch.autograd.grad(out.entropy @ up_h, p.leaves, retain_graph=True),)
         results[-1] += (torch.autograd.grad(out.logprobs @ up_l, p.leaves),)
     (out, *grads), (ref, *ref_grads) = results
@@ -64,7 +64,7 @@ def test_softcap_is_gemmas(problem, backend):
     [(torch.float32, 2e-5, 2e-5), (torch.bfloat16, 1e-4, 1e-2), (torch.float16, 1e-4, 1e-2)],
 )
 def test_precision_beside_plain_pytorch(problem, backend, dtype, logprob, gradient):
-    """Within the project's bounds of float64 on the same inputs, and nowhere worse than logits in the model's dtype."""
+    """Within the project's bounds of float64 on the same inputs, and never worse than logits in the model's dtype."""
     p, _ = heads(problem, dtype=dtype, n=70, d=64, v=1000)
     bias = p.bias.detach()
 
@@ -86,13 +86,13 @@ def test_precision_beside_plain_pytorch(problem, backend, dtype, logprob, gradie
     got, peer = error(run(ours(backend))), error(run(plain))
     assert got[0] <= logprob
     assert max(got[1:]) <= gradient
-    # In fp32 both are within a few roundings of the truth and take turns; below fp32 ours has to win outright.
+    # In fp32 both are within a few roundings of the truth, and either may be closer. Below fp32 ours must be closer.
     slack = 2.0 if dtype == torch.float32 else 1.0
     assert all(a <= slack * b for a, b in zip(got, peer, strict=True)), (got, peer)
 
 
 def identity_head(*rows):
-    """Logits given outright: hidden states are the logits, the weight is the identity."""
+    """A head whose logits are given: the hidden states are the logits, the weight is the identity."""
     return torch.tensor(rows, requires_grad=True), torch.eye(len(rows[0]), requires_grad=True)
 
 
@@ -120,7 +120,7 @@ def test_unlikely_targets(nll, backend):
 
 
 def test_logits_near_a_hundred(backend):
-    """All logits within a few units of +-100: nothing is lost to their size but their own rounding, u * 100."""
+    """Logits within a few units of +-100: the only error is their own rounding, u * 100."""
     for centre in (100.0, -100.0):
         row = [centre + x for x in (0.0, 1.5, -2.25, 3.0, 0.5)]
         hidden, weight = identity_head(row)
@@ -143,7 +143,7 @@ def test_real_vocabularies(problem, n, d, v):
 
 @pytest.mark.parametrize("backend", ["torch", "triton", "reference"])
 def test_entries_switched_off_by_their_bias(problem, backend):
-    """A bias of -inf (a padded vocabulary) is the same as leaving those entries out."""
+    """A bias of -inf (padding of the vocabulary) is the same as leaving those entries out."""
     p = problem(n=9, v=301)
     p.targets %= 290
     kept = [p.hidden, p.weight[:290], p.bias[:290]]

@@ -1,4 +1,4 @@
-"""Memory of the fused loss: no tensor of N x V, and the Triton backend takes what its plan says."""
+"""Memory of the fused loss: no tensor is N x V, and the Triton backend takes as much as `tiling` says."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_no_tensor_of_n_by_v(problem, small_chunks, dtype, objective):
 
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_triton_takes_what_its_plan_says(problem, monkeypatch, dtype, frozen):
+def test_triton_takes_as_much_as_predicted(problem, monkeypatch, dtype, frozen):
     n, d, v = 300, 64, 1000
     for budget in ("CHUNK_BYTES", "FROZEN_CHUNK_BYTES"):
         monkeypatch.setattr(tilings, budget, 600_000)
@@ -73,12 +73,12 @@ def test_triton_takes_what_its_plan_says(problem, monkeypatch, dtype, frozen):
     assert tilings.chunk_rows(tiling, v, d, not frozen) in (64, 128)
     gradients = p.hidden.nbytes + (0 if frozen else p.weight.nbytes)
     extra = sum(tilings.extra_bytes(tiling, n, v, d, not frozen).values())
-    inputs = p.hidden.nbytes + p.weight.nbytes + targets.nbytes  # counted where a view of them was made
+    inputs = p.hidden.nbytes + p.weight.nbytes + targets.nbytes  # counted if a view of them was made
     assert extra <= peak.bytes - gradients <= extra + 150 * n + inputs, (extra, peak.bytes - gradients, inputs)
 
 
 def test_the_readme_states_the_memory_of_a_7b_head():
-    """The table's numbers are the plan's, and the whole is within the project's 1.5 GiB."""
+    """The table has the predicted numbers, and their sum is within the project's 1.5 GiB."""
     tiling = tilings.Tiling(torch.bfloat16, tilings.WIDE, tilings.WIDE, tilings.WIDE, torch.bfloat16, "ieee")
     parts = tilings.extra_bytes(tiling, 16384, 152064, 3584)
     assert tilings.chunk_rows(tiling, 152064, 3584, sums_weight=True) == 2048
@@ -89,7 +89,7 @@ def test_the_readme_states_the_memory_of_a_7b_head():
 
 
 def test_the_sum_of_dw_keeps_sixteen_bits():
-    """Bits in and out: exact for what fits 24 bits, one rounding for the result, NaN and inf as they are."""
+    """Exact for numbers of 24 bits, one rounding for the result, and NaN and inf are kept."""
     total = SplitSum(torch.empty(4, 1000, dtype=torch.bfloat16))
     x = torch.randn(4, 1000, generator=torch.Generator().manual_seed(0)) * torch.logspace(-35, 35, 1000)
     bits = x.view(torch.int32)
@@ -111,12 +111,12 @@ def test_the_sum_of_dw_keeps_sixteen_bits():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_many_chunks_sum_as_one(problem, monkeypatch, dtype):
-    """dW over 8 chunks differs from one chunk's by their roundings of the running sum, 2^-16 each, and the last."""
+    """dW over 8 chunks differs from one chunk's by 2^-16 of the running sum per chunk, and by the last rounding."""
     p = problem(n=512, d=32, v=200, dtype=dtype)
     run = lambda: p.loss(upge.REINFORCE(), "triton", mask=None, rollout_logprobs=None, weights=torch.ones(512))[1][1]
     whole = run().double()
     monkeypatch.setattr(tilings, "CHUNK_BYTES", 1)
-    # The largest sum on the way is at most that of the products' sizes.
+    # No running sum is larger than the sum of the products' absolute values.
     z = p.hidden.detach().double() @ p.weight.detach().double().t() + p.bias.detach().double()
     slopes = (p.inputs["advantages"].double()[:, None] * torch.softmax(z, -1)).abs()
     slopes.scatter_add_(1, p.targets[:, None], p.inputs["advantages"].double().abs()[:, None])

@@ -1,4 +1,4 @@
-"""Every objective against the float64 reference, and the reference against the papers' formulas written out here."""
+"""Every objective against the float64 reference, and the reference against the papers' formulas, written out here."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ PRESETS = {
     "CISPO": upge.CISPO(),
     "CISPO-drop": upge.CISPO(drop=True),
     "GSPO": upge.GSPO(0.03, 0.04),
+    "GSPO-dual": upge.Objective(upge.Clip(0.03, 0.04, dual=1.02), "sequence", likelihood="ratio"),
     "SRFT": upge.SRFT(),
     "LUFFY": upge.LUFFY(),
     "DFT": upge.DFT(),
@@ -38,12 +39,12 @@ def relative(got, want):
 def assert_same(got, want, problem, ratio_scale=1.0):
     """Outputs of a float32 backend against the reference's, within the rounding of its logits."""
     (out, grads), (ref, ref_grads) = got, want
-    # l sums two logits' errors, and log, exp and their sum add a few u; H <= log V weighs them by p (1 + |log p|).
+    # l has the errors of two logits, plus a few u of log, exp and their sum. H <= log V weighs them by p (1 + |log p|).
     logprob = 2 * problem.logit_error() + 1e-6
     assert (out.logprobs - ref.logprobs).abs().max() <= logprob
     assert (out.entropy - ref.entropy).abs().max() <= 10 * logprob
     torch.testing.assert_close(out.ratio, ref.ratio, rtol=2 * logprob, atol=1e-9)
-    # g is w times a smooth function of r with slopes below 4, between the masks' jumps.
+    # Between the jumps of the mask, g is w times a smooth function of r with a slope below 4.
     torch.testing.assert_close(out.coefficient, ref.coefficient, rtol=20 * logprob, atol=20 * logprob / len(ref.ratio))
     assert torch.equal(out.stable, ref.stable)
     assert torch.equal(out.evaluated, ref.evaluated)
@@ -94,7 +95,7 @@ def test_all_presets_in_one_call(problem, backend, regularised, small_chunks):
 
 
 def test_mixed_call_is_the_sum_of_its_parts(problem, backend):
-    """A batch of SFT and GRPO rows gives the gradient of the two calls made apart."""
+    """A batch of SFT and GRPO tokens has the gradient of two separate calls."""
     p = problem()
     index = (torch.arange(150) % 3 == 0).int()
     both, grads = p.loss([upge.GRPO(), upge.SFT()], backend, objective_index=index)
@@ -114,12 +115,13 @@ def plain_logprobs(p, temperature=1.0):
 
 
 def formulas(l, a, old, ids):
-    """The papers' per-token losses, as they stand in TRL's GRPOTrainer or in the authors' code."""
+    """The papers' per-token losses, as in TRL's GRPOTrainer or the authors' code."""
     r = torch.exp(l - old)
     clipped = lambda low, high: -torch.min(r * a, torch.clamp(r, 1 - low, 1 + high) * a)
     pi = l.exp()
     mean = torch.stack([(l - old)[ids == i].mean() if (ids == i).any() else l.new_zeros(()) for i in range(9)])
     s = mean.exp()[ids]
+    gspo = -torch.min(s * a, torch.clamp(s, 0.97, 1.04) * a)
     sapo = lambda tau: torch.sigmoid(tau * (r - 1)) * 4 / tau
     return {
         "SFT": -l,
@@ -131,7 +133,8 @@ def formulas(l, a, old, ids):
         "DAPO": clipped(0.2, 0.28),
         "CISPO": -torch.clamp(r, max=1.2).detach() * a * l,
         "CISPO-drop": -torch.where((a > 0) & (r > 1.2), 0.0, r).detach() * a * l,
-        "GSPO": -torch.min(s * a, torch.clamp(s, 0.97, 1.04) * a),
+        "GSPO": gspo,
+        "GSPO-dual": torch.where(a < 0, torch.min(gspo, -1.02 * a), gspo),
         "SRFT": -a * pi,
         "LUFFY": -a * pi / (pi + 0.1),
         "DFT": -pi.detach() * l,
@@ -162,7 +165,7 @@ def test_reference_is_the_published_formula(name, problem):
     "name", ["SFT", "REINFORCE", "PPO", "PPO-dual", "DAPO", "GSPO", "SRFT", "LUFFY", "SAPO", "function"]
 )
 def test_reference_gradient_by_finite_differences(name, problem):
-    """Objectives without a detached factor: the gradient is the slope of the loss itself."""
+    """Objectives without a detached factor: the gradient is the derivative of the loss value."""
     p = problem(n=6, d=3, v=5)
     tokens = TokenInputs(**{k: v for k, v in p.inputs.items() if k != "mask"})
     formula = LossFormula((PRESETS[name],), entropy_coef=0.3, kl_coef=0.2)
@@ -178,7 +181,7 @@ def test_reference_gradient_by_finite_differences(name, problem):
 
 
 def test_coefficients_of_the_design_table(problem, backend):
-    """g as the table of objectives states it, from the call's own ratio and log-probability."""
+    """g as in the README's table, from the call's own ratio and log-probability."""
     p = problem()
     x = p.inputs | {"rollout_logprobs": None}
     m, a, w = x["mask"], x["advantages"], x["weights"]
@@ -210,11 +213,11 @@ def test_gspo_coefficient_with_weights_that_hold_the_length(problem, backend):
     w = 1 / (9 * length.float())
     out, _ = p.loss(upge.GSPO(0.03, 0.04), backend, advantages=a, weights=w, rollout_logprobs=None)
     torch.testing.assert_close(out.coefficient[m], (-w * out.stable * a * out.ratio)[m], rtol=1e-5, atol=1e-9)
-    assert 0 < out.stable[m].sum() < m.sum()  # the clip bites on some sequences only
+    assert 0 < out.stable[m].sum() < m.sum()  # only some sequences are clipped
 
 
 def test_user_function_per_token_and_whole(problem, backend, small_chunks):
-    """A per-token function gives the same in one pass; a coupled one sees all of its tokens at once."""
+    """A per-token function gives the same in one pass. A function that couples tokens sees them all at once."""
     p = problem()
     ppo = lambda l, b: (
         -torch.min((l - b.old_logprobs).exp() * b.advantages, (l - b.old_logprobs).exp().clamp(0.8, 1.2) * b.advantages)
@@ -253,7 +256,7 @@ def test_a_function_may_return_another_dtype(problem, backend):
     torch.testing.assert_close(grads, wanted)
 
 
-def test_copies_are_objectives_of_their_own():
+def test_copies_have_keys_of_their_own():
     original = upge.PPO(dual_clip=3.0)
     for copied in (copy.deepcopy(original), pickle.loads(pickle.dumps(original))):
         assert copied == original
@@ -274,7 +277,7 @@ def test_truncated_importance_sampling_is_a_weight(problem, backend):
 
 @pytest.mark.parametrize("first", [1, 63, 64, 65])
 def test_sequences_across_the_edges_of_chunks(first, problem, backend, small_chunks):
-    """Chunks are 64 rows: sequences that end just before, at and after an edge, and one that spans several."""
+    """Chunks have 64 rows. Sequences end just before, at and after an edge, and one spans several chunks."""
     lengths = torch.tensor([first, 1, 130, 64])
     p = problem(n=int(lengths.sum()))
     presets = [upge.GSPO(0.03, 0.04), upge.GRPO(), upge.SFT()]
@@ -284,7 +287,7 @@ def test_sequences_across_the_edges_of_chunks(first, problem, backend, small_chu
         "mask": None,
     }
     assert_same(p.loss(presets, backend, **changes), p.loss(presets, "reference", **changes), p)
-    # One after the other is one by one: a sequence's loss and gradient are its own.
+    # A sequence's loss and gradient do not depend on the other sequences.
     whole, _ = p.loss(upge.GSPO(0.03, 0.04), backend, **changes | {"objective_index": None})
     rows = changes["sequence_ids"] == 2
     alone, _ = p.loss(upge.GSPO(0.03, 0.04), backend, **changes | {"objective_index": None, "mask": rows})

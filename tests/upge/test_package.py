@@ -32,7 +32,9 @@ def test_without_triton_the_error_says_what_to_install(monkeypatch: pytest.Monke
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     x = torch.zeros(1, 1)
     targets = torch.zeros(1, dtype=torch.long)
-    with pytest.raises(ValueError, match=r"backend: 'triton' needs .* not installed \(pip install \"upge\[triton\]\"\)"):
+    with pytest.raises(
+        ValueError, match=r"backend: 'triton' needs .* not installed \(pip install \"upge\[triton\]\"\)"
+    ):
         upge.linear_logprobs(x, x, targets, backend="triton")
     assert upge.linear_logprobs(x, x, targets).logprobs.item() == 0.0
 

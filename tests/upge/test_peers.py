@@ -1,4 +1,4 @@
-"""The same numbers as liger-kernel's published GRPO losses, for each of its loss types that has a preset here."""
+"""The same numbers as liger-kernel's GRPO losses, for each of its loss types that has a preset here."""
 
 from __future__ import annotations
 
@@ -85,6 +85,6 @@ def test_liger_grpo(name, beta, backend):
     torch.testing.assert_close(out.loss, loss.detach(), rtol=1e-5, atol=1e-6)
     for g, w in zip(torch.autograd.grad(out.loss, ours), want, strict=True):
         assert (g - w).norm() / w.norm() <= 1e-5
-    if name not in ("cispo", "sapo"):  # their share of clipped tokens is ours
+    if name not in ("cispo", "sapo"):  # which report another share of clipped tokens
         clipped = (~out.stable & mask.flatten()).sum() / mask.sum()
         torch.testing.assert_close(clipped, metrics[-1], rtol=1e-6, atol=1e-7)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import memory as bench
+from bench.commands import memory as bench
 from hpt.commands.main import main
 from hpt.config.recipe import load_config, shipped_recipes
 from hpt.config.schema import Config, ModelConfig

@@ -1,14 +1,17 @@
 """Whole training steps with random weights: tokens per second, peak memory beside the plan, time per phase, MFU.
 
-hpt's own trainer on real dimensions: rollouts made up or drawn by transformers, verification, gate, loss and update.
-Each case has a process of its own, so that running out of memory is a result; results are written after each.
+hpt's trainer on models of real size: rollouts (made up, or sampled by transformers), verification, gate, loss and
+update. Each case runs in its own process, so that running out of memory is a result. Results are written after each.
+
 MFU = (6 P + 6 L H T) tokens / (seconds of training x peak FLOP/s) for P weights, L layers of width H and rows of T
-tokens (causal); LoRA counts 4 P in place of 6 P. Checkpointing computes more than it is credited for. "plain logits"
-is the same step with the model's own logits in place of `upge`. "TRL's GRPO" is a step of TRL's GRPOTrainer (pip
-install trl) on the same weights, LoRA, questions and limits, with random rewards: each of its rollouts is trained on,
-where hpt trains on those with an advantage and on a demonstration of one question. TRL tells no more phases than
-rollout and train, which begins at its rewards, and the plan is not for it. Unmeasured on a GPU: it has not been run on
-one yet.
+tokens (causal). LoRA counts 4 P instead of 6 P. What checkpointing computes again is not counted.
+
+"plain logits" is the same step with the model's full logits instead of `upge`. "TRL's GRPO" is a step of TRL's
+GRPOTrainer (pip install trl) with the same weights, LoRA, questions and limits, and random rewards. It trains on all
+its rollouts, while hpt trains on those with an advantage and on the demonstration of one question. Of TRL's step only
+two phases can be measured, rollout and train (which starts at its rewards), and the plan does not apply to it.
+
+This benchmark has not run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -31,8 +34,8 @@ from hpt.memory import make_plan
 from hpt.memory.meta_model import read_architecture
 from hpt.support.optional_packages import require
 
-from ._plain import PlainLoss
-from ._synthetic import REWARD, synthetic_trainer, write_random_model
+from ..training.plain_loss import PlainLoss
+from ..training.synthetic import REWARD, synthetic_trainer, write_random_model
 
 MODELS = {
     "qwen2.5-1.5b": "Qwen/Qwen2.5-Math-1.5B",
@@ -41,15 +44,15 @@ MODELS = {
     "tiny": None,
 }
 PROMPT = 64  # tokens
-# Dense 16-bit FLOP/s of the data sheets.
+# Dense 16-bit FLOP/s from the data sheets.
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12, "A10G": 70e12}
 LORA: dict[str, Any] = {"lora": {"rank": 32}}
 EIGHT_BIT: dict[str, Any] = {"optimizer": {"states": "8bit"}}
 PLAIN = ", plain logits"
 TRL = ", TRL's GRPO"
-# All rollouts of a step (4 questions) are drawn at once, as TRL does.
+# All rollouts of a step (4 questions) are sampled at once, as in TRL.
 DRAWN: dict[str, Any] = {"model": LORA, "rollout": {"max_tokens": 256, "batch_size": 32}}
-# Memory cap in GiB (None: all there is), settings, rollouts made up. What says most comes first.
+# Memory limit in GiB (None: no limit), settings, whether rollouts are made up. The most informative cases come first.
 CASES: dict[str, tuple[float | None, dict[str, Any], bool]] = {
     "80 GB, all weights, 8-bit states": (None, EIGHT_BIT, True),
     f"80 GB, all weights, 8-bit states{PLAIN}": (None, EIGHT_BIT, True),
@@ -67,9 +70,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--random-weights", action="store_true", required=True, help="no others are supported")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
     parser.add_argument("--tokens", type=int, default=4096, help="longest response (default 4096)")
-    parser.add_argument("--questions", type=int, default=4, help="of a step (default 4, 8 rollouts each)")
-    parser.add_argument("--seconds", type=int, default=180, help="limit of a case (default 180)")
-    parser.add_argument("--minutes", type=float, default=9.5, help="limit of the whole (default 9.5)")
+    parser.add_argument("--questions", type=int, default=4, help="questions per step (default 4, 8 rollouts each)")
+    parser.add_argument("--seconds", type=int, default=180, help="time limit per case (default 180)")
+    parser.add_argument("--minutes", type=float, default=9.5, help="time limit of all cases (default 9.5)")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=Path("bench/results/train"), help="OUT.json and OUT.md")
@@ -108,7 +111,7 @@ def main(argv: list[str]) -> int:
 
 
 def _run(command: list[str], seconds: int) -> dict[str, Any]:
-    """What the case's process printed, or how it failed."""
+    """What the process of a case printed, or how it failed."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -150,7 +153,7 @@ def _config(args: argparse.Namespace, folder: Path, changes: dict[str, Any], cap
 
 
 def run_case(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """A step to warm up, then a step that is measured."""
+    """One step to warm up, and one that is measured."""
     cap, changes, made_up = CASES[args.case]
     trl = args.case.endswith(TRL)
     if trl:
@@ -162,7 +165,7 @@ def run_case(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, cap * 2**30 / total))
     if trl:
-        from ._trl import grpo_step
+        from ..training.trl_step import grpo_step
 
         step = grpo_step(config, prompt=PROMPT)
     else:
@@ -185,7 +188,7 @@ def run_case(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def _hpt_step(config: Config, made_up: bool, plain: bool) -> dict[str, Any]:
-    """The second step of hpt's trainer: what it trained on, and the seconds of its phases."""
+    """The second step of hpt's trainer: how many tokens it trained on, and the seconds of its phases."""
     with synthetic_trainer(config, prompt=PROMPT, made_up=made_up) as trainer:
         if plain:
             trainer.policy.loss = PlainLoss(trainer.policy)  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""A step of TRL's `GRPOTrainer` from a run's settings; only for where trl is installed."""
+"""A step of TRL's `GRPOTrainer` with a run's settings. Needs trl."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from hpt.config.schema import Config
 from hpt.model.attention import attention_kind
 from hpt.support.device import pick_device
 
-from ._synthetic import Renderer, random_questions
+from .synthetic import Renderer, random_questions
 
 
 def grpo_step(config: Config, *, prompt: int) -> dict[str, Any]:
-    """Trains two steps on prompts of `prompt` tokens: what the second trained on, and its seconds.
+    """Train two steps on prompts of `prompt` tokens; the tokens that the second trained on, and its seconds.
 
-    The model of `config`, its LoRA, its questions and rollouts, and as many whole groups in a micro-batch as its tokens
-    allow, but at least one. TRL draws all rollouts of a step at once. Everything else is TRL's default: no Liger,
-    adapters in float32.
+    Model, LoRA, questions and rollouts are those of `config`. A micro-batch has as many whole groups as its token
+    budget allows, but at least one. TRL samples all rollouts of a step at once. Everything else is TRL's default: no
+    Liger, adapters in float32.
     """
     settings, lora = config.rollout, config.model.lora
-    assert lora is not None  # of all cases that are run here
+    assert lora is not None  # every case with TRL has it
     tokenizer = _word_tokenizer(AutoConfig.from_pretrained(config.model.path).vocab_size)
     prompts = Renderer(len(tokenizer), prompt, 0).encode_prompts(random_questions(config))
     group = settings.n * (prompt + settings.max_tokens)
@@ -68,7 +68,7 @@ def grpo_step(config: Config, *, prompt: int) -> dict[str, Any]:
         callbacks=[watch],
         peft_config=LoraConfig(
             r=lora.rank,
-            lora_alpha=lora.alpha,  # type: ignore[arg-type]  # any number will do
+            lora_alpha=lora.alpha,  # type: ignore[arg-type]  # any number works
             target_modules=lora.targets,
             task_type="CAUSAL_LM",
         ),
@@ -93,7 +93,7 @@ def _word_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
 
 
 class _Watch(TrainerCallback):
-    """The clock at the last step's begin, its reward (between rollouts and training) and its end."""
+    """When the last step began, computed its rewards (between rollouts and training), and ended."""
 
     begun = rewarded = ended = 0.0
     tokens = 0
@@ -107,7 +107,7 @@ class _Watch(TrainerCallback):
         self.begun = _clock()
 
     def reward(self, completion_ids: Sequence[Sequence[int]], **options: Any) -> list[float]:
-        """Random, no two alike, so that every rollout has an advantage and is trained on."""
+        """Random and all different, so that every rollout has an advantage and is trained on."""
         self.rewarded = _clock()
         self.tokens = sum(self.prompt + len(tokens) for tokens in completion_ids)
         return [self.draw.random() for _ in completion_ids]

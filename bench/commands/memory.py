@@ -1,8 +1,8 @@
-"""Peak memory of tensors as `hpt plan` predicts it, and as it is on this CPU.
+"""The peak memory of tensors that `hpt plan` predicts, beside the measured one, for small models on a CPU.
 
-Small models of several shapes, so that activations, weights and the loss dominate once each. Each case runs in a
-process of its own: two training steps and one rollout of hpt's own trainer, while every tensor that is made and freed
-is counted. Gradients of earlier micro-batches and the optimizer's states are there, as they are in a run.
+The models have several shapes, so that activations, weights and the loss each dominate once. Each case runs in its own
+process: two training steps and one rollout of hpt's trainer, while all live tensors are counted. Gradients of earlier
+micro-batches and the optimizer's states are included, as in a run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hpt.memory import make_plan
 from hpt.memory.allocations import AllocationTracker
 from hpt.rollout import Sampling
 
-from ._synthetic import REWARD, full_experiences, synthetic_trainer, write_random_model
+from ..training.synthetic import REWARD, full_experiences, synthetic_trainer, write_random_model
 
 PROMPT = 4
 SHAPES: dict[str, dict[str, int]] = {
@@ -32,7 +32,7 @@ SHAPES: dict[str, dict[str, int]] = {
     "weights": {"vocab_size": 512, "hidden_size": 320, "intermediate_size": 960, "num_hidden_layers": 3},
     "loss": {"vocab_size": 16000, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1},
 }
-# What differs from a plain run: architecture, shape, settings.
+# Architecture, shape, and the settings that differ from a plain run.
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "fp32, activations": ("qwen2", "activations", {}),
     "fp32, weights": ("qwen2", "weights", {}),
@@ -64,7 +64,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench memory", description=__doc__)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
-    parser.add_argument("--case", choices=CASES, help="only this one, here, as JSON")
+    parser.add_argument("--case", choices=CASES, help="run only this one, in this process, and print JSON")
     parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
     args = parser.parse_args(argv)
     if args.case:
@@ -84,7 +84,7 @@ def main(argv: list[str]) -> int:
 
 
 def line(row: dict[str, Any]) -> str:
-    """One case as a line of a Markdown table."""
+    """One line of the Markdown table."""
     cells = [row["case"]]
     for phase in ("training", "rollout"):
         measured, predicted = row["measured"][phase], row["predicted"][phase]
@@ -144,6 +144,6 @@ def measure(config: Config) -> dict[str, int]:
             config.rollout.n, config.rollout.max_tokens, config.rollout.temperature, config.rollout.top_p
         )
         prompts = trainer.renderer.encode_prompts(trainer.questions)
-        # Of different lengths, as prompts are: a mask then tells generation where they begin.
+        # Prompts of different lengths, as in a run: generation then gets an attention mask.
         trainer.rollout_engine.generate([prompt[index % 3 :] for index, prompt in enumerate(prompts)], sampling, seed=0)
         return {"training": training, "rollout": live.peak}

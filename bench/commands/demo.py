@@ -1,7 +1,7 @@
-"""The demo by several methods and seeds, side by side: what HPT, GRPO and SFT reach from the same start.
+"""The demo by several methods and seeds: what HPT, GRPO and SFT reach from the same start model.
 
-Each run is `hpt train demo method=M seed=S` from the model that seed S warms up. Runs that are finished are kept and
-unfinished ones continued, so the command can be stopped and given again.
+Each run is `hpt train demo method=M seed=S` from the model that seed S warms up. Finished runs are kept and unfinished
+ones continued, so the command can be stopped and repeated.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from bench import _runs
 from hpt.records.files import read_metrics
 from hpt.report import report, summary_figure
 
-RESULTS = Path(__file__).parent / "results" / "demo"
+from .. import runs
+
+RESULTS = Path(__file__).parents[1] / "results" / "demo"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -31,14 +32,14 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of table and figures")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="changes to the recipe, for every run")
     options = parser.parse_args(argv)
-    runs = [(method, seed) for method in options.methods for seed in options.seeds]
-    first, *others = options.methods
-    with _runs.hold(options.runs), ThreadPoolExecutor(options.jobs) as pool:
-        # The first method of a seed makes the start model and the data that the others share.
-        for methods in ([first], others):
-            wanted = [run for run in runs if run[0] in methods]
-            list(pool.map(lambda run: _train(options, *run), wanted))
-    folders = {run: _folder(options, *run) for run in runs}
+    wanted = [(method, seed) for method in options.methods for seed in options.seeds]
+    with runs.hold(options.runs), ThreadPoolExecutor(options.jobs) as pool:
+        # The first run of a seed makes the start model and the data that the others share.
+        first = [run for run in wanted if run[0] == options.methods[0]]
+        others = [run for run in wanted if run not in first]
+        for group in (first, others):
+            list(pool.map(lambda run: _train(options, *run), group))
+    folders = {run: _folder(options, *run) for run in wanted}
     options.output.mkdir(parents=True, exist_ok=True)
     table = _table({run: read_metrics(folder) for run, folder in folders.items()}, options)
     (options.output / "table.md").write_text(table)
@@ -62,11 +63,11 @@ def _train(options: argparse.Namespace, method: str, seed: int) -> None:
     start = Path(options.runs) / f"start-{seed}"
     places = [f"model.path={start}/model", f"data.train={start}/train.jsonl", f"data.eval={start}/eval.jsonl"]
     changes = [f"method={method}", f"seed={seed}", *places, *options.settings]
-    _runs.train(_folder(options, method, seed), options.recipe, changes)
+    runs.train(_folder(options, method, seed), options.recipe, changes)
 
 
 def _table(metrics: dict[tuple[str, int], list[dict]], options: argparse.Namespace) -> str:
-    """Held-out accuracy before and after, the share of SFT questions over the first and last tenth, and the cost."""
+    """Held-out accuracy before and after, the share of SFT questions in the first and last tenth, and the seconds."""
     lines = [
         "| method | seed | accuracy before | after | SFT share, first tenth | last tenth | rollouts + training, s |",
         "|---|---|---|---|---|---|---|",
@@ -82,7 +83,7 @@ def _table(metrics: dict[tuple[str, int], list[dict]], options: argparse.Namespa
             f"| {shares[0]:.2f} | {shares[1]:.2f} | {seconds:.0f} |"
         )
     settings = " ".join(options.settings)
-    return "\n".join(lines) + f"\n\nRecipe `{options.recipe}` {settings}, {_runs.machine()}.\n"
+    return "\n".join(lines) + f"\n\nRecipe `{options.recipe}` {settings}, {runs.machine()}.\n"
 
 
 def _share(steps: Sequence[dict]) -> float:

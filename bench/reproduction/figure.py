@@ -1,4 +1,4 @@
-"""The figure of `bench reproduce`: accuracy, pass@k, the gate's gamma, and what each method costs."""
+"""The figure of the comparison: accuracy, pass@k, the gate's gamma, and the cost of each method."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
-from bench._reproduction import CLEAN, WRONG, Outcome, of_gammas, of_methods
 from hpt.report.style import MUTED, method_colours, styled, to_png
 from hpt.support.files import write_file_atomically
+
+from .outcomes import CLEAN, START, WRONG, Outcome, by_gamma, by_method
 
 _TITLES = {CLEAN: "clean demonstrations", WRONG: "40% wrong demonstrations"}
 
@@ -22,29 +23,29 @@ def draw(outcomes: Sequence[Outcome], path: Path) -> None:
         figure = Figure(figsize=(12, 9.5), layout="constrained")
         axes = figure.subplots(3, 2)
         for column, demonstrations in enumerate((CLEAN, WRONG)):
-            methods = of_methods(outcomes, demonstrations)
+            methods = by_method(outcomes, demonstrations)
             _accuracies(axes[0, column], methods, f"Held-out accuracy, {_TITLES[demonstrations]}")
             _pass_curves(axes[1, column], methods, f"pass@k, {_TITLES[demonstrations]}")
-        _gammas(axes[2, 0], of_gammas(outcomes))
-        _costs(axes[2, 1], of_methods(outcomes, CLEAN))
+        _gammas(axes[2, 0], by_gamma(outcomes))
+        _costs(axes[2, 1], by_method(outcomes, CLEAN))
         write_file_atomically(path, to_png(figure, dpi=120))
 
 
 def _colours(methods: Sequence[str]) -> dict[str, str]:
-    return method_colours([method for method in methods if method != "start"]) | {"start": MUTED}
+    return method_colours([method for method in methods if method != START]) | {START: MUTED}
 
 
 def _accuracies(axes: Axes, methods: dict[str, list[Outcome]], title: str) -> None:
-    """A dot a seed and a bar at their mean; the start model as a line."""
+    """One dot per seed, a bar at their mean, and a line for the start model."""
     colours = _colours(list(methods))
-    shown = [method for method in methods if method != "start"]
+    shown = [method for method in methods if method != START]
     for place, method in enumerate(shown):
         values = [outcome.accuracy() for outcome in methods[method]]
         axes.bar(place, mean(values), width=0.6, color=colours[method], alpha=0.35)
         axes.plot([place] * len(values), values, "o", color=colours[method], markersize=5)
         axes.annotate(f"{mean(values):.2f}", (place, 0.03), ha="center", fontsize=9)
-    if "start" in methods:
-        axes.axhline(mean(outcome.accuracy() for outcome in methods["start"]), color=MUTED, lw=1, ls="--")
+    if START in methods:
+        axes.axhline(mean(outcome.accuracy() for outcome in methods[START]), color=MUTED, lw=1, ls="--")
     axes.set_xticks(range(len(shown)), shown)
     axes.set_ylim(0, 1)
     axes.set_title(title)
@@ -53,7 +54,7 @@ def _accuracies(axes: Axes, methods: dict[str, list[Outcome]], title: str) -> No
 def _pass_curves(axes: Axes, methods: dict[str, list[Outcome]], title: str) -> None:
     colours = _colours(list(methods))
     for method, outcomes in methods.items():
-        n = outcomes[0].exam[0].n
+        n = outcomes[0].evaluation[0].n
         ks = [2**power for power in range(n.bit_length()) if 2**power <= n]
         values = [mean(outcome.pass_at(k) for outcome in outcomes) for k in ks]
         axes.plot(ks, values, "o-", color=colours[method], label=method, markersize=3, lw=1.6)
@@ -81,7 +82,7 @@ def _gammas(axes: Axes, gammas: dict[float, list[Outcome]]) -> None:
 def _costs(axes: Axes, methods: dict[str, list[Outcome]]) -> None:
     colours = _colours(list(methods))
     for method, outcomes in methods.items():
-        if method != "start":
+        if method != START:
             seconds = [outcome.seconds for outcome in outcomes]
             accuracies = [outcome.accuracy() for outcome in outcomes]
             axes.plot(seconds, accuracies, "o", color=colours[method], label=method)

@@ -1,4 +1,4 @@
-"""The trainer of a run without data: random weights, random questions, rollouts that are drawn or made up."""
+"""hpt's trainer without data: random weights, random questions, sampled or made-up rollouts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def write_random_model(architecture: PretrainedConfig, dtype: torch.dtype, devic
 
 
 class MadeUpRollouts(RolloutEngine):
-    """Runs no model: random tokens of random lengths, up to the limit."""
+    """Random tokens of random lengths up to the limit, without a model."""
 
     def __init__(self, vocabulary: int) -> None:
         self.vocabulary = vocabulary
@@ -74,7 +74,7 @@ class Renderer:
 
 
 def random_questions(config: Config) -> list[Question]:
-    """As many as a step has, told apart by number; `Renderer` makes up their tokens."""
+    """The questions of one step. Their ids are numbers; `Renderer` makes up their tokens."""
     return [Question(str(number), "", str(number)) for number in range(config.batch.questions)]
 
 
@@ -83,12 +83,12 @@ class _Tokenizer:
         return str(sum(tokens))
 
 
-REWARD = "bench._coin:coin"
+REWARD = "bench.training.coin:coin"
 
 
 @contextmanager
 def synthetic_trainer(config: Config, *, prompt: int, made_up: bool) -> Iterator[Trainer]:
-    """hpt's own trainer, policy, engines and verifier over a model folder; prompts of `prompt` tokens."""
+    """hpt's trainer, policy, engines and verifier for the model folder of `config`, with prompts of `prompt` tokens."""
     device = pick_device(config.device)
     policy, optimizer, batches = make_policy(config, None, device, World())
     model = policy.model

@@ -1,34 +1,35 @@
-"""Other ways to the same loss: each takes a problem and returns its loss, or says why it cannot.
+"""Other implementations of the same loss. Each takes a problem and returns its loss, or raises `Unavailable`.
 
-Published packages are called as they are; `full`, `by_sequence` and `checkpointed` are written out here after what
-trainers do with PyTorch alone (full logits; verl's log-softmax of one sequence at a time; TRL's chunks, recomputed in
-the backward).
+Published packages are called as they are. `full_logits`, `by_sequence` and `checkpointed` are written here and do what
+trainers do with plain PyTorch: full logits, verl's log-softmax of one sequence at a time, and TRL's chunks that are
+recomputed in the backward.
 """
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ._problem import SEQUENCE, Problem
+from .problem import SEQUENCE, Problem
 
 
 class Unavailable(Exception):
-    """Why a peer has no number here."""
+    """Why a peer cannot be measured here."""
 
 
-def full(problem: Problem) -> Tensor:
+def full_logits(problem: Problem) -> Tensor:
     z = F.linear(problem.hidden, problem.weight).float()
     return problem.surrogate(torch.log_softmax(z, -1).gather(1, problem.targets[:, None]).squeeze(1))
 
 
 def by_sequence(problem: Problem) -> Tensor:
-    """fp32 logits: gathered minus logsumexp; others: log-softmax in their own dtype, as verl has it."""
+    """verl's formulas: for fp32 logits gather minus logsumexp, for others log-softmax in their own dtype."""
     logits = F.linear(problem.hidden, problem.weight)
     parts = []
     for z, y in zip(logits.split(SEQUENCE), problem.targets[:, None].split(SEQUENCE), strict=True):
@@ -39,26 +40,25 @@ def by_sequence(problem: Problem) -> Tensor:
     return problem.surrogate(torch.cat(parts))
 
 
-def checkpointed(problem: Problem) -> Tensor:
-    def logprobs(hidden: Tensor, targets: Tensor) -> Tensor:
-        z = F.linear(hidden, problem.weight).float()
-        return -F.cross_entropy(z, targets, reduction="none")
+def _plain_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    return -F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="none")
 
+
+def checkpointed(problem: Problem) -> Tensor:
     parts = [
-        checkpoint(logprobs, h, y, use_reentrant=False)
+        checkpoint(_plain_logprobs, h, problem.weight, y, use_reentrant=False)
         for h, y in zip(problem.hidden.split(SEQUENCE), problem.targets.split(SEQUENCE), strict=True)
     ]
     return problem.surrogate(torch.cat(parts))
 
 
-_compiled = None
+@cache
+def _compiled_logprobs() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    return torch.compile(_plain_logprobs)
 
 
 def compiled(problem: Problem) -> Tensor:
-    global _compiled
-    if _compiled is None:
-        _compiled = torch.compile(lambda h, w, y: -F.cross_entropy(F.linear(h, w).float(), y, reduction="none"))
-    return problem.surrogate(_compiled(problem.hidden, problem.weight, problem.targets))
+    return problem.surrogate(_compiled_logprobs()(problem.hidden, problem.weight, problem.targets))
 
 
 def liger(problem: Problem) -> Tensor:
@@ -73,7 +73,9 @@ def liger(problem: Problem) -> Tensor:
         return LigerFusedLinearCrossEntropyFunction.apply(problem.hidden, problem.weight, problem.targets)[0]
     from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
 
-    rows = lambda x: x.view(-1, min(SEQUENCE, len(x)), *x.shape[1:])
+    def rows(x: Tensor) -> Tensor:
+        return x.view(-1, min(SEQUENCE, len(x)), *x.shape[1:])
+
     loss = LigerFusedLinearGRPOLoss(beta=0.0, loss_type="bnpo", use_ref_model=False, compiled=False)
     return loss(
         rows(problem.hidden),
@@ -86,7 +88,7 @@ def liger(problem: Problem) -> Tensor:
 
 
 def cut_cross_entropy(problem: Problem) -> Tensor:
-    """By default it leaves out gradients below the resolution of bf16, so its dh and dW are approximate."""
+    """By default it drops gradients below the resolution of bf16, so its dh and dW are approximate."""
     _need("cut_cross_entropy", "cut-cross-entropy")
     _need_gpu(problem)
     from cut_cross_entropy import linear_cross_entropy
@@ -116,7 +118,7 @@ def _need_gpu(problem: Problem) -> None:
 
 
 PEERS: dict[str, Callable[[Problem], Tensor]] = {
-    "pytorch": full,
+    "pytorch": full_logits,
     "verl-formula": by_sequence,
     "trl-chunks": checkpointed,
     "torch-compile": compiled,

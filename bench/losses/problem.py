@@ -1,4 +1,4 @@
-"""The batches that the loss is measured on, and the three GEMMs that any exact method has to do."""
+"""The batches on which losses are measured, and the three GEMMs that any exact method needs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SEQUENCE = 256  # tokens that share an advantage
 
 @dataclass
 class Problem:
-    """Tokens sampled from the head's own softmax (entropy of a few nats), half of them rollouts in the case hpt."""
+    """Tokens sampled from the head's own softmax, whose entropy is a few nats. In the case hpt, half follow SFT."""
 
     hidden: Tensor
     weight: Tensor
@@ -37,13 +37,14 @@ class Problem:
         return torch.full_like(self.advantages, 1.0 / len(self.advantages))
 
     def surrogate(self, logprobs: Tensor) -> Tensor:
-        """The loss of the case, from differentiable log-probabilities, as a plain trainer writes it."""
+        """The loss of the case from differentiable log-probabilities, as trainers write it."""
         r = (logprobs - self.old_logprobs).exp()
         clipped = -torch.min(r * self.advantages, r.clamp(0.8, 1.2) * self.advantages)
         per_token = {"sft": -logprobs, "grpo": clipped, "hpt": torch.where(self.is_sft, -logprobs, clipped)}
         return per_token[self.case].mean()
 
-    def ours(self, backend: str = "auto") -> Tensor:
+    def fused(self, backend: str = "auto") -> Tensor:
+        """The loss of the case by upge."""
         objectives = {"sft": [upge.SFT()], "grpo": [upge.GRPO()], "hpt": [upge.GRPO(), upge.SFT()]}[self.case]
         return upge.fused_policy_loss(
             self.hidden,
@@ -56,15 +57,17 @@ class Problem:
             backend=backend,
         ).loss
 
-    def head(self, count: int) -> Problem:
+    def first(self, count: int) -> Problem:
         """The first `count` tokens."""
         fields = {k: v[:count] if isinstance(v, Tensor) and k != "weight" else v for k, v in vars(self).items()}
         fields["hidden"] = self.hidden.detach()[:count].clone().requires_grad_()
         return Problem(**fields)  # type: ignore[arg-type]
 
 
-def make(shape: str, tokens: int, dtype: torch.dtype, device: str, case: str, no_signal: float = 0.0) -> Problem:
-    """no_signal: the share of tokens, in whole sequences where there are many, whose advantage is 0."""
+def make_problem(
+    shape: str, tokens: int, dtype: torch.dtype, device: str, case: str, no_signal: float = 0.0
+) -> Problem:
+    """no_signal: the share of tokens whose advantage is 0; whole sequences, if there are enough of them."""
     d, v = SHAPES[shape]
     generator = torch.Generator(device).manual_seed(0)
     randn = lambda *size: torch.randn(*size, device=device, generator=generator)
@@ -78,7 +81,7 @@ def make(shape: str, tokens: int, dtype: torch.dtype, device: str, case: str, no
         now = upge.linear_logprobs(hidden, weight, targets).logprobs
     sequence = torch.arange(tokens, device=device) // SEQUENCE
     advantages = randn(tokens)[sequence]
-    # Of few tokens too the share is exact in quarters.
+    # With few tokens the parts are shorter than a sequence, so that quarters are still exact.
     part = torch.arange(tokens, device=device) // max(1, min(SEQUENCE, tokens // 4))
     silent = ((part + 1) * no_signal).floor() > (part * no_signal).floor()
     return Problem(
@@ -93,9 +96,9 @@ def make(shape: str, tokens: int, dtype: torch.dtype, device: str, case: str, no
 
 
 def bare_gemms(problem: Problem) -> None:
-    """h W^T, G W and G^T h by the vendor's BLAS in the inputs' dtype, 6 NVD: the floor of an exact method.
+    """h W^T, G W and G^T h by the vendor's BLAS in the inputs' dtype: 6 NVD, the least that an exact method needs.
 
-    In chunks of 2048 rows; one result is the next one's operand, and nothing else is computed.
+    In chunks of 2048 rows. The result of the first GEMM is the operand of the others; nothing else is computed.
     """
     h, w = problem.hidden.detach(), problem.weight.detach()
     for rows in h.split(2048):

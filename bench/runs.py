@@ -1,4 +1,4 @@
-"""Training runs as subprocesses: what is finished is kept, what was stopped goes on."""
+"""`hpt` commands as subprocesses. Finished runs are kept, interrupted ones continued."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 import yaml
 
 from hpt.records.files import CONFIG
@@ -18,8 +19,9 @@ from hpt.training.checkpoint import checkpoint_path
 
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Holds the folder of all runs, and waits for it while another holds it: a run inherits the lock, so one that
-    outlives a killed benchmark ends before the next begins.
+    """Lock the folder of all runs; wait while another process has the lock.
+
+    Runs inherit the lock. So a run that outlives a killed benchmark ends before the next benchmark starts.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
@@ -27,13 +29,13 @@ def hold(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"waiting for what still runs in {folder}", file=sys.stderr, flush=True)
+            print(f"waiting for the runs in {folder}", file=sys.stderr, flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def train(folder: Path, recipe: str, settings: Sequence[str]) -> None:
-    """`hpt train RECIPE output=FOLDER SETTINGS` on one thread; a run that the folder holds is continued, if need be."""
+    """`hpt train RECIPE output=FOLDER SETTINGS` on one thread. Continues an unfinished run in the folder."""
     if (folder / CONFIG).is_file():
         if checkpoint_path(folder, yaml.safe_load((folder / CONFIG).read_text())["steps"]).is_dir():
             return
@@ -43,7 +45,7 @@ def train(folder: Path, recipe: str, settings: Sequence[str]) -> None:
 
 
 def evaluate(model: Path, output: Path, arguments: Sequence[str]) -> None:
-    """`hpt eval MODEL ARGUMENTS` into a folder, unless its results are there."""
+    """`hpt eval MODEL ARGUMENTS` into a folder, unless it already has results."""
     if not (output / "summary.json").is_file():
         _hpt("eval", str(model), "--output", str(output), *arguments)
 
@@ -53,12 +55,11 @@ def _hpt(*arguments: str) -> None:
         [sys.executable, "-m", "hpt", *arguments],
         check=True,
         stdout=subprocess.DEVNULL,
-        close_fds=False,  # the lock of `hold`
+        close_fds=False,  # inherit the lock of `hold`
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
 
 
 def machine() -> str:
-    import torch
-
-    return f"{os.cpu_count()} CPU cores, torch {torch.__version__}, one thread a run"
+    """The conditions under which runs are timed."""
+    return f"{os.cpu_count()} CPU cores, torch {torch.__version__}, one thread per run"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import platform
 import re
 import time
 from collections.abc import Callable
@@ -12,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ._problem import Problem
+from .problem import Problem
 
 
 def seconds(run: Callable[[], object], device: str) -> float:
-    """Elapsed on a GPU; on a CPU the processor time of this process, to which other processes add nothing."""
+    """Elapsed time on a GPU. On a CPU, the processor time of this process, which excludes other processes."""
     if device == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
@@ -30,8 +31,28 @@ def seconds(run: Callable[[], object], device: str) -> float:
     return time.process_time() - start_time
 
 
+def forward_backward(loss: Callable[[Problem], Tensor], problem: Problem) -> Tensor:
+    """Run both passes; the loss, detached. The gradients stay in the problem until `clear_gradients`."""
+    value = loss(problem)
+    value.backward()
+    return value.detach()
+
+
+def clear_gradients(problem: Problem) -> None:
+    problem.hidden.grad = problem.weight.grad = None
+
+
+def processor(device: str) -> str:
+    """The name of the GPU or the CPU."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    information = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", information.read_text()) if information.exists() else []
+    return names[0] if names else platform.machine()
+
+
 def extra_bytes(run: Callable[[], object], device: str, gradients: int) -> int:
-    """Peak memory of `run` beyond what was there before and the gradients it leaves behind."""
+    """Peak memory of `run`, without what was allocated before and without `gradients`, the bytes of its gradients."""
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
@@ -40,7 +61,7 @@ def extra_bytes(run: Callable[[], object], device: str, gradients: int) -> int:
         run()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before - gradients
-    # Linux: give freed memory back first, or the call would reuse it unseen; writing 5 resets the resident set's peak.
+    # Linux: return freed memory first, or the call would reuse it unnoticed. Writing 5 resets the peak.
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before = _resident("VmRSS")
@@ -54,7 +75,7 @@ def _resident(field: str) -> int:
     return int(found[1]) * 1024
 
 
-def truth(problem: Problem) -> tuple[Tensor, Tensor]:
+def exact_gradients(problem: Problem) -> tuple[Tensor, Tensor]:
     """dh and dW of the problem in float64."""
     wide = Problem(**vars(problem))
     wide.hidden, wide.weight = (x.detach().double().requires_grad_() for x in (problem.hidden, problem.weight))
@@ -64,7 +85,7 @@ def truth(problem: Problem) -> tuple[Tensor, Tensor]:
     return dh, dw
 
 
-def gradient_errors(loss: Callable[[Problem], Tensor], problem: Problem, want: tuple[Tensor, Tensor]) -> list[float]:
-    """Norm of the error of dh and dW, relative to their norm."""
+def gradient_errors(loss: Callable[[Problem], Tensor], problem: Problem, exact: tuple[Tensor, Tensor]) -> list[float]:
+    """The norm of the error of dh and dW, relative to the norm of `exact`."""
     got = torch.autograd.grad(loss(problem), [problem.hidden, problem.weight])
-    return [float((a.double() - b).norm() / b.norm()) for a, b in zip(got, want, strict=True)]
+    return [float((a.double() - b).norm() / b.norm()) for a, b in zip(got, exact, strict=True)]

@@ -1,4 +1,4 @@
-"""The same loss from the model's own logits, all of them at once in float32, by plain PyTorch in place of `upge`."""
+"""The same loss by plain PyTorch instead of `upge`: all logits of the model at once, in float32."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from hpt.model.policy import Policy
 
 
 class PlainLoss:
-    """`Policy.loss` of a run with one update a step and neither KL penalty nor off-policy rows.
+    """`Policy.loss` for runs with one update per step, no KL penalty and no off-policy rows.
 
-    Then every objective's ratio is 1 and a token's loss is -w (A log pi + entropy_coef H).
+    In such runs every ratio is 1, so a token's loss is -w (A log pi + entropy_coef H).
     """
 
     def __init__(self, policy: Policy) -> None:

@@ -1,0 +1,1 @@
+"""The stages of `python -m bench gpu`, and its report."""

@@ -1,0 +1,1 @@
+"""The fused loss beside other implementations: problems, peers, measurements, tables."""

@@ -1,0 +1,28 @@
+"""Running a benchmark command as a user does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def bench() -> Callable[..., str]:
+    """`python -m bench` with the given arguments; what it prints."""
+
+    def run(*arguments: str) -> str:
+        # Without the interpreter of the other tests, which would replace the kernels.
+        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        command = [sys.executable, "-m", "bench", *arguments]
+        result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout
+
+    return run

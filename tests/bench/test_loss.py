@@ -1,0 +1,36 @@
+"""`python -m bench loss`: the comparison with other implementations of the loss."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.losses.comparison import NO_SIGNAL
+from bench.losses.problem import make_problem
+
+
+def test_loss_on_a_cpu(bench, tmp_path: Path) -> None:
+    """Every number is there, upge is exact, and a peer that lacks this loss says so."""
+    options = ("--tokens", "64", "--repeats", "1", "--device", "cpu", "--dtype", "float32", "--threads", "1")
+    out = tmp_path / "loss"
+    printed = bench("loss", *options, "--cases", "hpt", "--peers", "pytorch", "liger-kernel", "--out", str(out))
+    report = json.loads(out.with_suffix(".json").read_text())
+    rows = {r["method"]: r for r in report["methods"]}
+    assert set(rows) == {"gemms", "upge", "pytorch", "liger-kernel"}
+    assert "SFT and GRPO rows in one call" in rows["liger-kernel"]["unavailable"]
+    for method in ("upge", "pytorch"):
+        assert rows[method]["seconds"] > 0
+        assert max(rows[method]["dh_error"], rows[method]["dw_error"]) <= 2e-5
+    assert [r["no_signal"] for r in report["no_signal"]] == [0.0, 0.25, 0.5, 0.75]
+    assert out.with_suffix(".md").read_text().strip() == printed.strip()
+    assert out.with_suffix(".png").stat().st_size > 0
+
+
+@pytest.mark.parametrize("tokens", [64, 300, 2048])
+def test_the_shares_of_tokens_without_a_signal_are_exact(tokens: int) -> None:
+    for share in NO_SIGNAL:
+        problem = make_problem("rehearsal", tokens, torch.float32, "cpu", "grpo", share)
+        assert float((problem.advantages == 0).float().mean()) == share
