@@ -22,7 +22,8 @@ from hpt.memory.meta_model import (
     read_architecture,
 )
 from hpt.memory.trace import TrainingTrace, trace_training
-from hpt.optim.adamw import SLICE, AdamW
+from hpt.optim.adamw import SLICE, stored_tensors
+from hpt.optim.local import make_adamw
 from hpt.support.optional_packages import require
 
 # DeepSpeed's defaults: elements of a gradient bucket, and parameters that stage 3 holds unsharded at once.
@@ -105,7 +106,8 @@ def local_components(config: Config, trained: TrainedModel) -> list[Component]:
     if settings.states == "8bit":
         require("bitsandbytes", 'optimizer.states "8bit"', "'hpt[peft]'")
     on_device = settings.model_copy(update={"offload": False})  # the states to count must stay on the meta device
-    kept = AdamW(memory.trained, on_device).kept
+    optimizer = make_adamw(memory.trained, on_device)
+    kept = [stored_tensors(optimizer.state[parameter]) for parameter in memory.trained]
     masters = sum(t.nbytes for tensors in kept for name, t in tensors.items() if name in ("remainder", "master"))
     moments = sum(t.nbytes for tensors in kept for t in tensors.values()) - masters
     largest = max(range(len(kept)), key=lambda index: memory.trained[index].numel())
@@ -188,9 +190,9 @@ def _other_models(config: Config, trained: TrainedModel) -> list[Component]:
 def _update_bytes(parameter: torch.nn.Parameter, settings: OptimizerConfig) -> int:
     """What the update of one parameter takes beside weight, gradient and states."""
     parameter.grad = torch.empty_like(parameter)
-    optimizer = AdamW([parameter], settings)
+    optimizer = make_adamw([parameter], settings)
     with AllocationTracker("meta") as live:
-        live.add([parameter, parameter.grad, *(tensor for kept in optimizer.kept for tensor in kept.values())])
+        live.add([parameter, parameter.grad, *stored_tensors(optimizer.state[parameter]).values()])
         base = live.current
-        optimizer.step(1e-6, torch.ones((), device="meta"))
+        optimizer.step(gradient_factor=torch.ones((), device="meta"))
         return live.peak - base

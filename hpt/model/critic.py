@@ -22,7 +22,7 @@ from hpt.method.rows import Row, Signal
 from hpt.rollout import CriticValues, Rollout
 
 if TYPE_CHECKING:
-    from hpt.optim.local import Engine, Update
+    from hpt.optim.engine import OptimizerEngine, Update
 
 
 class ValueModel(torch.nn.Module):
@@ -44,7 +44,9 @@ class ValueModel(torch.nn.Module):
 class Critic:
     """Estimates advantages token by token (GAE), and learns from the rewards."""
 
-    def __init__(self, model: ValueModel, engine: Engine, settings: CriticConfig, batches: MicroBatcher) -> None:
+    def __init__(
+        self, model: ValueModel, engine: OptimizerEngine, settings: CriticConfig, batches: MicroBatcher
+    ) -> None:
         self.model = model
         self.engine = engine
         self.settings = settings

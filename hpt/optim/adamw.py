@@ -1,32 +1,30 @@
 """AdamW (arXiv 1711.05101) that never holds a second copy of the weights.
 
-A bfloat16 weight is trained against an exact float32 master that is kept as two halves: the weight itself, which is the
-master rounded to 16 bits, and the difference of their bit patterns, an int16. Master, gradient and moments meet in
-float32 one slice of a parameter at a time.
+A bfloat16 weight is trained against an exact float32 master. The master is stored in two halves: the weight itself,
+which is the master rounded to 16 bits, and the difference of their bit patterns, an int16. Master, gradient and
+moments are float32 during the update, one slice of a parameter at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
+from torch.optim.optimizer import ParamsT
 
-from hpt.config.schema import OptimizerConfig
 from hpt.support.errors import HptError
 
-EPSILON = 1e-8
-SLICE = 2**24  # elements updated at once: 64 MiB of each float32 temporary; a multiple of BLOCK
+SLICE = 2**24  # elements updated at once: 64 MiB per float32 temporary; a multiple of BLOCK
 BLOCK = 256  # elements that share a scale in 8-bit states
-SMALL = 4096  # tensors of fewer elements keep float32 states, as in bitsandbytes' own optimizers
+SMALL = 4096  # tensors with fewer elements keep float32 states, as in bitsandbytes' own optimizers
 
 
 def split_master(master: Tensor) -> tuple[Tensor, Tensor]:
-    """float32 -> (bfloat16 nearest to it, int16 remainder) of the same shape; `join_master` gives the bits back.
+    """float32 -> (bfloat16 nearest to it, int16 remainder) of the same shape; `join_master` restores every bit.
 
-    Ties are rounded away from zero. Rounded to even, as a cast does it, an even bfloat16 would stand for 65,537
+    Ties are rounded away from zero. A cast rounds them to even, and an even bfloat16 would then stand for 65,537
     masters, one more than an int16 can tell apart.
     """
     bits = master.view(torch.int32)
@@ -40,146 +38,203 @@ def join_master(weight: Tensor, remainder: Tensor) -> Tensor:
     return ((weight.view(torch.int16).to(torch.int32) << 16) + remainder).view(torch.float32)
 
 
-class AdamW:
-    """AdamW over contiguous parameters of any floating dtype.
+def stored_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The 1-D tensors of a parameter's state: moments and their scales, remainder or master; not the step count."""
+    return {name: tensor for name, tensor in state.items() if name != "step"}
 
-    Bytes a parameter kept here, on the parameter's device or (`optimizer.offload`) in CPU memory, pinned where that
-    is another: float32 8, bfloat16 10 (moments 8, remainder 2), float16 12 (moments 8, master 4). With 8-bit states the
-    moments take 2 + 8/256 in place of 8, but for tensors below `SMALL` elements.
+
+class AdamW(torch.optim.Optimizer):
+    """AdamW for contiguous parameters of any floating dtype, with exact float32 masters of 16-bit weights.
+
+    Bytes per parameter in `state`: float32 8 (moments), bfloat16 10 (moments 8, remainder 2), float16 12 (moments 8,
+    master 4). With `states="8bit"` (bitsandbytes, blocks of 256) moments take 2 + 8/256 bytes instead of 8, except in
+    tensors with fewer than `SMALL` elements. `offload` keeps the state in CPU memory, pinned if the weights are on
+    another device.
     """
 
-    def __init__(self, parameters: Sequence[torch.nn.Parameter], settings: OptimizerConfig) -> None:
-        self.parameters = list(parameters)
-        self.settings = settings
-        self.steps = 0
-        self.kept = [self._initial_state(parameter) for parameter in self.parameters]
-        if settings.states == "8bit":
-            from bitsandbytes.functional import create_dynamic_map
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        *,
+        states: Literal["float32", "8bit"] = "float32",
+        offload: bool = False,
+    ) -> None:
+        self.states = states
+        self.offload = offload
+        self.quantization_maps: dict[torch.device, tuple[Tensor, Tensor]] = {}  # (256,) signed, (256,) unsigned
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
-            maps = [create_dynamic_map(signed=signed) for signed in (True, False)]
-            devices = {parameter.device for parameter in self.parameters}
-            self.maps = {device: [values.to(device) for values in maps] for device in devices}
-
-    @torch.no_grad()
-    def step(self, lr: float, scale: Tensor) -> None:
-        """One update by the gradients times `scale` (); a parameter without one has gradient 0."""
-        self.steps += 1
-        for parameter, kept in zip(self.parameters, self.kept, strict=True):
-            weight = parameter.data.view(-1)
-            gradient = None if parameter.grad is None else parameter.grad.reshape(-1)
-            for start in range(0, weight.numel(), SLICE):
-                part = slice(start, min(start + SLICE, weight.numel()))
-                if gradient is None:
-                    scaled = torch.zeros_like(weight[part], dtype=torch.float32)
-                else:
-                    scaled = gradient[part].float().mul_(scale)
-                self._update(weight[part], scaled, _sliced(kept, part), lr)
-        if self.settings.offload and torch.cuda.is_available():
-            torch.cuda.synchronize()  # the copies into pinned memory are done when the host reads them
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"steps": self.steps, "kept": self.kept}
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        for parameter in self.param_groups[-1]["params"]:
+            self.state[parameter] = self._initial_state(parameter)
+            if self.states == "8bit" and parameter.device not in self.quantization_maps:
+                self.quantization_maps[parameter.device] = _quantization_maps(parameter.device)
 
     @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        shapes = [
-            [{name: (t.shape, t.dtype) for name, t in kept.items()} for kept in k] for k in (state["kept"], self.kept)
-        ]
-        if shapes[0] != shapes[1]:
+    def step(  # type: ignore[override]
+        self, closure: None = None, *, gradient_factor: Tensor | None = None
+    ) -> None:
+        """One update by the gradients times `gradient_factor` (), which is applied in float32; default 1.
+
+        A parameter without a gradient has gradient 0. As with the `grad_scale` of torch's fused AdamW, float32
+        gradients are scaled in place.
+        """
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self._update_parameter(parameter, group, gradient_factor)
+        if self.offload and torch.cuda.is_available():
+            torch.cuda.synchronize()  # the host may read pinned memory only when the copies into it are done
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores a `state_dict` bit for bit, in the memory that the state has now.
+
+        torch's own method would cast every state to the dtype and device of its parameter. HptError where the saved
+        state is for other parameters or another kind of state.
+        """
+        own, saved = self.state_dict()["state"], state_dict["state"]
+        if _shapes(own) != _shapes(saved):
             raise HptError(
-                "the optimizer's state in the checkpoint is of other parameters or kinds of states: model.dtype, "
-                "model.lora, optimizer.states and the like must be as they were"
+                "the optimizer state in the checkpoint does not fit this run: model.dtype, model.lora, "
+                "optimizer.states and the like must be the same as in the run that wrote it"
             )
-        self.steps = state["steps"]
-        for kept, saved in zip(self.kept, state["kept"], strict=True):
-            for name, tensor in kept.items():
-                tensor.copy_(saved[name])
+        for index, tensors in own.items():
+            for name, tensor in tensors.items():
+                tensor.copy_(saved[index][name])
+        for group, saved_group in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            group.update({name: value for name, value in saved_group.items() if name != "params"})
 
-    def _initial_state(self, parameter: torch.nn.Parameter) -> dict[str, Tensor]:
-        """1-D tensors by name; a fresh remainder of 0 says that the master is the weight."""
+    def _initial_state(self, parameter: Tensor) -> dict[str, Tensor]:
+        """`step` (), the number of updates, and 1-D tensors; with a remainder of 0 the master is the weight."""
         count = parameter.numel()
-        device = torch.device("cpu") if self.settings.offload else parameter.device
+        device = torch.device("cpu") if self.offload else parameter.device
 
         def zeros(dtype: torch.dtype, length: int = count) -> Tensor:
             pinned = device != parameter.device
             return torch.zeros(length, dtype=dtype, device=device, pin_memory=pinned)
 
-        kept = {}
+        state = {"step": torch.zeros(())}
         if parameter.dtype == torch.bfloat16:
-            kept["remainder"] = zeros(torch.int16)
+            state["remainder"] = zeros(torch.int16)
         elif parameter.dtype != torch.float32:
-            kept["master"] = zeros(torch.float32).copy_(parameter.detach().view(-1))
-        eight_bits = self.settings.states == "8bit" and count >= SMALL
+            state["master"] = zeros(torch.float32).copy_(parameter.detach().view(-1))
+        eight_bits = self.states == "8bit" and count >= SMALL
         for name in ("exp_avg", "exp_avg_sq"):
-            kept[name] = zeros(torch.uint8 if eight_bits else torch.float32)
+            state[name] = zeros(torch.uint8 if eight_bits else torch.float32)
             if eight_bits:
-                kept[f"{name}_scale"] = zeros(torch.float32, -(-count // BLOCK))
-        return kept
+                state[f"{name}_scale"] = zeros(torch.float32, -(-count // BLOCK))
+        return state
 
-    def _update(self, weight: Tensor, gradient: Tensor, kept: dict[str, Tensor], lr: float) -> None:
-        """The update of a slice, in place: weight (n,) of any dtype, gradient (n,) float32."""
-        here = {name: tensor.to(weight.device, non_blocking=True) for name, tensor in kept.items()}
-        master = join_master(weight, here["remainder"]) if "remainder" in here else here.get("master", weight)
-        self._adamw(master, gradient, here, lr)
+    def _update_parameter(self, parameter: Tensor, group: dict[str, Any], gradient_factor: Tensor | None) -> None:
+        state = self.state[parameter]
+        state["step"] += 1
+        stored = stored_tensors(state)
+        weight = parameter.detach().view(-1)
+        gradient = None if parameter.grad is None else parameter.grad.reshape(-1)
+        for start in range(0, weight.numel(), SLICE):
+            part = slice(start, min(start + SLICE, weight.numel()))
+            if gradient is None:
+                gradient_part = torch.zeros_like(weight[part], dtype=torch.float32)
+            else:
+                gradient_part = gradient[part].float()
+                if gradient_factor is not None:
+                    gradient_part.mul_(gradient_factor)
+            self._update_slice(weight[part], gradient_part, int(state["step"]), _sliced(stored, part), group)
+
+    def _update_slice(
+        self, weight: Tensor, gradient: Tensor, step: int, stored: dict[str, Tensor], group: dict[str, Any]
+    ) -> None:
+        """Updates weight (n,), of any dtype, and its stored tensors in place; gradient (n,) float32."""
+        here = {name: tensor.to(weight.device, non_blocking=True) for name, tensor in stored.items()}
+        master = weight
+        if "remainder" in here:
+            master = join_master(weight, here["remainder"])
+        elif "master" in here:
+            master = here["master"]
+        if here["exp_avg"].dtype == torch.uint8:
+            self._update_8bit(master, gradient, step, here, group)
+        else:
+            _update_float32(master, gradient, step, here, group)
         if "remainder" in here:
             rounded, here["remainder"] = split_master(master)
             weight.copy_(rounded)
         elif master is not weight:
             weight.copy_(master)
-        for name, tensor in kept.items():
+        for name, tensor in stored.items():
             if here[name] is not tensor:
                 tensor.copy_(here[name], non_blocking=True)
 
-    def _adamw(self, master: Tensor, gradient: Tensor, states: dict[str, Tensor], lr: float) -> None:
-        beta1, beta2 = self.settings.betas
-        decay = self.settings.weight_decay
-        first, second = states["exp_avg"], states["exp_avg_sq"]
-        if first.dtype == torch.uint8:
-            from bitsandbytes.functional import optimizer_update_8bit_blockwise
+    def _update_8bit(
+        self, master: Tensor, gradient: Tensor, step: int, states: dict[str, Tensor], group: dict[str, Any]
+    ) -> None:
+        from bitsandbytes.functional import optimizer_update_8bit_blockwise
 
-            first_map, second_map = self.maps[master.device]
-            optimizer_update_8bit_blockwise(
-                "adam",
-                gradient,
-                master,
-                first,
-                second,
-                beta1,
-                beta2,
-                0.0,  # beta3 and alpha are of other optimizers
-                0.0,
-                EPSILON,
-                self.steps,
-                lr,
-                first_map,
-                second_map,
-                states["exp_avg_scale"],
-                states["exp_avg_sq_scale"],
-                decay,
-            )
-            return
-        fused = master.device.type == "cuda"
-        done = torch.tensor(float(self.steps - 1), device=master.device if fused else "cpu")
-        adamw(
-            [master],
-            [gradient],
-            [first],
-            [second],
-            [],
-            [done],
-            foreach=False,
-            fused=fused,
-            amsgrad=False,
-            beta1=beta1,
-            beta2=beta2,
-            lr=lr,
-            weight_decay=decay,
-            eps=EPSILON,
-            maximize=False,
+        signed, unsigned = self.quantization_maps[master.device]
+        optimizer_update_8bit_blockwise(
+            "adam",
+            g=gradient,
+            p=master,
+            state1=states["exp_avg"],
+            state2=states["exp_avg_sq"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            beta3=0.0,  # beta3 and alpha belong to other optimizers
+            alpha=0.0,
+            eps=group["eps"],
+            step=step,
+            lr=group["lr"],
+            qmap1=signed,
+            qmap2=unsigned,
+            absmax1=states["exp_avg_scale"],
+            absmax2=states["exp_avg_sq_scale"],
+            weight_decay=group["weight_decay"],
         )
 
 
-def _sliced(kept: dict[str, Tensor], part: slice) -> dict[str, Tensor]:
-    """The entries of a slice that starts at a multiple of BLOCK; of a scale, those of its blocks."""
+def _update_float32(
+    master: Tensor, gradient: Tensor, step: int, states: dict[str, Tensor], group: dict[str, Any]
+) -> None:
+    fused = master.device.type == "cuda"
+    done = torch.tensor(float(step - 1), device=master.device if fused else "cpu")
+    adamw(
+        [master],
+        [gradient],
+        [states["exp_avg"]],
+        [states["exp_avg_sq"]],
+        [],
+        [done],
+        foreach=False,
+        fused=fused,
+        amsgrad=False,
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        lr=group["lr"],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        maximize=False,
+    )
+
+
+def _quantization_maps(device: torch.device) -> tuple[Tensor, Tensor]:
+    """The 256 values that bitsandbytes' 8-bit states stand for: (256,) signed and (256,) unsigned."""
+    from bitsandbytes.functional import create_dynamic_map
+
+    return create_dynamic_map(signed=True).to(device), create_dynamic_map(signed=False).to(device)
+
+
+def _sliced(stored: dict[str, Tensor], part: slice) -> dict[str, Tensor]:
+    """The entries of a slice that starts at a multiple of BLOCK; from scales, those of its blocks."""
     blocks = slice(part.start // BLOCK, -(-part.stop // BLOCK))
-    return {name: tensor[blocks if name.endswith("_scale") else part] for name, tensor in kept.items()}
+    return {name: tensor[blocks if name.endswith("_scale") else part] for name, tensor in stored.items()}
+
+
+def _shapes(state: dict[int, dict[str, Tensor]]) -> dict[int, dict[str, tuple[torch.Size, torch.dtype]]]:
+    return {
+        index: {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+        for index, tensors in state.items()
+    }

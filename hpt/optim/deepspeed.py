@@ -1,9 +1,9 @@
-"""The optimizer side of training in several processes: DeepSpeed's ZeRO, which shards what a model needs to be trained.
+"""The optimizer engine for several processes: DeepSpeed's ZeRO, which shards what a model needs for training.
 
-DeepSpeed averages gradients over ranks, while the loss holds global normalisers and wants their sum: so the loss is
-multiplied by the number of ranks. `managed_gradient_accumulation: false` makes every `step` the end of an accumulation,
-of any number of micro-batches. Clipping is DeepSpeed's, by a norm over all ranks and parameters that it finds first;
-whether that norm forbids the update is decided where DeepSpeed calls the optimizer.
+DeepSpeed averages gradients over ranks, but the loss has global normalisers and needs their sum: so the loss is
+multiplied by the number of ranks. With `managed_gradient_accumulation: false` every `step` ends an accumulation of any
+number of micro-batches. DeepSpeed clips by a norm over all ranks and parameters, which it computes first; whether that
+norm forbids the update is decided when DeepSpeed calls the optimizer.
 """
 
 from __future__ import annotations
@@ -20,43 +20,44 @@ import torch
 
 from hpt.config.recipe import merge
 from hpt.config.schema import Config
-from hpt.optim.local import Update, learning_rate_scale
+from hpt.optim.engine import Update
+from hpt.optim.schedule import advance, make_schedule
 from hpt.support.distributed import World
 
-# Of the optimizer's state: objects that are not plain data, and settings that a resumed run takes from its recipe.
+# Entries of the optimizer's state that are left out of checkpoints: objects that are not plain data, and settings,
+# which a resumed run takes from its recipe.
 _NOT_STATE = {"loss_scaler", "zero_stage", "param_slice_mappings", "clip_grad"}
 
 
-class ZeroEngine:
-    """AdamW under ZeRO, with float32 masters of 16-bit weights; the interface of `hpt.optim.local.Engine`.
+class DeepSpeedEngine:
+    """AdamW under ZeRO, with float32 masters of 16-bit weights.
 
-    backward and step are meetings of all ranks, and so is every forward pass in stage 3.
+    `backward` and `step` are collectives, and so is every forward pass in stage 3.
     """
 
-    min_micro_batches = 1  # an update needs a gradient, even if it is 0
+    min_micro_batches = 1  # DeepSpeed cannot step without a gradient, even if it is 0
 
-    def __init__(self, module: Any, config: Config, world: World) -> None:
-        self.settings = config.optimizer
+    def __init__(self, module: torch.nn.Module, config: Config, world: World) -> None:
+        self.config = config
         self.world = world
         self.stage = config.deepspeed.stage
         self.kind = f"deepspeed, ZeRO-{self.stage}"
-        self.model = module.model
-        self.lr_scale = learning_rate_scale(config)
-        self.steps = 0  # training steps done
+        self.model: Any = module.model  # of the PolicyModule
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        self.adamw = _GuardedAdamW(self, parameters)
+        self.adamw = _SkippingAdamW(self, parameters)
         self.deepspeed = _deepspeed(self.model.device)
         self.module = self.deepspeed.initialize(model=module, optimizer=self.adamw, config=deepspeed_config(config))[0]
+        self.schedule = make_schedule(self.adamw, config.optimizer, config.steps)
 
     def gathered_parameters(self) -> AbstractContextManager[None]:
-        """In it every rank has all weights, and may call the model as it likes: for generation."""
+        """While it is open, every rank holds all weights and may call the model on its own; a collective."""
         return self._gathered() if self.stage == 3 else nullcontext()
 
     @contextmanager
     def _gathered(self) -> Iterator[None]:
-        """Without DeepSpeed's hooks: they would shard a layer again after its forward pass, and meet for the next."""
+        """Removes DeepSpeed's hooks meanwhile: they make a collective of every layer, to shard and to gather it."""
         offload = self.module.optimizer.parameter_offload
-        self.module.optimizer._partition_all_parameters()  # what a forward pass has left whole
+        self.module.optimizer._partition_all_parameters()  # shards what a forward pass has left gathered
         offload._remove_module_hooks()
         offload.forward_hooks.clear()
         offload.backward_hooks.clear()
@@ -67,62 +68,66 @@ class ZeroEngine:
             offload.setup_zero_stage3_hooks()
 
     def gathered_state_dict(self) -> dict[str, torch.Tensor] | None:
-        """The model's state dict, gathered on rank 0 (empty on others); None where its modules hold all of it."""
+        """The model's state dict on the CPU of rank 0, empty on other ranks; None below stage 3. A collective."""
         if self.stage < 3:
             return None
         weights = {}
         for name, tensor in self.model.state_dict(keep_vars=True).items():
-            with self.deepspeed.zero.GatheredParameters([tensor]):  # singly: the whole need not fit beside the shards
+            # One at a time: the whole model need not fit beside the shards.
+            with self.deepspeed.zero.GatheredParameters([tensor]):
                 if self.world.main:
                     weights[name] = tensor.detach().to("cpu", copy=True)
         return weights
 
     def backward(self, loss: torch.Tensor) -> None:
+        """Adds the gradient of `loss` (), this rank's share of the global loss; a collective."""
         self.module.backward(loss * self.world.size, scale_wrt_gas=False)
 
     @property
     def grad_norm(self) -> float:
-        """Of the update at hand, before clipping; infinite where it is not a number."""
+        """Of the current update, before clipping; infinite if it is not a number."""
         return float(self.module.optimizer._global_grad_norm)
 
     @property
     def skips(self) -> bool:
-        """Whether the gradient's norm forbids the update at hand."""
-        return not self.grad_norm <= (self.settings.skip_grad_norm or math.inf) or math.isinf(self.grad_norm)
+        """Whether the gradient norm forbids the current update."""
+        limit = self.config.optimizer.skip_grad_norm or math.inf
+        return not math.isfinite(self.grad_norm) or self.grad_norm > limit
 
     def step(self) -> Update:
-        """Applies what was accumulated since the last call."""
-        lr = self.settings.lr * self.lr_scale(self.steps)
-        for group in self.module.optimizer.param_groups:
-            group["lr"] = lr
+        """Applies and clears the accumulated gradient, unless its norm forbids it; a collective."""
         self.module.step()
-        return Update(self.grad_norm, lr, self.skips)
+        return Update(self.grad_norm, float(self.schedule.get_last_lr()[0]), self.skips)
 
     def end_step(self) -> None:
-        """Moves the learning rate's schedule on by one training step."""
-        self.steps += 1
+        """Advances the learning rate by one training step."""
+        advance(self.schedule)
 
     def state_dict(self) -> dict[str, Any]:
-        """This rank's shards and the step."""
+        """This rank's shards (not copied) and the training steps done."""
         state = self.module.optimizer.state_dict()
-        return {"zero": {name: value for name, value in state.items() if name not in _NOT_STATE}, "steps": self.steps}
+        shards = {name: value for name, value in state.items() if name not in _NOT_STATE}
+        return {"zero": shards, "steps": self.schedule.last_epoch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The weights are loaded already; masters and moments follow."""
+        """Restores `state_dict`, after the weights; hyperparameters stay those of the recipe."""
         optimizer = self.module.optimizer
         own = state["zero"] | {"loss_scaler": optimizer.loss_scaler}
-        # A list of all ranks' states, of which each reads its own: so the others' need not be loaded.
+        # DeepSpeed takes a list of all ranks' states but reads only this rank's: the others are not loaded.
         states = [own if rank == self.world.rank else {} for rank in range(self.world.size)]
         optimizer.load_state_dict(states, load_from_fp32_weights=True)
-        self.steps = state["steps"]
+        settings = self.config.optimizer
+        for group in self.adamw.param_groups:
+            group.update(betas=settings.betas, weight_decay=settings.weight_decay)
+        self.schedule = make_schedule(self.adamw, settings, self.config.steps, done=state["steps"])
 
 
-class _GuardedAdamW(torch.optim.AdamW):
-    """Leaves everything as it is where the engine skips the update; DeepSpeed calls it with the norm at hand."""
+class _SkippingAdamW(torch.optim.AdamW):
+    """Does nothing if the engine skips the update. DeepSpeed calls it when the gradient norm is known."""
 
-    def __init__(self, engine: ZeroEngine, parameters: list[torch.nn.Parameter]) -> None:
+    def __init__(self, engine: DeepSpeedEngine, parameters: list[torch.nn.Parameter]) -> None:
         self.engine = engine
-        settings = engine.settings
+        settings = engine.config.optimizer
         super().__init__(
             parameters, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
         )
@@ -133,29 +138,29 @@ class _GuardedAdamW(torch.optim.AdamW):
 
 
 def deepspeed_config(config: Config) -> dict[str, Any]:
-    """DeepSpeed's own configuration of a run; `deepspeed.options` wins."""
+    """DeepSpeed's own configuration for a run; `deepspeed.options` override the rest."""
     settings = config.deepspeed
     zero: dict[str, Any] = {"stage": settings.stage}
     if settings.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     if settings.offload_parameters:
         zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-    found: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": 1,  # read by nothing that is used here
+    options: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,  # required, but nothing used here reads it
         "managed_gradient_accumulation": False,
         "gradient_clipping": config.optimizer.clip_grad_norm,
         "zero_optimization": zero,
-        "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW runs on a CPU as well, and needs no compiler
-        "zero_allow_untested_optimizer": True,  # that it is a subclass
+        "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW runs on a CPU too, and needs no compiler
+        "zero_allow_untested_optimizer": True,  # `_SkippingAdamW` is a subclass that DeepSpeed does not know
     }
     if config.model.dtype == "bfloat16":
-        found["bf16"] = {"enabled": True, "check_grad_overflow": True}
-    merge(found, settings.options)
-    return found
+        options["bf16"] = {"enabled": True, "check_grad_overflow": True}
+    merge(options, settings.options)
+    return options
 
 
 def _deepspeed(device: torch.device) -> Any:
-    """The package; on a CPU without the part that it would compile first."""
+    """The package; on a CPU without the extension that it would compile first."""
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed

@@ -1,23 +1,18 @@
-"""The processes of a run, as torchrun or the deepspeed launcher started them: what one knows, all may know.
+"""The processes of a run, as torchrun or the deepspeed launcher started them, and how they exchange Python objects.
 
-Only small Python objects travel here (token ids, scores, errors); gradients and weights are DeepSpeed's matter. Every
-method is a meeting of all ranks: each rank must call the same ones in the same order.
+Only small objects travel here (token ids, scores, errors); gradients and weights are the optimizer engine's concern.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, TypeVar
 
-import torch
 import torch.distributed as dist
 
-from hpt.config.schema import Config
-from hpt.support.errors import ConfigError, HptError
+from hpt.support.errors import HptError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -25,7 +20,10 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class World:
-    """`size` processes, of which this is number `rank`; rank 0 alone writes records and prints."""
+    """This process is number `rank` of `size`; only rank 0 writes records and prints.
+
+    Every method is a collective: all ranks must call the same methods in the same order.
+    """
 
     rank: int = 0
     size: int = 1
@@ -35,20 +33,20 @@ class World:
         return self.rank == 0
 
     def gather(self, value: T) -> list[T]:
-        """The values of all ranks, on every rank, in the order of ranks."""
+        """The values of all ranks, in the order of ranks, on every rank."""
         if self.size == 1:
             return [value]
-        found: list[Any] = [None] * self.size
+        values: list[Any] = [None] * self.size
         try:
-            dist.all_gather_object(found, value)
+            dist.all_gather_object(values, value)
         except RuntimeError as error:
             raise HptError(f"another rank is gone or does not answer: {error}") from error
-        return found
+        return values
 
     def agree(self, work: Callable[[], T]) -> list[T]:
-        """What `work` returned on each rank. Where it fails on one, all ranks raise: none waits for one that gave up.
+        """What `work` returned on each rank. If it fails on one, all ranks raise, so that none waits forever.
 
-        The rank that failed raises its own error, the others an HptError of its kind that quotes it.
+        The rank that failed raises its own error; the others raise an HptError of the same kind that quotes it.
         """
         if self.size == 1:
             return [work()]
@@ -58,7 +56,8 @@ class World:
             result = work()
         except Exception as error:
             own = error
-        outcomes = self.gather((result, own and (_kind(own), f"{type(own).__name__}: {own}")))
+        failed = (_kind(own), f"{type(own).__name__}: {own}") if own else None
+        outcomes = self.gather((result, failed))
         if own:
             raise own
         for rank, (_, failure) in enumerate(outcomes):
@@ -68,7 +67,7 @@ class World:
         return [outcome for outcome, _ in outcomes]
 
     def once(self, work: Callable[[], T]) -> T:
-        """What `work` returned on rank 0, the only one to do it."""
+        """What `work` returned on rank 0; the other ranks do not call it."""
         return self.agree(work if self.main else lambda: None)[0]  # type: ignore[return-value]
 
     def own(self, items: Sequence[T]) -> Sequence[T]:
@@ -76,14 +75,14 @@ class World:
         return items[self.rank :: self.size]
 
     def spread(self, items: Sequence[T], work: Callable[[Sequence[T]], Sequence[R]]) -> list[R]:
-        """One result an item, in their order; each rank works on every `size`-th item, perhaps on none."""
+        """One result per item, in their order. Rank r works on items r, r + size, ..., which may be none."""
         results: list[Any] = [None] * len(items)
         for rank, part in enumerate(self.agree(lambda: work(self.own(items)))):
             results[rank :: self.size] = part
         return results
 
 
-ALONE = World()
+ALONE = World()  # a run of one process
 
 
 def _kind(error: Exception) -> type[HptError]:
@@ -91,43 +90,5 @@ def _kind(error: Exception) -> type[HptError]:
 
 
 def launched() -> World:
-    """This process among those of the launcher, before they are connected; a world of one without a launcher."""
+    """The rank and size that the launcher gave this process, before it is connected; without a launcher, size 1."""
     return World(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
-
-
-@contextmanager
-def connected(config: Config) -> Iterator[World]:
-    """The ranks of a run, connected. Objects travel by gloo on the CPU, gradients on a GPU by NCCL.
-
-    A rank that dies closes its connections, which ends the others; `deepspeed.timeout` bounds the wait for one that
-    hangs.
-    ConfigError where `engine: local` was launched as several processes.
-    """
-    world = launched()
-    if config.engine == "local":
-        if world.size > 1:
-            raise ConfigError(f'engine = "local" is one process, but {world.size} were launched; use engine=deepspeed')
-        yield world
-        return
-    if world.size > 1 and ":" in config.device:
-        raise ConfigError(
-            f"device = {config.device!r}: {world.size} processes have a GPU each; allowed are auto and cpu"
-        )
-    if dist.is_initialized():
-        raise HptError("engine: deepspeed connects its processes itself, but torch.distributed is in use already")
-    local = int(os.environ.setdefault("LOCAL_RANK", "0"))  # DeepSpeed asks for it even in a world of one
-    backend = "gloo"
-    if torch.cuda.is_available() and config.device != "cpu":
-        torch.cuda.set_device(local)
-        backend = "cpu:gloo,cuda:nccl"
-    store = dist.HashStore() if world.size == 1 else None
-    timeout = timedelta(minutes=config.deepspeed.timeout)
-    dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
-    try:
-        yield world
-    except BaseException:
-        if world.size == 1:
-            dist.destroy_process_group()
-        # Of several, one may still be waiting: the launcher ends it once this process has left.
-        raise
-    dist.destroy_process_group()

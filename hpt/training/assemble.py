@@ -27,14 +27,13 @@ from hpt.model.loading import check_model_settings, load_policy
 from hpt.model.policy import Policy, PolicyModule, check_backend
 from hpt.model.positions import check_positions
 from hpt.model.reference import Reference
-from hpt.optim import make_optimizer_engine
-from hpt.optim.local import Engine
+from hpt.optim.engine import OptimizerEngine
+from hpt.optim.engines import check_optimizer_engine, make_optimizer_engine
 from hpt.rollout import check_rollout_engine, make_rollout_engine, require_rollout_packages
 from hpt.support.device import pick_device
 from hpt.support.distributed import ALONE, World
 from hpt.support.errors import DataError
 from hpt.support.named_functions import resolve
-from hpt.support.optional_packages import require
 from hpt.support.quiet import quiet_libraries
 from hpt.training.callbacks import callbacks_of
 from hpt.training.phases import PhaseClock
@@ -108,10 +107,7 @@ def check_settings(config: Config, device: torch.device) -> None:
     """ConfigError where a setting asks for something that this machine or installation does not have."""
     check_backend(config.loss.backend, device)
     check_model_settings(config.model, device)
-    if config.optimizer.states == "8bit":
-        require("bitsandbytes", 'optimizer.states "8bit"', "'hpt[peft]'")
-    if config.engine == "deepspeed":
-        require("deepspeed", 'engine "deepspeed"', "'hpt[deepspeed]'")
+    check_optimizer_engine(config)
     require_rollout_packages(config)
     if config.rl.advantage != "gae":
         group_advantages(config)  # refuses an advantage that does not exist
@@ -168,7 +164,7 @@ def load_data(config: Config, console: Console) -> Data:
 
 def make_policy(
     config: Config, checkpoint: Path | None, device: torch.device, world: World
-) -> tuple[Policy, Engine, MicroBatcher]:
+) -> tuple[Policy, OptimizerEngine, MicroBatcher]:
     """The model to train inside its optimizer engine, and what makes micro-batches for it."""
     model = load_policy(config, checkpoint, device)
     engine = make_optimizer_engine(PolicyModule(model, config.loss.backend), config, world)

@@ -15,7 +15,7 @@ from hpt.method.experience import Experience
 from hpt.method.importance import truncated_importance
 from hpt.method.micro_batches import MicroBatch
 from hpt.method.rows import Row, Signal
-from hpt.optim.local import Update
+from hpt.optim.engine import Update
 from hpt.rollout import Rollout
 
 Metrics = dict[str, float]

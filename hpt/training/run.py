@@ -17,11 +17,12 @@ from hpt.config.schema import Config
 from hpt.config.stages import Stage, stages_of
 from hpt.records.files import CONFIG, METRICS
 from hpt.records.journal import Journal
-from hpt.support.distributed import World, connected
+from hpt.support.distributed import World
 from hpt.support.errors import ConfigError, HptError, RolloutError
 from hpt.training.assemble import assemble
 from hpt.training.checkpoint import checkpoint_path, checkpoints, load_state, save_checkpoint, step_of
 from hpt.training.metrics import rollout_records
+from hpt.training.processes import connected
 from hpt.training.trainer import Trainer
 
 INTERRUPTED = 130

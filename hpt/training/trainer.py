@@ -35,7 +35,7 @@ from hpt.method.micro_batches import MicroBatcher
 from hpt.method.official import Reweight
 from hpt.method.rows import Row, token_rows
 from hpt.model.policy import Policy
-from hpt.optim.local import Engine
+from hpt.optim.engine import OptimizerEngine
 from hpt.rollout import Rollout, RolloutEngine, Sampling
 from hpt.rollout.responses import response_generator, response_text
 from hpt.support.distributed import ALONE, World
@@ -60,7 +60,7 @@ class Trainer:
     gate: Gate
     estimate_advantages: EstimateAdvantages
     policy: Policy
-    engine: Engine
+    engine: OptimizerEngine
     micro_batches: MicroBatcher
     clock: PhaseClock
     callbacks: Sequence[Callback] = field(default_factory=list)  # what only some methods do around updates

@@ -23,7 +23,7 @@ from hpt.method.micro_batches import MicroBatch, MicroBatcher
 from hpt.method.official import official_weights
 from hpt.method.rows import Signal
 from hpt.model.policy import Policy
-from hpt.optim.local import Update
+from hpt.optim.engine import Update
 from hpt.rollout import Rollout, RolloutEngine, Sampling
 from hpt.rollout.engine import OnRollout
 from hpt.training.assemble import advantages_of
@@ -186,6 +186,8 @@ class FixedTokens:
 
 class Gradients:
     """An engine that keeps the gradient and moves nothing."""
+
+    min_micro_batches = 0
 
     def backward(self, loss: torch.Tensor) -> None:
         loss.backward()

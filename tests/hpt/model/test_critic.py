@@ -16,7 +16,7 @@ from hpt.method.experience import Experience
 from hpt.method.micro_batches import MicroBatcher
 from hpt.method.rows import Row, Signal
 from hpt.model.critic import Critic, ValueModel
-from hpt.optim import make_optimizer_engine
+from hpt.optim.engines import make_optimizer_engine
 from hpt.rollout import CriticValues, Rollout
 from hpt.support.distributed import ALONE
 from hpt.verify import Verdict

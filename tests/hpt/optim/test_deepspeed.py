@@ -12,18 +12,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import deepspeed_cases
 import pytest
 import torch
-import zero_cases
+from deepspeed_cases import CASES, RESUMED, Case
 from transformers import AutoModelForCausalLM
-from zero_cases import CASES, RESUMED, Case
 
 from hpt.commands.main import main
 from hpt.config.recipe import load_config
-from hpt.support.distributed import ALONE, connected
+from hpt.support.distributed import ALONE
 from hpt.support.errors import ConfigError
 from hpt.support.optional_packages import installed
 from hpt.training.checkpoint import checkpoints
+from hpt.training.processes import connected
 
 pytestmark = pytest.mark.skipif(not installed("deepspeed"), reason="needs deepspeed")
 
@@ -35,9 +36,11 @@ WHOLE = "deepspeed.options={zero_optimization: {stage3_param_persistence_thresho
 def folder(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes made of every case."""
     folder = tmp_path_factory.mktemp("zero")
-    zero_cases.make_start(folder)
+    deepspeed_cases.make_start(folder)
     (folder / "model").symlink_to(world.parent / "model")
-    done = subprocess.run([*TORCHRUN, zero_cases.__file__, str(folder)], capture_output=True, text=True, timeout=900)
+    done = subprocess.run(
+        [*TORCHRUN, deepspeed_cases.__file__, str(folder)], capture_output=True, text=True, timeout=900
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     return folder
 
@@ -49,7 +52,7 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
 
 @cache
 def alone(case: Case, folder: Path) -> dict[str, Any]:
-    return zero_cases.train(case, zero_cases.make_trainer(case, ALONE, folder / "start"))
+    return deepspeed_cases.train(case, deepspeed_cases.make_trainer(case, ALONE, folder / "start"))
 
 
 def distance(one: dict[str, Any], other: dict[str, Any]) -> float:
@@ -85,7 +88,7 @@ def test_the_cases_are_what_they_are_called(results: dict[str, dict[str, Any]]) 
         rows = found["rows"]
         assert len(rows) == 2
         assert len(rows[0]) == len(rows[1])
-        for count in zero_cases.BUDGETS:
+        for count in deepspeed_cases.BUDGETS:
             if f", {count} micro-batches" in name:
                 assert len(rows[0]) == count
         if "one row" in name:
@@ -103,8 +106,8 @@ def test_the_cases_are_what_they_are_called(results: dict[str, dict[str, Any]]) 
 
 def test_a_dropped_micro_batch_would_be_seen(folder: Path) -> None:
     """The fault of DeepSpeed's ZeRO-1 and 2 with offload: of the micro-batches of an update only the last counted."""
-    case = Case("dropping", tokens=zero_cases.BUDGETS[4])
-    trainer = zero_cases.make_trainer(case, ALONE, folder / "start")
+    case = Case("dropping", tokens=deepspeed_cases.BUDGETS[4])
+    trainer = deepspeed_cases.make_trainer(case, ALONE, folder / "start")
     backward = trainer.engine.backward
 
     def forgetful(loss: torch.Tensor) -> None:
@@ -112,7 +115,7 @@ def test_a_dropped_micro_batch_would_be_seen(folder: Path) -> None:
         backward(loss)
 
     trainer.engine.backward = forgetful  # type: ignore[method-assign]
-    assert distance(zero_cases.train(case, trainer), alone(Case("alone"), folder)) > 0.1
+    assert distance(deepspeed_cases.train(case, trainer), alone(Case("alone"), folder)) > 0.1
 
 
 @pytest.mark.parametrize("name", RESUMED)

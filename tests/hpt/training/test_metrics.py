@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hpt.method.rows import Row, Signal
-from hpt.optim.local import Update
+from hpt.optim.engine import Update
 from hpt.training.metrics import RankStats, StepStats, over_ranks
 
 

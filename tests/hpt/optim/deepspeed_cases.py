@@ -1,4 +1,4 @@
-"""Three training steps on fixed rows, by one process or under torchrun by several: for test_zero."""
+"""Three training steps on fixed rows, in one process or under torchrun in several: for test_deepspeed."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from hpt.method.experience import Experience
 from hpt.method.gate import ONLY_DEMONSTRATION, ONLY_ROLLOUTS
 from hpt.model.reference import Reference
 from hpt.rollout import Rollout
-from hpt.support.distributed import World, connected
+from hpt.support.distributed import World
 from hpt.support.quiet import quiet_libraries
 from hpt.training.assemble import make_policy
 from hpt.training.callbacks import callbacks_of
 from hpt.training.checkpoint import checkpoint_path, load_state, save_checkpoint
 from hpt.training.phases import PhaseClock
+from hpt.training.processes import connected
 from hpt.training.trainer import Trainer
 
 VOCABULARY = 23
