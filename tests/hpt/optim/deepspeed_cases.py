@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ def made_up_rollout(length: int, first: int) -> Rollout:
 
 
 def learned(kind: str, question: int, length: int = 6) -> Experience:
-    """One question: `rl` has rollouts that differ in score, `same` rollouts without signal, `sft` a demonstration."""
+    """One question. `rl`: rollouts with different scores, `same`: rollouts without signal, `sft`: a demonstration."""
     prompt = [2 + question, 4, 5 + question % 3]
     rollouts = [made_up_rollout(length + extra, question + extra) for extra in (0, 1, 2, 5)]
     advantages = [0.0] * 4 if kind == "same" else [0.75, -0.25, -0.25, -0.25]
@@ -50,7 +50,7 @@ def learned(kind: str, question: int, length: int = 6) -> Experience:
     return experience
 
 
-# What the questions of a step are; rows are shared out longest first, so lengths say what a rank gets.
+# The questions of a step. Rows go to the ranks longest first, so their lengths decide which rank gets them.
 DATA = {
     "mixed": [learned("rl", 0), learned("sft", 1, 8), learned("same", 2), learned("rl", 3, 3), learned("sft", 4, 4)],
     "sft": [learned("sft", question, 3 + question) for question in range(6)],
@@ -66,14 +66,9 @@ class Case:
     name: str
     data: str = "mixed"
     stage: int = 0  # 0: engine local
-    tokens: int = 1000  # of a micro-batch
+    tokens: int = 1000  # per micro-batch
     settings: tuple[tuple[str, Any], ...] = ()  # sections of the recipe
     offload: tuple[str, ...] = ()
-
-    @property
-    def reference(self) -> Case:
-        """The same by one process, in one micro-batch."""
-        return replace(self, stage=0, tokens=1000, offload=())
 
     @property
     def config(self) -> Config:
@@ -89,7 +84,8 @@ class Case:
             "batch": {"tokens": self.tokens},
         }
         if self.stage:
-            zero = {"stage3_param_persistence_threshold": 0}  # DeepSpeed keeps small weights whole: here all are small
+            # By default small weights are not sharded, and here all are small.
+            zero = {"stage3_param_persistence_threshold": 0}
             options = {"zero_optimization": zero if self.stage == 3 else {}}
             recipe["engine"] = "deepspeed"
             recipe["deepspeed"] = {"stage": self.stage, "timeout": 2, "options": options}
@@ -101,7 +97,7 @@ class Case:
 
 OPTIMIZER, PARAMETERS = "offload_optimizer", "offload_parameters"
 BFLOAT16 = (("model", (("dtype", "bfloat16"),)),)
-SKIPPING = (("optimizer", (("skip_grad_norm", 0.05),)),)  # below every norm but that of "no row"
+SKIPPING = (("optimizer", (("skip_grad_norm", 0.05),)),)  # below every norm except that of "no row"
 REUSE = (("rl", (("objective", "GRPO"),)), ("batch", (("updates", 2),)))  # two updates: old log-probabilities
 ENTROPY_WEIGHTS = (("loss", (("entropy_weights", True),)),)
 KL = (("loss", (("kl_coef", 0.5),)),)
@@ -132,7 +128,7 @@ CASES = {case.name: case for case in _cases()}
 
 
 def make_start(folder: Path) -> None:
-    """Writes start/, a tiny model without biases: a key's bias has gradient 0, of which AdamW makes noise."""
+    """Writes start/, a tiny model without biases: a key's bias has gradient 0, which AdamW would turn into noise."""
     torch.manual_seed(0)
     shape = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -147,7 +143,7 @@ def make_start(folder: Path) -> None:
 
 
 def make_trainer(case: Case, world: World, start: Path, checkpoint: Path | None = None) -> Trainer:
-    """A trainer of the model in `start`, or of a checkpoint, without the parts that its `update` does not need."""
+    """A trainer for the model in `start` or in a checkpoint, without the parts that `update` does not need."""
     config = case.config
     config = config.model_copy(update={"model": config.model.model_copy(update={"path": str(start)})})
     policy, engine, batches = make_policy(config, checkpoint, torch.device("cpu"), world)
@@ -178,7 +174,7 @@ def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:
 
 
 def train(case: Case, trainer: Trainer, steps: int = 3) -> dict[str, Any]:
-    """What each update did, how many rows each rank has in each micro-batch, the weights before and after it all."""
+    """What each update did, the rows per micro-batch of each rank, and the weights before and after."""
     (rows, *_) = trainer.rows(DATA[case.data])
     own = [len(batch.rows) for batch in trainer.micro_batches(rows)]
     found: dict[str, Any] = {"rows": trainer.world.gather(own), "updates": [], "loss": [], "tokens": []}
@@ -193,7 +189,7 @@ def train(case: Case, trainer: Trainer, steps: int = 3) -> dict[str, Any]:
 
 
 def resumed(case: Case, world: World, folder: Path) -> dict[str, Any]:
-    """As `train`, but through a checkpoint after the second step."""
+    """Like `train`, but saved after the second step and resumed."""
     trainer = make_trainer(case, world, folder / "start")
     train(case, trainer, 2)
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")

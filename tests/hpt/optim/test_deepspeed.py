@@ -1,4 +1,4 @@
-"""engine: deepspeed by two processes under torchrun: the same training as by one process, and how such a run ends."""
+"""engine: deepspeed, in two processes under torchrun: the same training as in one process, and how a run ends."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ WHOLE = "deepspeed.options={zero_optimization: {stage3_param_persistence_thresho
 
 @pytest.fixture(scope="module")
 def folder(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes made of every case."""
+    """The folder with results.pt, which two processes wrote: the result of every case."""
     folder = tmp_path_factory.mktemp("zero")
     deepspeed_cases.make_start(folder)
     (folder / "model").symlink_to(world.parent / "model")
@@ -51,12 +51,12 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 @cache
-def alone(case: Case, folder: Path) -> dict[str, Any]:
+def in_one_process(case: Case, folder: Path) -> dict[str, Any]:
     return deepspeed_cases.train(case, deepspeed_cases.make_trainer(case, ALONE, folder / "start"))
 
 
 def distance(one: dict[str, Any], other: dict[str, Any]) -> float:
-    """Between two trainings' weights, as a share of how far the second one went; inf where it went nowhere."""
+    """Between the weights of two trainings, divided by how far the second moved; inf if only the first moved."""
     start = other["start"]
     assert one["weights"].keys() == other["weights"].keys() == start.keys()
     apart = sum((one["weights"][name].double() - other["weights"][name].double()).square().sum() for name in start)
@@ -65,20 +65,18 @@ def distance(one: dict[str, Any], other: dict[str, Any]) -> float:
 
 
 def tolerance(case: Case) -> float:
-    """float32: sums in another order. bfloat16: gradients of 8 bits, of which AdamW keeps little but the sign."""
+    """float32: sums are in another order. bfloat16: gradients have 8 bits, and AdamW keeps little but their sign."""
     return 0.2 if case.config.model.dtype == "bfloat16" else 1e-4
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_train_as_one(name: str, folder: Path, results: dict[str, dict[str, Any]]) -> None:
     case, found = CASES[name], results[name]
-    expected = alone(Case("alone", case.data, settings=case.settings), folder)
+    expected = in_one_process(Case("one process", case.data, settings=case.settings), folder)
     assert distance(found, expected) < tolerance(case)
-    for (norm, lr, skipped), (norm_alone, lr_alone, skipped_alone) in zip(
-        found["updates"], expected["updates"], strict=True
-    ):
-        assert norm == pytest.approx(norm_alone, rel=10 * tolerance(case) if norm else None)
-        assert (lr, skipped) == (lr_alone, skipped_alone)
+    for (norm, lr, skipped), (norm_one, lr_one, skipped_one) in zip(found["updates"], expected["updates"], strict=True):
+        assert norm == pytest.approx(norm_one, rel=10 * tolerance(case) if norm else None)
+        assert (lr, skipped) == (lr_one, skipped_one)
     assert found["loss"] == pytest.approx(expected["loss"], rel=1e-2, abs=10 * tolerance(case) * 1e-2)
     assert found["tokens"] == expected["tokens"]
 
@@ -105,7 +103,7 @@ def test_the_cases_are_what_they_are_called(results: dict[str, dict[str, Any]]) 
 
 
 def test_a_dropped_micro_batch_would_be_seen(folder: Path) -> None:
-    """The fault of DeepSpeed's ZeRO-1 and 2 with offload: of the micro-batches of an update only the last counted."""
+    """The bug that DeepSpeed had in ZeRO-1 and 2 with offload: only the last micro-batch of an update counted."""
     case = Case("dropping", tokens=deepspeed_cases.BUDGETS[4])
     trainer = deepspeed_cases.make_trainer(case, ALONE, folder / "start")
     backward = trainer.engine.backward
@@ -115,11 +113,11 @@ def test_a_dropped_micro_batch_would_be_seen(folder: Path) -> None:
         backward(loss)
 
     trainer.engine.backward = forgetful  # type: ignore[method-assign]
-    assert distance(deepspeed_cases.train(case, trainer), alone(Case("alone"), folder)) > 0.1
+    assert distance(deepspeed_cases.train(case, trainer), in_one_process(Case("one process"), folder)) > 0.1
 
 
 @pytest.mark.parametrize("name", RESUMED)
-def test_a_checkpoint_goes_on_as_if_nothing_had_been(
+def test_a_resumed_run_trains_as_if_never_interrupted(
     name: str, folder: Path, results: dict[str, dict[str, Any]]
 ) -> None:
     unbroken, resumed = results[name], results[f"{name}, resumed"]
@@ -128,7 +126,7 @@ def test_a_checkpoint_goes_on_as_if_nothing_had_been(
 
 
 def processes(launcher: subprocess.Popen[str]) -> list[int]:
-    """Of the ranks, in their order."""
+    """Process ids of the ranks, in their order."""
     return [int(pid) for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()]
 
 
@@ -142,7 +140,7 @@ def wait_for(path: Path, launcher: subprocess.Popen[str]) -> None:
 
 @pytest.fixture(scope="module")
 def stopped(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run under ZeRO-3 whose second rank alone was told to stop."""
+    """A run under ZeRO-3 that was stopped by a signal to its second rank only."""
     run = tmp_path_factory.mktemp("stopped") / "run"
     settings = ["engine=deepspeed", "deepspeed.stage=3", "deepspeed.offload_parameters=true", WHOLE, "steps=5000"]
     settings += ["eval.every=1", "checkpoint.every=0", f"output={run}"]
@@ -168,11 +166,11 @@ def test_questions_are_shared_out_and_everything_is_recorded(stopped: Path, worl
     config = load_config(world, [])
     for line in [json.loads(line) for line in (stopped / "metrics.jsonl").read_text().splitlines()][1:]:
         assert line["reward/count"] == config.batch.questions * config.rollout.n
-        assert abs(line["rollout/mismatch_kl"]) < 1e-6  # generated from the very weights that are trained
+        assert abs(line["rollout/mismatch_kl"]) < 1e-6  # generated from the weights that are trained
         rollouts = [json.loads(row) for row in (stopped / f"rollouts/step-{line['step']:06d}.jsonl").open()]
         assert len({row["id"] for row in rollouts}) == config.batch.questions
         assert sum(sum(row["scores"]) for row in rollouts) == line["reward/sum"]
-        # Each rank draws from a seed of its own: equal prompts apart, no two questions share all responses.
+        # Each rank has its own seed: no two questions share all responses, unless their prompts are equal.
         assert len({tuple(row["responses"]) for row in rollouts}) == len(rollouts)
         assert line["eval/count"] == 6 * config.eval.n
 
@@ -190,7 +188,7 @@ def test_another_number_of_processes_cannot_resume(stopped: Path, capsys: pytest
 
 
 def test_a_rank_that_dies_ends_the_others(stopped: Path) -> None:
-    """And before that the run goes on where it was stopped."""
+    """Also: before that, the run continues from where it was stopped."""
     done = int(checkpoints(stopped)[0].name[-6:])
     command = [*TORCHRUN, "-m", "hpt", "train", "--resume", str(stopped)]
     launcher = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -217,7 +215,7 @@ def test_a_rank_that_dies_ends_the_others(stopped: Path) -> None:
         (["deepspeed.options={fp16: {enabled: true}}"], "deepspeed.options sets fp16"),
     ],
 )
-def test_what_it_cannot_do_is_named(world: Path, settings: list[str], expected: str) -> None:
+def test_impossible_settings_are_named(world: Path, settings: list[str], expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         load_config(world, ["engine=deepspeed", *settings])
 
