@@ -45,7 +45,7 @@ class DeepSpeedEngine:
         self.model: Any = module.model  # of the PolicyModule
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self.adamw = _SkippingAdamW(self, parameters)
-        self.deepspeed = _deepspeed(self.model.device)
+        self.deepspeed = _deepspeed(next(module.parameters()).device)
         self.module = self.deepspeed.initialize(model=module, optimizer=self.adamw, config=deepspeed_config(config))[0]
         self.schedule = make_schedule(self.adamw, config.optimizer, config.steps)
 
