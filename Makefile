@@ -25,6 +25,7 @@ lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # Compile every GPU kernel for sm_80, sm_90 and sm_100: none may spill, and GEMMs must use the tensor cores.
 kernels: .venv/dev

@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from hpt.records.files import read_metrics
 from hpt.report import report, summary_figure
@@ -66,7 +67,7 @@ def _train(options: argparse.Namespace, method: str, seed: int) -> None:
     runs.train(_folder(options, method, seed), options.recipe, changes)
 
 
-def _table(metrics: dict[tuple[str, int], list[dict]], options: argparse.Namespace) -> str:
+def _table(metrics: dict[tuple[str, int], list[dict[str, Any]]], options: argparse.Namespace) -> str:
     """Held-out accuracy before and after, the share of SFT questions in the first and last tenth, and the seconds."""
     lines = [
         "| method | seed | accuracy before | after | SFT share, first tenth | last tenth | rollouts + training, s |",
@@ -86,5 +87,5 @@ def _table(metrics: dict[tuple[str, int], list[dict]], options: argparse.Namespa
     return "\n".join(lines) + f"\n\nRecipe `{options.recipe}` {settings}, {runs.machine()}.\n"
 
 
-def _share(steps: Sequence[dict]) -> float:
+def _share(steps: Sequence[dict[str, Any]]) -> float:
     return sum(step["gate/sft"] for step in steps) / sum(step["gate/questions"] for step in steps)
