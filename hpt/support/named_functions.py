@@ -1,4 +1,4 @@
-"""Functions that a recipe names as `module:function`."""
+"""Imports functions that a recipe names as `module:function`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from hpt.support.errors import ConfigError
 
 
 def resolve(reference: str, *, field: str, arguments: Sequence[str] = ()) -> Callable[..., Any]:
-    """The function that `reference` ("module:function") names; ConfigError naming `field` if there is none.
+    """Imports the function that `reference`, a "module:function", names.
 
-    arguments: names of what it will be called with; ConfigError where it cannot take as many, too.
+    field: the setting, which errors name. arguments: names of the arguments it will be called with.
+    ConfigError where it cannot be imported, is not callable or does not take these arguments.
     """
     module_name, _, function_name = reference.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # whatever the module raises
+    except Exception as error:  # a module may raise anything while it is imported
         reason = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
         raise ConfigError(f"{field} = {reference!r}: module {module_name!r} cannot be imported: {reason}") from error
     function = getattr(module, function_name, None)
@@ -34,7 +35,7 @@ def resolve(reference: str, *, field: str, arguments: Sequence[str] = ()) -> Cal
 def _check_arguments(function: Callable[..., Any], reference: str, field: str, arguments: Sequence[str]) -> None:
     try:
         signature = inspect.signature(function)
-    except ValueError:  # some of C have none
+    except ValueError:  # some functions written in C have no signature
         return
     try:
         signature.bind(*arguments)

@@ -1,4 +1,4 @@
-"""Where the final answer stands in a text. Pure string work, linear in the text: nothing here parses mathematics."""
+"""Finds the final answer in a text. Only string operations, in linear time; nothing here parses mathematics."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from decimal import Decimal
 from typing import NamedTuple
 
 MAX_ANSWER = 2_000
-"""Characters of a boxed or gold answer; the longest gold of the published test files has 210."""
+"""Characters that a boxed or gold answer may have. The longest gold answer of the published test files has 210."""
 
 FREE_TEXT = 2_000
-"""Characters at the end of an unboxed response in which an answer is looked for."""
+"""How many characters, at the end of a response without a box, are searched for an answer."""
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
@@ -30,8 +30,8 @@ class FinalAnswer(NamedTuple):
 def final_answer(response: str) -> FinalAnswer | None:
     r"""The content of the last `\boxed{...}`, or the last FREE_TEXT characters of a response without a box.
 
-    None where there is nothing to grade: an empty response, and a last box that is empty, not closed (the response was
-    cut off inside it), or longer than MAX_ANSWER characters.
+    None where there is nothing to grade: the response is empty, or its last box is empty, not closed (the response was
+    truncated inside it) or longer than MAX_ANSWER characters.
     """
     start = None
     for box in _BOX.finditer(response):
@@ -45,38 +45,38 @@ def final_answer(response: str) -> FinalAnswer | None:
 
 
 def gold_text(answer: str) -> str | None:
-    """What a gold answer says, out of its box if it has one; None where no response could ever be compared to it."""
+    """A gold answer without its box, if it has one. None where no response could be compared with it."""
     final = final_answer(answer) if _BOX.search(answer) else FinalAnswer(answer.strip(), boxed=False)
     if final is None or not final.text or len(final.text) > MAX_ANSWER or "\0" in final.text:
         return None
-    # Inside "{text}" the first closing brace of its own depth must be the last character.
+    # Braces must balance: in "{text}" the brace that closes the first one must be the last character.
     if _closing_brace(final.text + "}", 0) != len(final.text):
         return None
     return final.text
 
 
 def normalise(text: str) -> str:
-    """What math-verify reads as something else, mended: `4.5e33` (it reads 4.5 * E * 33), `42.`, `-1./3`, `x.`."""
+    """Rewrites what math-verify misreads: `4.5e33` (it reads 4.5 * E * 33), `42.`, `-1./3`, `x.`."""
     return _BARE_POINT.sub("", expand_e_notation(text)).strip()
 
 
 def expand_e_notation(text: str) -> str:
-    """`1.5e3` as `1500`: digits alone mean the same inside LaTeX and in prose."""
+    """`1.5e3` as `1500`. Plain digits mean the same in LaTeX and in prose."""
     return _E_NOTATION.sub(lambda match: f"{Decimal(match[0]):f}", text)
 
 
 def is_formula(text: str) -> bool:
-    """Whether an unboxed answer is one formula on a line of its own, its units included, and no prose."""
+    """Whether an unboxed answer is a single line with a formula, perhaps with units, and no prose."""
     return "\n" not in text and not _PROSE.search(_LATEX_COMMAND.sub(" ", _UNITS.sub(" ", text)))
 
 
 def has_words_or_digits(text: str) -> bool:
-    """Whether anything but LaTeX commands and punctuation is left to compare as a string."""
+    """Whether the text has more than LaTeX commands and punctuation, so that it can be compared as a string."""
     return any(character.isalnum() for character in _LATEX_COMMAND.sub("", text))
 
 
 def _closing_brace(text: str, start: int) -> int | None:
-    """Index of the brace that closes the one before `start`, if it comes within MAX_ANSWER characters."""
+    """The index of the brace that closes the one before `start`. None if it is not within MAX_ANSWER characters."""
     depth = 1
     for brace in _BRACE.finditer(text, start, start + MAX_ANSWER + 1):
         depth += {"{": 1, "}": -1}.get(brace[0], 0)
