@@ -75,7 +75,7 @@ def find_model(name: str) -> EvaluatedModel:
     if not recipe.is_file():
         return EvaluatedModel(path)
     config = load_config(recipe)
-    verifier = config.verify.function or ("boxed" if config.verify.boxed else "math")
+    verifier = config.verify.name
     return EvaluatedModel(path, config.prompt, verifier)
 
 

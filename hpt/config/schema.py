@@ -159,11 +159,21 @@ class RolloutConfig(Section):
 
 
 class VerifyConfig(Section):
-    function: FunctionReference | None = Field(None, description="(response, answer) -> score; default: math-verify")
+    kind: Literal["math", "choice"] = Field(
+        "math", description="math: compared by math-verify; choice: the letter of a multiple-choice answer"
+    )
+    function: FunctionReference | None = Field(
+        None, description="(response, answer) -> score, in place of a built-in verifier"
+    )
     workers: int = Field(2, ge=1, description="processes that verify at once")
-    timeout: float = Field(5.0, gt=0, description="seconds an answer")
-    memory_mb: int = Field(1024, ge=256, description="MiB a worker")
-    boxed: bool = Field(False, description="math-verify: a response without a \\boxed answer is unparsable")
+    timeout: float = Field(5.0, gt=0, description="seconds per answer")
+    memory_mb: int = Field(1024, ge=256, description="MiB per worker, beyond its libraries")
+    boxed: bool = Field(False, description="math: a response without a \\boxed answer is unparsable")
+
+    @property
+    def name(self) -> str:
+        """As in `hpt eval --verifier`: the function, "boxed" (math with `boxed`) or the kind."""
+        return self.function or ("boxed" if self.boxed else self.kind)
 
 
 class GateConfig(Section):

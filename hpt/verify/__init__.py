@@ -1,23 +1,23 @@
 r"""Verifiers: is a response's final answer right?
 
-`MathVerifier` compares it with math-verify, `ChoiceVerifier` takes the letter of a multiple choice, `FunctionVerifier`
-asks a Python function. All work in a pool of processes that are killed when an answer exceeds its limits, so nothing
-a model writes can stop a run, and all are light to import: sympy and the user's module are loaded in those processes
-only.
+`MathVerifier` compares it with math-verify, `ChoiceVerifier` reads the letter of a multiple-choice answer,
+`FunctionVerifier` calls a Python function. All grade in a pool of processes that are killed when an answer exceeds its
+limits, so nothing that a model writes can stop a run. Importing them is cheap: only those processes import sympy and
+the user's module.
+
+To add a verifier: write a module with a subclass of `Verifier` (`choice.py` is an example), name it in `VERIFIERS`, and
+add the name to `kind` in `hpt.config.schema.VerifyConfig`.
 """
 
-from hpt.verify.verifier import (
-    ChoiceVerifier,
-    FunctionVerifier,
-    MathVerifier,
-    Scoring,
-    Status,
-    Verdict,
-    Verifier,
-    make_verifier,
-)
+from hpt.verify.choice import ChoiceVerifier
+from hpt.verify.function import FunctionVerifier
+from hpt.verify.math import MathVerifier
+from hpt.verify.registry import VERIFIERS, make_verifier
+from hpt.verify.verdict import Status, Verdict
+from hpt.verify.verifier import Scoring, Verifier
 
 __all__ = [
+    "VERIFIERS",
     "ChoiceVerifier",
     "FunctionVerifier",
     "MathVerifier",

@@ -1,21 +1,22 @@
-r"""Grading of multiple choice: which letter a response ends on. Pure string work, linear in the text."""
+r"""Multiple choice: the letter of a response's final answer. Only string operations, in linear time."""
 
 from __future__ import annotations
 
 import re
 
 from hpt.verify.extract import FREE_TEXT, final_answer, gold_text
+from hpt.verify.verifier import Verifier
 
-# What may stand around a letter: LaTeX text commands and dollars, Markdown's bold, brackets. Possessive (*+), so that
-# nothing is tried twice.
+# What may surround a letter: LaTeX text commands, dollar signs, Markdown's bold, brackets. Possessive quantifiers (*+)
+# do not backtrack.
 _OPEN = r"(?:\\(?:text|textbf|mathrm|mathbf|boxed)\s*\{|[\s$*{(\[])*+"
 _CLOSE = r"[\s$*})\]]*+"
-# In prose a letter is a word of its own: "the answer is A" but not "the answer is A cat".
+# In prose a choice is a separate word: "the answer is A" but not "the answer is A cat".
 _LETTER = r"(?:([B-HJ-Z])(?![\w'])|([AI])(?![\w'])(?!\s+(?!because|since|as\b|and\b)[a-z])|(?<=\()([a-z])(?=\)))"
 _HEDGE = r"(?!(?:,|/|or\b|and\b|&)\s*(?:option |choice )?[\s$*{(\[]*+[A-Z]\b)"
 
-# A text that begins with a choice, alone or with its wording behind it: "B", "(B)", "B. 4 m/s", "(B) 4 m/s".
-_ALONE = re.compile(
+# A text that is a choice, with or without its wording: "B", "(B)", "B. 4 m/s", "(B) 4 m/s".
+_CHOICE = re.compile(
     rf"{_OPEN}(?:(?i:option|choice|answer)\b[\s:]*+)?{_OPEN}([A-Za-z]){_CLOSE}(?:(?:[.:]|(?<=\))|(?<=\)\s)).*)?",
     re.DOTALL,
 )
@@ -25,15 +26,25 @@ _STATED = re.compile(
 )
 
 
-def chosen_letter(response: str) -> str | None:
-    r"""The letter, in upper case, that a response settles on, or None.
+class ChoiceVerifier(Verifier):
+    r"""Compares the letter that a response chooses (`chosen_letter`) with the gold letter.
 
-    In this order: the content of the last `\boxed{...}` (`\boxed{B}`, `\boxed{\text{(B)}}`, `\boxed{B. 4 m/s}`); the
-    last statement such as "the answer is (B)" or "Answer: B" in the last 2,000 characters; the whole response where it
-    is nothing but a choice. "A or B" is no choice.
+    A response that chooses no letter, or several, is unparsable.
+    """
+
+    grade = "hpt.verify.choice:grade"
+    gradable = "hpt.verify.choice:gradable"
+
+
+def chosen_letter(response: str) -> str | None:
+    r"""The letter that a response chooses, in upper case, or None.
+
+    Tried in this order: the content of the last `\boxed{...}` (`\boxed{B}`, `\boxed{\text{(B)}}`, `\boxed{B. 4 m/s}`);
+    the last statement such as "the answer is (B)" or "Answer: B" in the last 2,000 characters; the response itself, if
+    it is only a choice. "A or B" is not a choice.
     """
     final = final_answer(response)
-    if final is not None and final.boxed and (match := _ALONE.fullmatch(final.text)):
+    if final is not None and final.boxed and (match := _CHOICE.fullmatch(final.text)):
         return match[1].upper()
     end = response[-FREE_TEXT:]
     stated = None
@@ -41,12 +52,12 @@ def chosen_letter(response: str) -> str | None:
         stated = next(letter for letter in match.groups() if letter)
     if stated:
         return stated.upper()
-    alone = _ALONE.fullmatch(end.strip())
-    return alone[1].upper() if alone else None
+    whole = _CHOICE.fullmatch(end.strip())
+    return whole[1].upper() if whole else None
 
 
 def grade(response: str, answer: str) -> tuple[str, str]:
-    """(status, detail) of a response against a gold letter; "unusable" where the gold is none."""
+    """(status, detail) of a response; the status is "unusable" where the gold answer is not a letter."""
     gold = _gold_letter(answer)
     if gold is None:
         return "unusable", ""
@@ -62,5 +73,5 @@ def gradable(answer: str) -> bool:
 
 
 def _gold_letter(answer: str) -> str | None:
-    match = _ALONE.fullmatch(gold_text(answer) or "")
+    match = _CHOICE.fullmatch(gold_text(answer) or "")
     return match[1].upper() if match else None

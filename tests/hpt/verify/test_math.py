@@ -304,7 +304,7 @@ def test_nothing_that_a_model_wrote_is_executed(verifier, tmp_path):
 
 
 def test_sympy_evaluates_no_text_in_a_worker():
-    functions = ["hpt.verify.grade:grade", "sympy:sympify"]
+    functions = ["hpt.verify.math_grading:grade", "sympy:sympify"]
     texts = [
         "__import__('os').getpid()",
         "x.__class__",
@@ -316,7 +316,7 @@ def test_sympy_evaluates_no_text_in_a_worker():
         "'a'.join",
     ]
     with closing(WorkerPool(functions, workers=1, timeout=20, memory_mb=512)) as pool:
-        outcomes = pool.call("sympy:sympify", [(text,) for text in texts])
+        outcomes = pool.map("sympy:sympify", [(text,) for text in texts])
         assert {outcome.kind for outcome in outcomes} == {"failed"}
         assert all(outcome.value.startswith("SympifyError") for outcome in outcomes)
 

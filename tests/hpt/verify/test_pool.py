@@ -1,18 +1,23 @@
 """Functions in killable processes: limits, deaths, interruptions, and what is left behind (nothing)."""
 
+import contextlib
 import os
+import random
 import signal
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 
+from hpt.config.schema import VerifyConfig
 from hpt.support.errors import ConfigError, HptError
-from hpt.verify import FunctionVerifier, MathVerifier, Verdict, make_verifier, pool
+from hpt.verify import VERIFIERS, ChoiceVerifier, FunctionVerifier, MathVerifier, Verdict, make_verifier, pool
 
 FUNCTIONS = '''
 import ctypes, fractions, os, subprocess, sys, time
@@ -81,11 +86,12 @@ def eventually(condition, seconds=10.0):
     return result
 
 
+def children(pid):
+    return [int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()]
+
+
 def descendants(pid):
-    children = [
-        int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()
-    ]
-    return children + [pid for child in children for pid in descendants(child)]
+    return children(pid) + [grandchild for child in children(pid) for grandchild in descendants(child)]
 
 
 # ---- a user's function
@@ -188,6 +194,14 @@ def test_a_hanging_function_is_killed_at_its_limit():
     assert 0.6 <= elapsed < 3.0
 
 
+def test_what_a_killed_function_started_dies_with_it(tmp_path):
+    note = tmp_path / "note"
+    with asking("hang_with_child", timeout=1.0) as verifier:
+        assert verifier.score([str(note)], [""]) == [Verdict("timeout", 0.0, "exceeded 1 s")]
+        worker, _, child = _pids(note)
+        assert eventually(lambda: not alive(worker) and not alive(child))
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the memory limit is Linux's")
 def test_memory_beyond_the_limit_is_refused():
     with asking("allocate", memory_mb=128) as verifier:
@@ -216,8 +230,39 @@ def _pids(file):
     return [int(pid) for pid in file.read_text().split()] if file.exists() else []
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc; elsewhere workers outlive their nursery")
-def test_the_nursery_killed_from_outside_is_replaced(tmp_path):
+def test_an_idle_worker_killed_from_outside_is_replaced(tmp_path):
+    calls = tmp_path / "calls"
+    with asking("pid") as verifier:
+        for number in range(3):
+            assert verifier.score([str(calls)], [str(number)]) == [Verdict("correct", 1.0)]
+            os.kill(_pids(calls)[-1], signal.SIGKILL)
+    assert len(set(_pids(calls))) == 3
+
+
+def test_workers_killed_at_any_moment_neither_hang_nor_change_a_verdict(tmp_path):
+    """A call dies with its worker and is tried once more; most calls here are hit at most once."""
+    stop = threading.Event()
+
+    def kill_at_random():
+        choose = random.Random(0).choice
+        while not stop.wait(0.1):
+            if workers := [pid for server in children(os.getpid()) for pid in children(server)]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(choose(workers), signal.SIGKILL)
+
+    with asking("equal", workers=2) as verifier:
+        killer = threading.Thread(target=kill_at_random)
+        killer.start()
+        verdicts = verifier.score([str(number) for number in range(3000)], ["7"] * 3000)
+        stop.set()
+        killer.join()
+    assert verdicts[7] == Verdict("correct", 1.0)
+    unlucky = Verdict("timeout", 0.0, "exceeded what a worker survives")
+    assert {*verdicts[:7], *verdicts[8:]} <= {Verdict("incorrect", 0.0), unlucky}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc; elsewhere workers outlive their fork server")
+def test_a_fork_server_killed_from_outside_is_replaced(tmp_path):
     calls = tmp_path / "calls"
 
     def kill_parent():
@@ -247,7 +292,7 @@ def test_close_ends_every_process_and_may_be_called_again():
     before = set(descendants(os.getpid()))
     verifier = MathVerifier(workers=3)
     assert verifier.score([r"\boxed{1}"], ["1"]) == [Verdict("correct", 1.0)]
-    # A nursery and three workers, the last of which may still be on their way.
+    # A fork server and three workers, some of which may still be starting.
     assert eventually(lambda: len(set(descendants(os.getpid())) - before) == 4)
     ours = set(descendants(os.getpid())) - before
     verifier.close()
@@ -258,6 +303,23 @@ def test_close_ends_every_process_and_may_be_called_again():
         verifier.score(["1"], ["1"])
     with pytest.raises(RuntimeError, match="closed"):
         verifier.__enter__()
+
+
+def test_closing_a_busy_verifier_ends_its_processes_and_fails_its_calls(tmp_path):
+    note = tmp_path / "note"
+    with asking("hang_with_child", timeout=600) as verifier:
+        closer = threading.Thread(target=lambda: eventually(lambda: len(_pids(note)) == 3, 30) and verifier.close())
+        closer.start()
+        with pytest.raises(RuntimeError, match="closed"):
+            verifier.score([str(note)], [""])
+        closer.join()
+        assert not any(alive(pid) for pid in _pids(note))
+
+
+def test_two_threads_share_the_workers(tmp_path):
+    with asking("equal") as verifier, ThreadPoolExecutor() as threads:
+        scores = [threads.submit(verifier.score, ["a", "b"], [answer] * 2) for answer in "ab"]
+        assert [[verdict.score for verdict in score.result()] for score in scores] == [[1.0, 0.0], [0.0, 1.0]]
 
 
 def test_an_interrupted_call_leaves_no_stale_answers():
@@ -337,7 +399,12 @@ def test_impossible_limits(limits):
 
 def test_make_verifier():
     settings = {"boxed": False, "workers": 1, "timeout": 1.0, "memory_mb": 256}
-    assert isinstance(make_verifier(SimpleNamespace(function=None, **settings)), MathVerifier)
-    with make_verifier(SimpleNamespace(function="judging:equal", **settings)) as verifier:
+    assert isinstance(make_verifier(SimpleNamespace(kind="math", function=None, **settings)), MathVerifier)
+    assert isinstance(make_verifier(SimpleNamespace(kind="choice", function=None, **settings)), ChoiceVerifier)
+    with make_verifier(SimpleNamespace(kind="math", function="judging:equal", **settings)) as verifier:
         assert isinstance(verifier, FunctionVerifier)
         assert verifier.score(["a"], ["a"]) == [Verdict("correct", 1.0)]
+
+
+def test_a_recipe_can_name_every_built_in_verifier():
+    assert set(get_args(VerifyConfig.model_fields["kind"].annotation)) == set(VERIFIERS)

@@ -1,4 +1,4 @@
-"""Grading by math-verify. Runs inside a worker process only, whose limits are the only timeouts there are."""
+"""Grading with math-verify. Runs only in worker processes, whose limits replace math-verify's own timeouts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hpt.verify.extract import expand_e_notation, gold_text, has_words_or_digits
 
 Value: TypeAlias = Basic | MatrixBase | str
 
-# math-verify warns once per process that its own alarms are off, which is on purpose here.
+# math-verify warns once per process that its timeouts are off, which is intended here.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 _INTEGER = re.compile(r"-?[0-9]{1,15}")
@@ -25,9 +25,9 @@ _stringify_expr = sympy_parser.stringify_expr
 
 
 def _stringify_harmless(*arguments: object) -> str:
-    """sympy's parse_expr, and with it sympify of a string, hands this code to eval().
+    """Guards sympy's parse_expr and sympify, which pass the code that this returns to eval().
 
-    Nothing passes but arithmetic on numbers and symbols: no other name, call, attribute or subscript.
+    Only arithmetic on numbers and symbols is allowed: no other name, call, attribute or subscript.
     """
     code = _stringify_expr(*arguments)
     if not _HARMLESS.fullmatch(code):
@@ -39,9 +39,9 @@ sympy_parser.stringify_expr = _stringify_harmless
 
 
 def grade(text: str, boxed: bool, answer: str) -> tuple[str, str]:
-    """(status, detail) of a response's final answer against the gold `answer`.
+    """(status, detail) of the final answer `text` of a response, given the gold `answer`.
 
-    The status is "correct", "incorrect", "unparsable", or "unusable" where the gold answer itself cannot be parsed.
+    The status is "correct", "incorrect", "unparsable", or "unusable" where the gold answer cannot be parsed.
     """
     gold = gold_text(answer)
     if gold is None:
@@ -53,14 +53,17 @@ def grade(text: str, boxed: bool, answer: str) -> tuple[str, str]:
         return "unusable", ""
     if text.split() == gold.split():
         return "correct", ""
-    in_box = _judge(readings, _box(normalise(text))) if boxed or is_formula(text) else ("incorrect", "")
-    if boxed or in_box[0] == "correct":
-        return in_box
-    return _judge(readings, expand_e_notation(text))
+    if boxed:
+        return _grade_text(readings, _box(normalise(text)))
+    if is_formula(text):
+        as_formula = _grade_text(readings, _box(normalise(text)))
+        if as_formula[0] == "correct":
+            return as_formula
+    return _grade_text(readings, expand_e_notation(text))
 
 
-def _judge(readings: tuple[Value, ...], text: str) -> tuple[str, str]:
-    """(status, detail) of a text in which math-verify is to find the answer."""
+def _grade_text(readings: tuple[Value, ...], text: str) -> tuple[str, str]:
+    """(status, detail) of a text in which math-verify looks for the answer."""
     try:
         prediction = _parse(text)
     except MemoryError:
@@ -76,7 +79,7 @@ def _judge(readings: tuple[Value, ...], text: str) -> tuple[str, str]:
 
 
 def gradable(answer: str) -> bool:
-    """Whether a gold answer can be parsed and equals itself, so that a right response can be recognised."""
+    """Whether a gold answer can be parsed and equals itself; otherwise no response could be correct."""
     gold = gold_text(answer)
     if gold is None:
         return False
@@ -86,21 +89,21 @@ def gradable(answer: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def _parse_gold(gold: str) -> tuple[Value, ...]:
-    """The gold's readings: sympy objects, and its text. Empty where it cannot be parsed."""
+    """The ways to read a gold answer: sympy objects and its text. Empty where it cannot be parsed."""
     try:
         readings = _parse(_box(normalise(gold)))
     except MemoryError:
         raise
     except Exception:
         return ()
-    # A gold that is no formula to latex2sympy (a name, `np.arcsin(10/13)`) still compares as a string.
+    # A gold answer that latex2sympy does not read as a formula (a name, `np.arcsin(10/13)`) is compared as a string.
     if all(isinstance(value, str) for value in readings) and not has_words_or_digits(gold):
         return ()
     return readings
 
 
 def _box(text: str) -> str:
-    # Golds and answers are parsed in the same box: raw ones like `x_{0}` or `(1,2)` are found in part or not at all.
+    # Both sides are parsed inside a box: without one math-verify finds `x_{0}` or `(1,2)` only in part, or not at all.
     return "\\boxed{" + text + "}"
 
 
@@ -109,7 +112,7 @@ def _parse(text: str) -> tuple[Value, ...]:
 
 
 def _compare(gold: tuple[Value, ...], prediction: tuple[Value, ...]) -> tuple[bool, str]:
-    """Whether any reading of one equals any of the other; if none does, what failed while comparing, or ""."""
+    """Whether any two readings are equal. If not, also what failed while comparing, or ""."""
     failure = ""
     for left, right in product(gold, prediction):
         try:
@@ -130,12 +133,11 @@ def _equal(gold: Value, prediction: Value) -> bool:
 
 
 def _compare_values(gold: Value, prediction: Value) -> bool | None:
-    """What two formulas' values at one arbitrary point decide; None leaves it to math-verify.
+    """Compares the values of two formulas at one arbitrary point. None where that does not decide.
 
-    Clearly different values are unequal formulas, and spare sympy its slow `simplify`. Among numbers written as
-    decimals math-verify's six decimal places mislead: below 1e-3 they leave too little (1.6e-19 would equal 2.7e-21),
-    so there the comparison is relative, to 1e-6; and rounding noise of large ones is forgiven, as 4.5 * 10^33 is no
-    binary fraction.
+    Formulas with clearly different values are unequal; this avoids sympy's slow `simplify`. math-verify compares
+    decimal numbers to six decimal places, which fails for small ones (1.6e-19 would equal 2.7e-21): below 1e-3 they are
+    compared to a relative 1e-6. Rounding errors of large numbers are tolerated: 4.5 * 10^33 has no exact binary form.
     """
     if not (_is_plain_formula(gold) and _is_plain_formula(prediction)):
         return None
@@ -149,16 +151,16 @@ def _compare_values(gold: Value, prediction: Value) -> bool | None:
                 return bool(difference <= 1e-6 * size)
             if difference <= 1e-13 * size:
                 return True
-        # Ten times what math-verify's rounding could call equal.
+        # Ten times the largest difference that math-verify's rounding could accept.
         return False if difference > 1e-5 * max(1, size) else None
     except MemoryError:
         raise
-    except Exception:  # no numbers, such as a function f(x), or values that are undefined at this point
+    except Exception:  # not a number, such as a function f(x), or undefined at this point
         return None
 
 
 def _is_plain_formula(value: Value) -> TypeGuard[Expr]:
-    """Whether it means just its value: a lone symbol can be a word, and percentages have rules of their own."""
+    """Whether only its value counts. A single symbol can be a word, and percentages have special rules."""
     return isinstance(value, Expr) and not value.is_Symbol and not value.has(UnevaluatedExpr)
 
 
@@ -166,7 +168,7 @@ def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"[:200]
 
 
-# The first formulas build tables in the LaTeX parser and import the rest of sympy, which takes a few tenths of a
-# second; workers forked after this have them.
+# Warm-up, before workers are forked: the first formulas make the LaTeX parser build its tables and import the rest of
+# sympy, which takes a few tenths of a second.
 for _text, _gold in (("(x+1)^2", "x^2+2x+1"), (r"\frac{3}{4}", "0.75"), ("(3, 4]", "[3, 4)"), ("x < 2", "2 > x")):
     grade(_text, True, _gold)

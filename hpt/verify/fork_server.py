@@ -1,0 +1,133 @@
+"""The program of a fork server: `python -P -m hpt.verify.fork_server SOCKET MEMORY_MB MODULE:FUNCTION...`
+
+It imports the functions once. From then on it only forks workers and kills them on command, so a new worker costs
+milliseconds. A worker reads requests from its own socket and answers each one. When the pool's process ends, the
+server's socket closes; the server then kills its workers and ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from hpt.support.errors import HptError
+from hpt.support.named_functions import resolve
+from hpt.verify.protocol import COMMAND, encode
+
+_MIB = 1024 * 1024
+_PR_SET_PDEATHSIG = 1
+
+
+@lru_cache
+def _function(reference: str) -> Callable[..., Any]:
+    return resolve(reference, field="verify.function")
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    control = socket.socket(fileno=int(sys.argv[1]))
+    with contextlib.suppress(ConnectionError):  # the pool was closed meanwhile
+        try:
+            for reference in sys.argv[3:]:
+                _function(reference)
+        except HptError as error:
+            control.sendall(encode({"error": str(error)}))
+        except BaseException as error:  # whatever a user's module raises while it is imported
+            control.sendall(encode({"error": _describe(error)}))
+        else:
+            control.sendall(encode({}))
+            _serve(control, memory_mb=int(sys.argv[2]))
+
+
+def _serve(control: socket.socket, memory_mb: int) -> None:
+    """Obeys commands until the socket closes."""
+    workers: dict[int, int] = {}  # process ids by number
+    while True:
+        message, sockets, _, _ = socket.recv_fds(control, COMMAND.size, 1)
+        if not message:
+            break
+        (number,) = COMMAND.unpack(message)
+        if sockets:
+            workers[number] = _fork(control, sockets[0], memory_mb)
+        elif number in workers:
+            _kill(workers.pop(number))
+    for process in workers.values():
+        _kill(process)
+
+
+def _fork(control: socket.socket, descriptor: int, memory_mb: int) -> int:
+    """The process id of a new worker that is served by the socket of this descriptor."""
+    server = os.getpid()
+    process = os.fork()
+    if process == 0:
+        try:
+            control.close()
+            _limit(memory_mb, server)
+            _work(socket.socket(fileno=descriptor))
+        finally:
+            os._exit(0)
+    os.close(descriptor)
+    return process
+
+
+def _kill(process: int) -> None:
+    # A child that was not waited for keeps its process id, so this hits no other process. A worker leads a process
+    # group: whatever a user's function started dies with it.
+    for kill in (os.killpg, os.kill):
+        with contextlib.suppress(ProcessLookupError):  # it has no group yet, or has ended
+            kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+
+
+def _work(connection: socket.socket) -> None:
+    connection.sendall(encode({}))
+    for line in connection.makefile("rb"):
+        request = json.loads(line)
+        try:
+            reply = encode({"value": _function(request["function"])(*request["arguments"])})
+        except MemoryError:
+            reply = encode({"memory": "exceeded"})
+        except BaseException as error:
+            reply = encode({"error": _describe(error)})
+        connection.sendall(reply)
+
+
+def _limit(memory_mb: int, server: int) -> None:
+    """Limits the address space to `memory_mb` MiB more than it has now, and makes this process die with the server.
+
+    Both need Linux; elsewhere a worker has only its time limit.
+    """
+    os.setpgid(0, 0)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != server:  # it died before the line above
+        os._exit(0)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + memory_mb * _MIB
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    if hard != resource.RLIM_INFINITY:
+        limit = min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def _describe(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"[:500]
+    except Exception:
+        return type(error).__name__
+
+
+if __name__ == "__main__":
+    main()
