@@ -1,0 +1,39 @@
+"""`prepare` of the recipes in this folder: a random model and a few sums, so that a run takes seconds on a CPU."""
+
+import json
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from hpt.config.schema import Config
+
+CHARACTERS = ["<pad>", "<eos>", *"0123456789+=?!"]
+
+
+def prepare(config: Config) -> None:
+    """Writes the folder `model.path` and the file `data.train`."""
+    tokenizer = Tokenizer(models.WordLevel({token: id for id, token in enumerate(CHARACTERS)}, "<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")  # one token per character
+    torch.manual_seed(config.seed)
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=len(CHARACTERS),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            max_position_embeddings=32,
+            eos_token_id=1,
+            pad_token_id=0,
+        )
+    )
+    model.save_pretrained(config.model.path)
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+    wrapped.save_pretrained(config.model.path)
+    questions = [
+        {"prompt": f"{a}+{b}=", "answer": str(a + b), "demonstration": str(a + b)} for a in range(5) for b in range(5)
+    ]
+    Path(config.data.train).write_text("".join(json.dumps(question) + "\n" for question in questions))
