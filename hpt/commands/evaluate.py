@@ -37,8 +37,7 @@ _EPILOG = """
 benchmarks, with the responses per question that are usual in the literature:
   AIME24, AIME25, AMC (32); MATH-500, Minerva, OlympiadBench (1); GPQA-Diamond, ARC-c (1, multiple choice)
   Local files come first: NAME/test.json, NAME/NAME.json or NAME.json (or .jsonl, .csv, .parquet) in --data-dir or
-  $HPT_DATA_DIR, in their published layouts. Without one, the questions come from the Hugging Face hub, through the
-  datasets library (pip install 'hpt[eval]').
+  $HPT_DATA_DIR, in their published layouts. Without one, the questions come from the Hugging Face hub.
 
 examples:
   hpt eval runs/demo --data held_out.jsonl --n 64

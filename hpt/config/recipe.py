@@ -186,14 +186,14 @@ def _describe(section: type[BaseModel], prefix: str) -> list[str]:
             lines += _describe(field.annotation, prefix=f"{prefix}{name}.")
             continue
         default = "(required)" if field.is_required() else yaml.safe_dump(field.default, default_flow_style=True)
-        notes = "; ".join(note for note in (" | ".join(_choices(field.annotation)), field.description) if note)
+        notes = "; ".join(note for note in (" | ".join(allowed_values(field.annotation)), field.description) if note)
         lines.append(f"  {prefix + name:30} {default.splitlines()[0]:14} {notes}".rstrip())
     return lines
 
 
-def _choices(annotation: Any) -> list[str]:
+def allowed_values(annotation: Any) -> list[str]:
     """The values that a type names, also within a list or a union."""
     if get_origin(annotation) is Literal:
         return [str(value) for value in get_args(annotation)]
-    found = [choice for part in get_args(annotation) for choice in _choices(part)]
+    found = [choice for part in get_args(annotation) for choice in allowed_values(part)]
     return [*found, "true", "false"] if found and bool in get_args(annotation) else found
