@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import inspect
 import json
 import re
 import shlex
@@ -21,6 +22,7 @@ from hpt.config.recipe import load_config, merge
 from hpt.config.schema import Config
 from hpt.config.stages import stages_of
 from hpt.support.named_functions import resolve
+from hpt.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
 REQUIRED = {
@@ -118,6 +120,15 @@ def test_the_picture_of_the_architecture_shows_every_room() -> None:
     drawing = module("docs/figures/architecture.py")
     rooms = {folder.parent.name for folder in (ROOT / "hpt").glob("*/__init__.py")}
     assert {*drawing.FLOW, *drawing.AROUND, *drawing.BANDS, "training"} == rooms
+
+
+def test_the_calls_of_a_step_are_those_of_the_trainer() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    section = text[text.index("## How a step runs") : text.index("## What is passed on")]
+    calls = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+    source = inspect.getsource(Trainer.step)
+    places = [source.index(f"self.{call}(") for call in calls]
+    assert places == sorted(places)
 
 
 def test_the_layers_are_those_that_lint_checks() -> None:
