@@ -97,7 +97,7 @@ class AdamW(torch.optim.Optimizer):
         torch's own method would cast every state to the dtype and device of its parameter. HptError where the saved
         state is for other parameters or another kind of state.
         """
-        own, saved = self.state_dict()["state"], state_dict["state"]
+        own, saved = self.state_dict()["state"], state_dict.get("state", {})  # hpt 0.1.0 had another layout
         if _shapes(own) != _shapes(saved):
             raise HptError(
                 "the optimizer state in the checkpoint does not fit this run: model.dtype, model.lora, "

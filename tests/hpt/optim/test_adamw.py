@@ -180,6 +180,11 @@ def test_states_of_another_kind_are_refused() -> None:
         make(parameters(torch.bfloat16)).load_state_dict(saved)
 
 
+def test_the_state_of_an_earlier_version_is_refused_by_name() -> None:
+    with pytest.raises(HptError, match="does not fit this run"):
+        make(parameters(torch.bfloat16)).load_state_dict({"steps": 3, "kept": []})
+
+
 class LargestResult(TorchDispatchMode):
     """The largest tensor that any operation makes."""
 
