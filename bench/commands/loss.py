@@ -1,6 +1,6 @@
-"""Time, memory and error of the fused loss beside every other implementation that is installed.
+"""Time, memory and error of the fused loss and of every other implementation that is installed.
 
-Forward and backward with dW, in one process, methods taking turns. Peak memory is what a call adds beside its inputs,
+Forward and backward with dW, in one process, methods taking turns. Peak memory is what a call adds to its inputs,
 dh and dW. Errors are those of dh and dW against float64 on the first tokens. `gemms` is the time of the three bare
 matrix products that any exact method needs. A second table shows the time of the fused loss by the share of tokens
 whose advantage is 0.

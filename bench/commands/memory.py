@@ -1,4 +1,4 @@
-"""The peak memory of tensors that `hpt plan` predicts, beside the measured one, for small models on a CPU.
+"""The peak memory of tensors as `hpt plan` predicts it and as measured, for small models on a CPU.
 
 The models have several shapes, so that activations, weights and the loss each dominate once. Each case runs in its own
 process: two training steps and one rollout of hpt's trainer, while all live tensors are counted. Gradients of earlier

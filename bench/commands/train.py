@@ -1,4 +1,4 @@
-"""Whole training steps with random weights: tokens per second, peak memory beside the plan, time per phase, MFU.
+"""Whole training steps with random weights: tokens per second, peak memory and the plan, time per phase, MFU.
 
 hpt's trainer on models of real size: rollouts (made up, or sampled by transformers), verification, gate, loss and
 update. Each case runs in its own process, so that running out of memory is a result. Results are written after each.

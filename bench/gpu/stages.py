@@ -46,7 +46,7 @@ def measure_methods(report: Report, settings: Settings, case: str, peers: list[s
 
 
 def measure_targets(report: Report, settings: Settings) -> None:
-    """upge beside the bare GEMMs, and by the share of tokens without a signal."""
+    """upge compared with the bare GEMMs, and by the share of tokens without a signal."""
     for case in CASES:
         row = measure_methods(report, settings, case, [])["upge"]
         report.add_target(f"{case}: time of three bare GEMMs", row["of_gemms"], MAX_OF_GEMMS, " x")
@@ -58,7 +58,7 @@ def measure_targets(report: Report, settings: Settings) -> None:
 
 
 def measure_peers(report: Report, settings: Settings, case: str) -> None:
-    """upge beside every peer that is installed."""
+    """upge compared with every peer that is installed."""
     rows = measure_methods(report, settings, case, list(PEERS))
     for name in PEERS:
         if "seconds" in rows[name]:

@@ -1,1 +1,1 @@
-"""The fused loss beside other implementations: problems, peers, measurements, tables."""
+"""The fused loss compared with other implementations: problems, peers, measurements, tables."""

@@ -1,4 +1,4 @@
-"""Measure the fused loss beside its peers, and by the share of tokens without a signal."""
+"""Measure the fused loss and its peers, and by the share of tokens without a signal."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from .outcomes import CLEAN, START, WITHOUT_DEMONSTRATIONS, WRONG, Answered, Out
 
 STAGED = "sft-then-grpo"
 GAMMAS = (0.125, 0.25, 0.5)
-"""Values of gamma beside 0, as shares of the rollouts."""
+"""Values of gamma other than 0, as shares of the rollouts."""
 PREPARE = {CLEAN: "hpt.demos.sums:prepare", WRONG: "hpt.demos.sums:prepare_wrong"}
 
 

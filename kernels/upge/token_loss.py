@@ -1,6 +1,6 @@
 """The loss of each token and its coefficient g = d loss / d log pi, from the token's log-probability.
 
-Everything here works on (n,) float32 vectors, so its cost is small beside the head's. The ratio r = pi / pi_ref
+Everything here works on (n,) float32 vectors, so its cost is small compared with the head's. The ratio r = pi / pi_ref
 saturates at e^80, below the largest float32, so that a token whose stabilization mask is 0 has g = 0, not 0 * inf.
 """
 

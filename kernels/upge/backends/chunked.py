@@ -180,7 +180,7 @@ class ChunkedWorkspace(Workspace):
 
 
 def chunk_rows(vocabulary: int, device: torch.device) -> int:
-    """Rows of a chunk: as many multiples of 64 as fit the budget. Depends on V alone, never on N."""
+    """Rows of a chunk: as many multiples of 64 as fit the budget. Depends only on V, never on N."""
     budget = CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"])
     return min(4096, max(1, budget // (4 * vocabulary * GRANULE)) * GRANULE)
 

@@ -100,14 +100,14 @@ def row_bytes(tiling: Tiling, vocabulary: int, width: int) -> dict[str, int]:
 
 
 def chunk_rows(tiling: Tiling, vocabulary: int, width: int, sums_weight: bool) -> int:
-    """Rows of a chunk: as many tiles as fit the budget. Depends on V, D and the dtype alone, never on N."""
+    """Rows of a chunk: as many tiles as fit the budget. Depends only on V, D and the dtype, never on N."""
     budget = CHUNK_BYTES if sums_weight else FROZEN_CHUNK_BYTES
     rows = min(MAX_CHUNK_ROWS, budget // sum(row_bytes(tiling, vocabulary, width).values()))
     return max(1, rows // tiling.logits.BM) * tiling.logits.BM
 
 
 def extra_bytes(tiling: Tiling, tokens: int, vocabulary: int, width: int, sums_weight: bool = True) -> dict[str, int]:
-    """Bytes that the forward and backward of `tokens` tokens take beside their inputs, dh and dW, by part.
+    """Bytes that the forward and backward of `tokens` tokens take in addition to their inputs, dh and dW, by part.
 
     Vectors of one number per token are left out: about 100 bytes per token.
     """

@@ -30,7 +30,7 @@ COEFFICIENT_BLOCK = 256
 
 @dataclass(frozen=True)
 class Kept:
-    """What a chunk's backward needs beside E: its hidden states (n, D), and per token (n,).
+    """What a chunk's backward needs in addition to E: its hidden states (n, D), and per token (n,).
 
     total is the sum of exp(z_j - a) over all entries, others that over all but the target.
     """

@@ -1,7 +1,7 @@
 """dh = scale E W: the GEMM over the vocabulary.
 
-M x D is small beside V, so the vocabulary is split into parts. Each part gives a partial product, and these are added
-in order afterwards. The split depends on V alone.
+M and D are small compared with V, so the vocabulary is split into parts. Each part gives a partial product, and these are added
+in order afterwards. The split depends only on V.
 """
 
 import triton

@@ -1,7 +1,7 @@
 """From E to the gradient of the logits, in place, if that is more than a multiple of E.
 
 Without entropy bonus and soft-cap, d loss / d z_j = -(g / total) E_j. The row's factor is multiplied into the GEMMs'
-operands and this pass is not needed. With them, from E_j = exp(z_j - a) alone, since log E_j recovers z_j - a:
+operands and this pass is not needed. With them, E_j = exp(z_j - a) is still enough, since log E_j is z_j - a:
 
     d loss / d z_j = -p_j (g + q (log p_j + H)),   p_j = E_j / total,   log p_j = log E_j - log(total)
     d loss / d z_y = g (1 - p_y) - q p_y (l + H),  1 - p_y = S / total

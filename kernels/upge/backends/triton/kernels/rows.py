@@ -37,7 +37,7 @@ def rows_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Grid (ceil(M / ROWS),). The order of a row's summation depends on V alone."""
+    """Grid (ceil(M / ROWS),). The order of a row's summation depends only on V."""
     rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     live = rows < M
     partial_sums = tl.zeros([ROWS, BLOCK], tl.float32)

@@ -1,10 +1,10 @@
 """The sum of dW over chunks in three bytes per entry: float32 without the last eight bits of its mantissa.
 
-dW of a 16-bit weight has two bytes per entry, and a sum in fp32 beside it would need four more. Instead, dW itself
+dW of a 16-bit weight has two bytes per entry, and a separate sum in fp32 would need four more. Instead, dW itself
 holds the upper 16 bits of the sum, and a buffer of one byte per entry the next eight. The weight kernel joins them in
 registers, adds a chunk's product in fp32 and rounds to nearest even. That leaves 16 significant bits, so a chunk loses
 at most 2^-16 of the sum: 1/256 of what the final rounding to bf16 loses, and 1/32 of a rounding to fp16. Two bytes
-beside dW would hold all of fp32, but that memory is better spent on chunks of twice as many tokens: each chunk reads
+more would hold all of fp32, but that memory is better spent on chunks of twice as many tokens: each chunk reads
 and writes the whole sum, which takes more time than its GEMM hides.
 """
 
