@@ -1,7 +1,7 @@
 """dh = scale E W: the GEMM over the vocabulary.
 
-M and D are small compared with V, so the vocabulary is split into parts. Each part gives a partial product, and these are added
-in order afterwards. The split depends only on V.
+The result has few tiles, and each sums over all of V. So the vocabulary is split into parts. Each part gives a partial
+product, and these are added in order afterwards. The split depends only on V.
 """
 
 import triton
