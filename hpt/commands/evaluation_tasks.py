@@ -26,7 +26,7 @@ from hpt.records.files import CONFIG
 from hpt.rollout import Sampling
 from hpt.support.errors import ConfigError, HptError
 from hpt.training.checkpoint import checkpoints
-from hpt.verify import ChoiceVerifier, MathVerifier, Verifier, make_verifier
+from hpt.verify import VERIFIERS, Verifier, make_verifier
 
 FILE_N, FILE_MAX_TOKENS = 8, 1024
 _VERIFIER_KINDS = {"math": "mathematics", "boxed": "mathematics, boxed", "choice": "multiple choice"}
@@ -130,12 +130,13 @@ def check_lengths(model_path: str, tasks: Sequence[EvaluationTask], renderer: Pr
 
 def named_verifier(name: str) -> Verifier:
     """The verifier of an `EvaluationTask`."""
-    if name == "choice":
-        return ChoiceVerifier()
-    if name in ("math", "boxed"):
-        return MathVerifier(boxed=name == "boxed")
-    allowed = f"--verifier {name}: math, boxed, choice or a function"
-    return make_verifier(_make_section(VerifyConfig, {"function": name}, allowed))
+    settings: dict[str, Any] = {"function": name}
+    if name in VERIFIERS:
+        settings = {"kind": name}
+    elif name == "boxed":
+        settings = {"kind": "math", "boxed": True}
+    allowed = f"--verifier {name}: {', '.join(VERIFIERS)}, boxed or a function"
+    return make_verifier(_make_section(VerifyConfig, settings, allowed))
 
 
 def average_scores(tasks: Sequence[EvaluationTask], results: Mapping[str, EvalResult]) -> dict[str, Estimate]:

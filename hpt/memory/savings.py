@@ -22,7 +22,7 @@ def saving_changes(config: Config) -> Iterator[Change]:
             yield {"rollout.batch_size": config.rollout.batch_size // 2}
         if config.rollout.batch_size > 3:
             yield {"rollout.batch_size": config.rollout.batch_size // 4}
-    else:
+    if config.rollout.engine == "vllm":
         if config.rollout.vllm.sleep_level != 2:
             yield {"rollout.vllm.sleep_level": 2}
         share = config.rollout.vllm.memory_share

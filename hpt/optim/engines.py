@@ -1,6 +1,8 @@
-"""The optimizer engine that a recipe names. A new engine is a module beside `local`, and a case here."""
+"""The optimizer engines by name. A new engine is a module here and an entry in `ENGINES`."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 
@@ -10,6 +12,17 @@ from hpt.optim.engine import OptimizerEngine
 from hpt.optim.local import LocalEngine
 from hpt.support.distributed import World
 from hpt.support.optional_packages import require
+
+
+def _local(module: torch.nn.Module, config: Config, world: World) -> OptimizerEngine:
+    return LocalEngine(module, config)
+
+
+ENGINES: dict[str, Callable[[torch.nn.Module, Config, World], OptimizerEngine]] = {
+    "local": _local,
+    "deepspeed": DeepSpeedEngine,
+}
+"""By the name that a recipe's `engine` takes."""
 
 
 def check_optimizer_engine(config: Config) -> None:
@@ -22,6 +35,4 @@ def check_optimizer_engine(config: Config) -> None:
 
 def make_optimizer_engine(module: torch.nn.Module, config: Config, world: World) -> OptimizerEngine:
     """The engine that `config.engine` names, for the parameters of `module` that require a gradient."""
-    if config.engine == "deepspeed":
-        return DeepSpeedEngine(module, config, world)
-    return LocalEngine(module, config)
+    return ENGINES[config.engine](module, config, world)

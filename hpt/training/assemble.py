@@ -18,7 +18,7 @@ from hpt.data.selection import select_by_length
 from hpt.data.tokenizer import generation_ends, load_tokenizer
 from hpt.memory import check_memory
 from hpt.memory.out_of_memory import memory_phase
-from hpt.method.advantage import EstimateAdvantages, after_overlong_penalty, group_advantages
+from hpt.method.advantage import EstimateAdvantages, after_overlong_penalty, find_estimator, group_advantages
 from hpt.method.gate import gate_of
 from hpt.method.micro_batches import MicroBatcher
 from hpt.method.official import official_weights
@@ -110,7 +110,7 @@ def check_settings(config: Config, device: torch.device) -> None:
     check_optimizer_engine(config)
     require_rollout_packages(config)
     if config.rl.advantage != "gae":
-        group_advantages(config)  # refuses an advantage that does not exist
+        find_estimator(config.rl.advantage)
 
 
 def prepare(config: Config, world: World) -> None:

@@ -24,7 +24,7 @@ class Callback:
         """Before the first update, with the rows of each. The policy is in eval mode."""
 
     def before_update(self, rows: Sequence[Row], stats: StepStats) -> None:
-        """Before the micro-batches of one update."""
+        """Before the micro-batches of one update. The policy is in train mode."""
 
     def after_update(self, rows: Sequence[Row], stats: StepStats) -> None:
         """After one update."""
@@ -53,7 +53,7 @@ class OldLogprobs(Callback):
                 row.old_logprobs = logprobs
         if self.batches.world.main:  # every rank has the numbers of all rows
             for rows in updates:
-                stats.own.add_mismatch_of_rows(rows)
+                stats.counts.add_mismatch_of_rows(rows)
 
 
 class ImportanceSampling(Callback):

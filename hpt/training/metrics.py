@@ -83,9 +83,9 @@ def over_ranks(parts: Sequence[RankStats]) -> RankStats:
 
 @dataclass
 class StepStats:
-    """What the updates of a step did: `own` as this rank counted it, all else as every rank sees it."""
+    """What the updates of a step did. Each rank counts its own micro-batches; `over_ranks` then combines `counts`."""
 
-    own: RankStats = field(default_factory=RankStats)
+    counts: RankStats = field(default_factory=RankStats)
     rows: int = 0
     rows_skipped: int = 0
     demonstrations: Counter[Signal] = field(default_factory=Counter)  # rows that reached the model
@@ -97,7 +97,7 @@ class StepStats:
     critic_updates: list[Update] = field(default_factory=list)
 
     def add_batch(self, batch: MicroBatch, output: upge.PolicyLossOutput) -> None:
-        self.own.add_batch(batch, output, first_update=not self.updates)
+        self.counts.add_batch(batch, output, first_update=not self.updates)
 
     def add_importance(self, rows: Sequence[Row], settings: LossConfig) -> None:
         truncated = truncated_importance(settings)
@@ -133,8 +133,8 @@ def step_metrics(experiences: Sequence[Experience], stats: StepStats, seconds: d
     if rollouts:
         metrics |= _rollout_metrics(experiences, rollouts)
         metrics |= _mean("entropy", -sum(sum(rollout.logprobs) for rollout in rollouts), _token_count(rollouts))
-    elif stats.own.tokens:
-        metrics |= _mean("entropy", stats.own.entropy, stats.own.tokens)
+    elif stats.counts.tokens:
+        metrics |= _mean("entropy", stats.counts.entropy, stats.counts.tokens)
     metrics |= _training_metrics(stats)
     return metrics | {f"time/{phase}": value for phase, value in seconds.items()}
 
@@ -215,16 +215,16 @@ def _rollout_metrics(experiences: Sequence[Experience], rollouts: Sequence[Rollo
 
 
 def _training_metrics(stats: StepStats) -> Metrics:
-    own, updates = stats.own, stats.updates
+    counts, updates = stats.counts, stats.updates
     metrics: Metrics = {
-        "train/loss": own.loss / len(updates),
+        "train/loss": counts.loss / len(updates),
         "train/grad_norm": sum(update.grad_norm for update in updates) / len(updates),
         "train/lr": updates[-1].lr,
         "train/updates": len(updates),
         "train/skipped": sum(update.skipped for update in updates),
         "train/rows": stats.rows,
         "train/rows_skipped": stats.rows_skipped,
-        "train/tokens": own.tokens,
+        "train/tokens": counts.tokens,
     }
     if stats.demonstrations:
         metrics["train/rows_sft"] = stats.demonstrations[Signal.SFT]
@@ -233,19 +233,19 @@ def _training_metrics(stats: StepStats) -> Metrics:
         count = len(stats.critic_updates)
         metrics["critic/loss"] = stats.critic_loss / count
         metrics["critic/grad_norm"] = sum(update.grad_norm for update in stats.critic_updates) / count
-    if own.rl_tokens:
-        metrics["clip/share"] = own.clipped / own.rl_tokens
-        metrics["clip/count"] = own.clipped
-        metrics["clip/tokens"] = own.rl_tokens
-    if own.kl_tokens:
-        metrics |= _mean("kl", own.kl, own.kl_tokens)
-    if own.mismatch_tokens:
-        metrics["rollout/mismatch_kl"] = own.mismatch_kl / own.mismatch_tokens
-        metrics["rollout/mismatch_kl_sum"] = own.mismatch_kl
-        metrics["rollout/mismatch_abs"] = own.mismatch_abs / own.mismatch_tokens
-        metrics["rollout/mismatch_abs_sum"] = own.mismatch_abs
-        metrics["rollout/mismatch_max"] = own.mismatch_max
-        metrics["rollout/mismatch_tokens"] = own.mismatch_tokens
+    if counts.rl_tokens:
+        metrics["clip/share"] = counts.clipped / counts.rl_tokens
+        metrics["clip/count"] = counts.clipped
+        metrics["clip/tokens"] = counts.rl_tokens
+    if counts.kl_tokens:
+        metrics |= _mean("kl", counts.kl, counts.kl_tokens)
+    if counts.mismatch_tokens:
+        metrics["rollout/mismatch_kl"] = counts.mismatch_kl / counts.mismatch_tokens
+        metrics["rollout/mismatch_kl_sum"] = counts.mismatch_kl
+        metrics["rollout/mismatch_abs"] = counts.mismatch_abs / counts.mismatch_tokens
+        metrics["rollout/mismatch_abs_sum"] = counts.mismatch_abs
+        metrics["rollout/mismatch_max"] = counts.mismatch_max
+        metrics["rollout/mismatch_tokens"] = counts.mismatch_tokens
     if stats.importance_tokens:
         metrics |= _mean("tis", stats.importance, stats.importance_tokens)
         metrics["tis/cut"] = stats.importance_truncated

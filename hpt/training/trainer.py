@@ -181,7 +181,7 @@ class Trainer:
             self.engine.end_step()
             for callback in self.callbacks:
                 callback.after_updates()
-            stats.own = over_ranks(self.world.gather(stats.own))
+            stats.counts = over_ranks(self.world.gather(stats.counts))
         return stats
 
     def metrics(self, experiences: Sequence[Experience], stats: StepStats) -> Metrics:

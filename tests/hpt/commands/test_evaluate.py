@@ -276,7 +276,7 @@ def test_an_interruption_keeps_what_was_done(world, hpt_eval, tmp_path, monkeypa
         (["--data", "{eval}", "--template", "no place"], ["template must contain {question}"]),
         (
             ["--data", "{eval}", "--verifier", "letters"],
-            ["--verifier letters: math, boxed, choice or a function", "module:function"],
+            ["--verifier letters: math, choice, boxed or a function", "module:function"],
         ),
         (
             ["--data", "{eval}", "--verifier", "choice"],

@@ -9,6 +9,7 @@ import pytest
 import torch
 import upge
 from safetensors.torch import load_file
+from upge import presets
 
 from hpt.commands.main import main
 from hpt.config.objectives import make_objective
@@ -35,9 +36,8 @@ def test_each_signal_takes_the_presets_that_mean_something_for_it(signal: str, a
 
 
 def test_every_preset_of_upge_is_listed_by_its_name() -> None:
-    presets = {name: value for name, value in vars(upge).items() if isinstance(value, type(upge.SFT))}
-    made = {name for name, preset in presets.items() if name.isupper() or name == "DrGRPO"}
-    assert set(upge.PRESETS) == {name for name in made if name != "PRESETS"}
+    made = {name for name, value in vars(presets).items() if callable(value) and name in upge.__all__}
+    assert set(upge.PRESETS) == made - {"Objective", "Clip", "WeightClip", "Shaping", "SoftGate", "Unmasked"}
     assert all(preset is getattr(upge, name) for name, preset in upge.PRESETS.items())
 
 

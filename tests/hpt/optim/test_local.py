@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
 from hpt.config.recipe import build_config
 from hpt.config.schema import Config
+from hpt.optim.engines import ENGINES
 from hpt.optim.local import LocalEngine
 
 
@@ -113,3 +114,7 @@ def test_a_resumed_run_may_change_its_settings() -> None:
     assert (group["weight_decay"], group["betas"]) == (0.3, (0.8, 0.9))
     assert changed.step().lr == 0.5 * 0.5  # half of the 10 steps are done
     assert changed.optimizer.state[model.weight]["step"] == 6
+
+
+def test_the_schema_names_the_engines_that_exist() -> None:
+    assert set(ENGINES) == set(get_args(Config.model_fields["engine"].annotation))

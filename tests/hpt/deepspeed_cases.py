@@ -182,8 +182,8 @@ def train(case: Case, trainer: Trainer, steps: int = 3) -> dict[str, Any]:
     for _ in range(steps):
         stats = trainer.update(trainer.rows(DATA[case.data]))
         found["updates"] += [(update.grad_norm, update.lr, update.skipped) for update in stats.updates]
-        found["loss"].append(stats.own.loss)
-        found["tokens"].append(stats.own.tokens)
+        found["loss"].append(stats.counts.loss)
+        found["tokens"].append(stats.counts.tokens)
     found["weights"] = weights_of(trainer)
     return found
 
