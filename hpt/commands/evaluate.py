@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from hpt.evaluation.evaluate import EvalResult, QuestionResult
     from hpt.rollout import Rollout, RolloutEngine, Sampling
 
-HELP = "avg@k and pass@k of a model on benchmarks or files of questions"
+HELP = "avg@n and pass@k of a model on benchmarks or files of questions"
 PARTIAL = "results.partial.jsonl"
 
 _EPILOG = """
@@ -40,7 +40,7 @@ benchmarks, with the responses per question that are usual in the literature:
   $HPT_DATA_DIR, in their published layouts. Without one, the questions come from the Hugging Face hub.
 
 examples:
-  hpt eval runs/demo --data held_out.jsonl --n 64
+  hpt eval runs/demo --data runs/demo/eval.jsonl --n 64
   hpt eval Qwen/Qwen2.5-Math-1.5B --data AIME24 --data MATH-500 --data-dir benchmarks --output results/base
   hpt compare results/base results/trained
 """

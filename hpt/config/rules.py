@@ -1,4 +1,4 @@
-"""Rules between settings: each setting may be fine by itself and still not go together with another.
+"""Rules between settings: combinations that are not allowed.
 
 A rule is one `if ...: yield message`. A message names the settings, their values and what is allowed.
 """
@@ -63,7 +63,7 @@ def _signal_rules(config: Config) -> Iterator[str]:
     gate, rollout = config.gate, config.rollout
     if config.sampled == 0:
         yield (
-            f"rollout.n = {rollout.n} leaves no rollout beside the demonstration, which "
+            f"rollout.n = {rollout.n} leaves no rollout besides the demonstration, which "
             f'off_policy.advantage "{config.off_policy.advantage}" puts in the group; use rollout.n >= 2'
         )
     if gate.kind != "rl" and config.sft.coef == 0 and config.off_policy.coef == 0:

@@ -163,7 +163,7 @@ class VerifyConfig(Section):
         "math", description="math: compared by math-verify; choice: the letter of a multiple-choice answer"
     )
     function: FunctionReference | None = Field(
-        None, description="(response, answer) -> score, in place of a built-in verifier"
+        None, description="(response, answer) -> score, instead of a built-in verifier"
     )
     workers: int = Field(2, ge=1, description="processes that verify at once")
     timeout: float = Field(5.0, gt=0, description="seconds per answer")
@@ -178,7 +178,7 @@ class VerifyConfig(Section):
 
 class GateConfig(Section):
     kind: Literal["switch", "rl", "sft", "both", "table", "function"] = Field(
-        "switch", description="switch, table, function: by the share of right rollouts; rl, sft, both: always the same"
+        "switch", description="switch, table, function: by P, the mean score; rl, sft, both: always the same"
     )
     gamma: int | float = Field(
         0, ge=0, description="switch: RL where P > gamma. An integer counts rollouts, a float is a share"
@@ -260,8 +260,9 @@ class OffPolicyConfig(Section):
 class LossConfig(Section):
     aggregation: Literal["sequence", "token", "constant", "official"] = Field(
         "sequence",
-        description="sequence: mean over questions, rollouts, tokens. token: mean over the tokens of each signal. "
-        "constant: as sequence, with rollout.max_tokens in place of a rollout's length (Dr. GRPO). "
+        description="sequence: mean over questions, rollouts, tokens. token: mean over tokens, of "
+        "rollouts and off-policy rows together, and of SFT rows. "
+        "constant: as sequence, with rollout.max_tokens instead of a rollout's length (Dr. GRPO). "
         "official: the published code's, which depends on the micro-batches",
     )
     entropy_coef: float = Field(0.0, ge=0, description="weight of the entropy bonus")
@@ -296,7 +297,7 @@ class OptimizerConfig(Section):
     skip_grad_norm: float | None = Field(
         None, gt=0, description="skip the update where the norm before clipping is larger"
     )
-    warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises from 0")
+    warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises linearly")
     schedule: Literal["constant", "cosine", "linear"] = Field(
         "constant", description="after the warm-up: constant, or down to 0"
     )

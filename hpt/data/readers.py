@@ -175,7 +175,7 @@ def _load_folder(folder: Path) -> datasets.Dataset | datasets.DatasetDict:
 
     if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
         return datasets.load_from_disk(str(folder))
-    # The files are read afresh each time, so the user's cache need not keep a copy.
+    # The files are read again each time, so the user's cache need not keep a copy.
     with TemporaryDirectory() as cache:
         return datasets.load_dataset(str(folder), cache_dir=cache, keep_in_memory=True)
 

@@ -44,7 +44,7 @@ def select_by_length(
 ) -> Selection:
     """Select the questions whose prompt and demonstration fit their limits, in tokens (None: no limit).
 
-    Nothing is truncated: a demonstration that stops half way would teach half solutions. Questions that are too long
+    Nothing is truncated: a truncated demonstration would teach incomplete solutions. Questions that are too long
     are dropped and counted; with on_long="error" they raise DataError, which names `source` and each question's length
     and limit. A demonstration's length includes the token that ends it; a question without one only has its prompt to
     fit.

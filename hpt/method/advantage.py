@@ -1,7 +1,8 @@
 """Advantage estimates from rewards: A_hat in the unified estimator (arXiv 2509.04419, table 1).
 
-To add an estimator, write a function of a group's or of all rewards and name it in `ESTIMATORS`; a recipe then asks for
-it by `rl.advantage`. A recipe may also name a function elsewhere, as module:function.
+To add an estimator, write a function here and name it in `ESTIMATORS`; a recipe then asks for it by `rl.advantage`. One
+that compares the rollouts of a question also belongs in `GROUP_ADVANTAGES` (`hpt.config.rules`). A recipe may also name
+a function elsewhere, as module:function.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def leave_one_out(rewards: Groups) -> Groups:
 
 
 def batch(rewards: Groups) -> Groups:
-    """(R - mean) / (std + 1e-6) over all rollouts of the step (REINFORCE++, arXiv 2501.03262)."""
+    """(R - mean) / (std + 1e-6) over all rollouts of the batch of questions (REINFORCE++, arXiv 2501.03262)."""
     if not rewards:
         return []
     sizes = [group.size for group in rewards]
@@ -84,7 +85,7 @@ def advantages(rewards: Sequence[Sequence[float]], estimator: str) -> list[list[
 def advantages_with_demonstrations(
     rewards: Sequence[Sequence[float]], estimator: str, off_policy_estimator: str
 ) -> tuple[list[list[float]], list[float]]:
-    """The same where each question's demonstration, with reward 1, is a member of its group (LUFFY, arXiv 2504.14945).
+    """As `advantages`, with each question's demonstration (reward 1) in its group (LUFFY, arXiv 2504.14945).
 
     Returns the advantages of the rollouts by `estimator` and those of the demonstrations by `off_policy_estimator`.
     """

@@ -8,7 +8,7 @@ from hpt.method.experience import Experience
 
 
 def choose_mixed(experiences: Sequence[Experience], wanted: int) -> bool:
-    """Marks the first `wanted` questions with a mixed outcome as trained; returns whether there were as many."""
+    """Marks the first `wanted` questions with a mixed outcome as trained; returns whether that many were found."""
     chosen = 0
     for experience in experiences:
         experience.trained = experience.mixed and chosen < wanted

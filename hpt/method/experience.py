@@ -1,4 +1,4 @@
-"""What one step learns about a question, completed by one part of the method after the other."""
+"""What a step knows about a question: made when it is drawn, completed by verifier, gate and advantages."""
 
 from __future__ import annotations
 

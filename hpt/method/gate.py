@@ -79,7 +79,7 @@ def switch(gamma: float) -> Gate:
 
 
 def table(rows: Sequence[Sequence[float]]) -> Gate:
-    """Rows spread evenly over P in [0, 1] and linear between them: m + 1 rows give each count of m rollouts its own."""
+    """Rows spread evenly over P in [0, 1], linear between them: m + 1 rows are exact for m rollouts."""
     columns = np.array([_decision(row) for row in rows])
 
     def gate(score: float) -> Decision:

@@ -1,4 +1,4 @@
-"""Truncated importance sampling: rollouts come from the engine's pi, gradients are taken of the trainer's.
+"""Truncated importance sampling: rollouts are sampled from the engine's pi, but trained under the trainer's.
 
 The two differ by rounding and by kernels even with the same weights. The ratio pi_old / pi_engine, where pi_old is the
 trainer's policy whose weights the engine had, corrects for it (Yao et al., "Your Efficient RL Framework Secretly Brings

@@ -12,7 +12,7 @@ Reweight = Callable[[Sequence[Row]], list[Row]]
 
 
 def official_weights(max_tokens: int) -> Reweight:
-    """Gives the rows of a micro-batch the weights of the published code, written out.
+    """Gives the rows of a micro-batch the weights of the published code.
 
         loss = sum_{RL, OFF}(A surrogate) / max_tokens + sum_SFT(surrogate) / n_SFT - entropy_coef sum_all(H) / n_all
 

@@ -28,7 +28,7 @@ class Row:
     """One sequence to train on: prompt and response tokens, and the loss weight w of each response token.
 
     A token's loss is w (A surrogate - entropy_coef H), with the surrogate of the signal's objective. Lists have one
-    number per response token. Those without a default value of their own are filled in where a method asks for them.
+    number per response token, and are None unless the method asks for them.
     """
 
     tokens: list[int]
@@ -75,7 +75,7 @@ def token_rows(experiences: Sequence[Experience], config: Config) -> list[Row]:
     o_1..o_n and demonstration d:
 
         sequence   L_RL = 1/n sum_i 1/|o_i| sum_t,               L_SFT = 1/|d| sum_t,   L_OFF = 1/|d| sum_t
-        constant   as sequence, with rollout.max_tokens in place of |o_i|, and of |d| in L_OFF
+        constant   as sequence, with rollout.max_tokens instead of |o_i|, and of |d| in L_OFF
         token      no mean over questions: the sum over tokens / the number of tokens in the update, of rollouts and
                    off-policy demonstrations together, and of SFT
         official   no normaliser yet: `official_weights` applies the published ones to each micro-batch

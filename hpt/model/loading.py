@@ -21,7 +21,7 @@ from hpt.support.seeds import seed_for
 
 
 def check_model_settings(settings: ModelConfig, device: torch.device) -> None:
-    """ConfigError if a setting of `model` cannot be had on `device`, or needs a package that is missing."""
+    """ConfigError if a setting of `model` is not available on `device`, or needs a package that is missing."""
     attention_kind(settings, device)
     uses_liger(settings, device)
     if settings.lora:

@@ -34,7 +34,7 @@ OnRollout = Callable[[int, int, Rollout], None]
 
 
 class RolloutEngine:
-    """Samples from the policy as it is now. All but `generate` is a no-op unless an engine overrides it."""
+    """Samples from the policy as it is now. All methods but `generate` do nothing unless an engine overrides them."""
 
     def generate(
         self,

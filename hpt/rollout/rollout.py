@@ -27,7 +27,7 @@ class Rollout:
     logprobs: list[float]
     """log pi(token) in nats at the sampling temperature (1 where greedy), before any top-p cut; one per token.
 
-    NaN where the engine cannot tell: vLLM with a top_p below 1 beside a temperature other than 1, or in an evaluation.
+    NaN where the engine does not know it: vLLM in an evaluation, or with top_p < 1 and a temperature other than 1.
     """
     finish_reason: Literal["stop", "length"]  # ended by a stop token, or at the token limit
     text: str = ""  # what the verifier reads

@@ -48,7 +48,7 @@ class ServerConnection:
             theirs = health["identity"]
             served_model = health.get("model")
         except (ValueError, KeyError, TypeError) as error:
-            raise HptError(f"rollout.vllm.url = {self.url!r} is no server of hpt.rollout.vllm_server") from error
+            raise HptError(f"rollout.vllm.url = {self.url!r} is not a server of hpt.rollout.vllm_server") from error
         for name, ours in identity(model, self._config, stop_ids).items():
             if theirs.get(name) != ours:
                 raise HptError(

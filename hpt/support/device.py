@@ -8,7 +8,7 @@ from hpt.support.errors import ConfigError
 
 
 def pick_device(name: str) -> torch.device:
-    """auto is a GPU where there is one. ConfigError where there is no such device."""
+    """auto: a GPU if there is one. ConfigError if there is no such device."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -2,7 +2,7 @@
 
 
 class HptError(Exception):
-    """Something the user can mend; the message names what, where, and what is allowed."""
+    """Something the user can fix; the message names what, where, and what is allowed."""
 
 
 class ConfigError(HptError):

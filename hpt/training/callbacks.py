@@ -18,7 +18,7 @@ from hpt.training.phases import PhaseClock
 
 
 class Callback:
-    """Hooks around the optimizer updates of a step; each is a no-op unless overridden. Every rank calls them alike."""
+    """Hooks around the optimizer updates of a step; each is a no-op unless overridden. All ranks call them."""
 
     def before_updates(self, updates: Sequence[Sequence[Row]], stats: StepStats) -> None:
         """Before the first update, with the rows of each. The policy is in eval mode."""
@@ -33,7 +33,7 @@ class Callback:
         """At the end of a step."""
 
     def state_dict(self) -> dict[str, Any]:
-        """This rank's state for a checkpoint, under keys of its own."""
+        """This rank's state for a checkpoint, under its own keys."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -41,7 +41,7 @@ class Callback:
 
 
 class OldLogprobs(Callback):
-    """log pi_old: the policy's log-probabilities before the first update, for ratios and importance sampling."""
+    """The policy's log-probabilities before the first update (log pi_old), for ratios and importance sampling."""
 
     def __init__(self, policy: Policy, batches: MicroBatcher) -> None:
         self.policy = policy
@@ -51,7 +51,7 @@ class OldLogprobs(Callback):
         for rows in updates:
             for row, logprobs in self.batches.measure(rows, self.policy.logprobs):
                 row.old_logprobs = logprobs
-        if self.batches.world.main:  # every rank has the numbers of all rows
+        if self.batches.world.main:  # counts are added over ranks, and every rank has the numbers of all rows
             for rows in updates:
                 stats.counts.add_mismatch_of_rows(rows)
 
@@ -70,7 +70,7 @@ class ImportanceSampling(Callback):
 
 
 class ReferenceLogprobs(Callback):
-    """What the KL penalty reads. Only rollouts have one, since its estimators want samples of the policy itself."""
+    """What the KL penalty reads. Only rollouts have a penalty: its estimators need samples of the policy."""
 
     def __init__(self, reference: Reference, batches: MicroBatcher, clock: PhaseClock) -> None:
         self.reference = reference
@@ -86,7 +86,7 @@ class ReferenceLogprobs(Callback):
 
 
 class EntropyWeights(Callback):
-    """SRFT's weights, by the policy as each update finds it."""
+    """SRFT's weights, from entropies measured just before each update."""
 
     def __init__(self, policy: Policy, batches: MicroBatcher) -> None:
         self.policy = policy

@@ -53,7 +53,7 @@ def save_checkpoint(
     weights: dict[str, torch.Tensor] | None = None,
     world: World = ALONE,
 ) -> Path:
-    """Writes the checkpoint of `step` and removes all but the newest `keep`. HptError where the disk refuses.
+    """Writes the checkpoint of `step` and removes all but the newest `keep`. HptError if it cannot be written.
 
     state: this rank's. weights: on rank 0, the model's where its modules do not hold them.
     """
@@ -91,7 +91,7 @@ def write_checkpoint(path: Path, write: Callable[[Path], None], world: World = A
         raise HptError(
             f"checkpoint {path} could not be written: {error} ({free / 2**20:.0f} MiB free on the disk). "
             "Earlier checkpoints are untouched; make room and continue with --resume"
-            + (f", which needs the newest alone: {spare} can go (and see checkpoint.keep)." if spare else ".")
+            + (f", which needs only the newest: {spare} can go (and see checkpoint.keep)." if spare else ".")
         ) from error
 
 
@@ -108,7 +108,9 @@ def load_state(checkpoint: Path, world: World = ALONE) -> dict[str, Any]:
         return torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:
         earlier = [each for each in checkpoints(checkpoint.parent.parent) if each.name < checkpoint.name]
-        advice = f"the run goes on from {earlier[-1].name}" if earlier else "there is no older one, it begins anew"
+        advice = "there is no older one, so the run starts again from step 0"
+        if earlier:
+            advice = f"the run goes on from {earlier[-1].name}"
         raise HptError(
             f"{path} is broken ({type(error).__name__}). Remove {checkpoint} and resume: {advice}"
         ) from error

@@ -9,7 +9,7 @@ for each step:
     gradient of alpha L_RL + beta L_SFT, update   policy (upge), optimizer engine
 
 With several processes each has a trainer. Questions are distributed for rollouts, verdicts and evaluation; every rank
-then knows all rollouts and decides alike about all rows, and the rows with signal are distributed for training.
+then knows all rollouts and makes the same decisions, and the rows with signal are distributed for training.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from hpt.verify import Scoring, Verifier
 
 @dataclass
 class Trainer:
-    """Every part of a run, and the step that joins them. `assemble` makes one from a recipe."""
+    """The parts of a run and the training step that joins them. `assemble` makes a trainer from a recipe."""
 
     config: Config
     questions: Sequence[Question]
@@ -71,7 +71,7 @@ class Trainer:
         self.order = QuestionOrder(len(self.questions), self.config.batch.questions, self.config.seed)
 
     def step(self, step: int) -> tuple[Metrics, list[Experience]]:
-        """One training step; returns its metrics and what it saw. A pure function of weights, optimizer and step."""
+        """One training step; returns its metrics and experiences. A pure function of weights, optimizer and step."""
         self.clock.restart()
         torch.manual_seed(seed_for(self.config.seed, step, "train", self.world.rank))
         experiences: list[Experience] = []
@@ -99,7 +99,7 @@ class Trainer:
         yield from range((step - 1) * rounds + 1, step * rounds + 1)
 
     def sample(self, batch: int, scoring: Scoring) -> list[Experience]:
-        """n rollouts of each question in a batch, on this rank for its own questions.
+        """Samples n rollouts of each question in a batch; each rank samples those of its own questions.
 
         Each rollout is handed to the verifier as soon as it is finished, while others are sampled.
         """
@@ -110,7 +110,7 @@ class Trainer:
             return experiences
         own = self.world.own(experiences)
 
-        def verify_early(index: int, number: int, rollout: Rollout) -> None:
+        def submit(index: int, number: int, rollout: Rollout) -> None:
             rollout.text = response_text(self.renderer.tokenizer, rollout)
             scoring.add((index, number), rollout.text, own[index].question.answer)
 
@@ -118,7 +118,7 @@ class Trainer:
             seed = seed_for(self.config.seed, batch, "rollout", self.world.rank)
             prompts = [experience.prompt for experience in own]
             with self.clock.phase("rollout"):
-                groups = self.rollout_engine.generate(prompts, Sampling.for_training(self.config), seed, verify_early)
+                groups = self.rollout_engine.generate(prompts, Sampling.for_training(self.config), seed, submit)
             for experience, rollouts in zip(own, groups, strict=True):
                 experience.rollouts = rollouts
 
@@ -149,19 +149,19 @@ class Trainer:
                 experience.demonstration = self.renderer.demonstration_ids(experience.question)
 
     def enough(self, experiences: Sequence[Experience]) -> bool:
-        """Whether the step has the questions it wants; dynamic sampling wants questions with a mixed outcome."""
+        """Whether the step has enough questions; dynamic sampling marks and counts those with a mixed outcome."""
         if self.config.rollout.dynamic_rounds == 1:
             return True
         return choose_mixed(experiences, self.config.batch.questions)
 
     def rows(self, experiences: Sequence[Experience]) -> list[list[Row]]:
-        """The token rows of each update; every update has an equal part of the questions."""
+        """Makes the token rows of each update. Every `updates`-th question goes to the same update."""
         trained = [experience for experience in experiences if experience.trained]
         updates = self.config.batch.updates
         return [token_rows(trained[part::updates], self.config) for part in range(updates)]
 
     def update(self, updates: Sequence[Sequence[Row]]) -> StepStats:
-        """The optimizer updates of a step."""
+        """Runs the optimizer updates of a step."""
         stats = StepStats()
         with self.clock.phase("train"):
             self.policy.model.eval()
@@ -201,14 +201,14 @@ class Trainer:
         return EvalResult(sampling.n, results)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds beside the policy's weights, of this rank."""
+        """This rank's state for a checkpoint, besides the policy's weights."""
         state = {"kind": self.engine.kind, "engine": self.engine.state_dict()}
         for callback in self.callbacks:
             state |= callback.state_dict()
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """HptError where another kind of engine wrote the state."""
+        """HptError if the state was written by another kind of engine."""
         if state["kind"] != self.engine.kind:
             raise HptError(
                 f"the checkpoint was written by engine {state['kind']} and this run has {self.engine.kind}: "

@@ -18,5 +18,5 @@ def check_answers(verifier: Verifier, questions: Sequence[Question], source: str
         field = f"field {first.place.answer!r}" if first.place else "its answer"
         raise DataError(
             f"{source}, {first.named}: {field} is {first.answer!r}, which the verifier cannot parse; {len(unusable)} "
-            f"of {len(questions)} questions are like that. Fix or remove them, or use a verify.function of your own"
+            f"of {len(questions)} questions have the same problem. Fix or remove them, or use your own verify.function"
         )

@@ -32,7 +32,7 @@ class Outcome:
 
 
 class WorkerPool:
-    """Calls functions in worker processes, each call under limits of its own.
+    """Calls functions in worker processes, each call under its own limits.
 
     functions: "module:function" each; the workers import them once. Arguments and results must be JSON.
     workers: calls that run at once.

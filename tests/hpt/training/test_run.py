@@ -250,17 +250,17 @@ def test_functions_of_a_recipe_are_checked_first(
     assert all(part in error for part in expected), error
 
 
-def test_functions_may_stand_in_the_folder_at_hand(
+def test_functions_may_be_in_the_current_folder(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "gate_at_hand.py").write_text("def soft(P):\n    return P, 1 - P\n")
+    (tmp_path / "gate_here.py").write_text("def soft(P):\n    return P, 1 - P\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])  # as the installed command has it
-    gate = "gate={kind: function, function: gate_at_hand:soft}"
+    gate = "gate={kind: function, function: gate_here:soft}"
     assert main(["train", str(world), gate, "data.train=/nowhere.jsonl", f"output={tmp_path / 'run'}"]) == 2
     error = capsys.readouterr().err
     assert "nowhere.jsonl" in error
-    assert "gate_at_hand" not in error
+    assert "gate_here" not in error
 
 
 def test_sequences_longer_than_the_models_positions(
