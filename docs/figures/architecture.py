@@ -24,18 +24,19 @@ FLOW = {
 }
 """The rooms of a training step, in order, with what each one makes."""
 
-PASSED_ON = ["questions", "rollouts", "verdicts", "rows", "loss"]
+PASSED_ON = ["prompts", "rollouts", "verdicts", "rows", "loss"]
 AROUND = {
-    "records": ["metrics, rollouts", "of every step"],
-    "evaluation": ["avg@n, pass@k,", "exact paired tests"],
     "memory": ["predicted peak,", "what would fit"],
-    "report": ["figures and", "one HTML page"],
-    "demos": ["demo, sums,", "smollm2"],
+    "evaluation": ["avg@n, pass@k,", "exact paired tests"],
+    "records": ["metrics, rollouts,", "evaluations"],
 }
-"""The rooms around it."""
+"""Rooms between the training loop and the rooms of a step."""
 
 BANDS = {
     "commands": "train   eval   compare   plan   report   export",
+    "training": "Trainer.step: Algorithm 1, top to bottom",
+    "report": "figures, one page",
+    "demos": "sums, smollm2",
     "config": "recipes and rules: one typed Config",
     "support": "errors, seeds, devices, ranks",
 }
@@ -52,12 +53,16 @@ def main() -> None:
 
 
 def draw(axes: Axes) -> None:
-    band(axes, "commands", (2, 55, 106, 5))
-    box(axes, (2, 27, 106, 25), "white")
-    text(axes, 4, 49.5, "training", bold=True, align="left")
-    text(axes, 16, 49.5, "Trainer.step: Algorithm 1 of the paper, top to bottom", align="left", color=GREY)
+    """From the command line down, in the order of the layers."""
+    band(axes, "commands", (2, 56, 106, 4.5))
+    band(axes, "training", (2, 49.5, 48, 4.5))
+    band(axes, "report", (52, 49.5, 27, 4.5))
+    band(axes, "demos", (81, 49.5, 27, 4.5))
+    for number, (name, lines) in enumerate(AROUND.items()):
+        room(axes, (2 + number * 36, 39, 34, 8.5), name, lines, OTHER)
 
-    width, gap, y, height = 13, 4.6, 32.5, 8.5
+    text(axes, 4, 35.6, "What a step calls, from left to right", align="left", color=GREY)
+    width, gap, y, height = 13, 4.6, 23.5, 8.5
     lefts = [4 + number * (width + gap) for number in range(len(FLOW))]
     for left, (name, lines) in zip(lefts, FLOW.items(), strict=True):
         room(axes, (left, y, width, height), name, lines, STEP)
@@ -65,20 +70,16 @@ def draw(axes: Axes) -> None:
         arrow(axes, (left + width, y + height / 2), (left + width + gap, y + height / 2))
         text(axes, left + width + gap / 2, y - 1.9, passed, color=GREY)
     rollout, model, optim = (lefts[number] + width / 2 for number in (1, 4, 5))
-    axes.plot([optim, optim, rollout], [y + height, 44.5, 44.5], color=INK, linewidth=1)
-    arrow(axes, (rollout, 44.5), (rollout, y + height))
-    text(axes, (rollout + optim) / 2, 45.9, "the new weights sample the next rollouts", color=GREY)
+    axes.plot([optim, optim, rollout], [y + height, 34, 34], color=INK, linewidth=1)
+    arrow(axes, (rollout, 34), (rollout, y + height))
+    text(axes, (rollout + optim) / 2, 35.6, "the new weights sample the next rollouts", color=GREY)
 
+    band(axes, "config", (2, 14.5, 48, 4.5))
+    band(axes, "support", (2, 8, 48, 4.5))
     lines = ["the fused loss, without logits", "backends: torch, triton, reference"]
-    room(axes, (74, 15, 34, 8.5), "upge  (kernels/)", lines, LOSS)
-    arrow(axes, (model, 23.5), (model, y))
-
-    width, gap, y = 13, 1.1, 15
-    for number, (name, lines) in enumerate(AROUND.items()):
-        room(axes, (2 + number * (width + gap), y, width, 8.5), name, lines, OTHER)
-    band(axes, "config", (2, 6, 62, 5))
-    band(axes, "support", (67, 6, 41, 5))
-    text(axes, 55, 2.5, "A room imports only rooms below it in the list of layers; upge never imports hpt.", color=GREY)
+    room(axes, (60, 8, 48, 11), "upge  (kernels/)", lines, LOSS)
+    arrow(axes, (model, 19), (model, y))
+    text(axes, 55, 3.5, "A room imports only rooms below it in the list of layers; upge never imports hpt.", color=GREY)
 
 
 def box(axes: Axes, place: tuple[float, float, float, float], color: str) -> None:
@@ -100,7 +101,7 @@ def band(axes: Axes, name: str, place: tuple[float, float, float, float]) -> Non
     box(axes, place, OTHER)
     x, y, _, height = place
     text(axes, x + 2, y + height / 2, name, bold=True, align="left")
-    text(axes, x + 14, y + height / 2, BANDS[name], align="left")
+    text(axes, x + 12, y + height / 2, BANDS[name], align="left")
 
 
 def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:

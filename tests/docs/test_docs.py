@@ -119,7 +119,7 @@ def test_every_section_of_a_recipe_is_explained() -> None:
 def test_the_picture_of_the_architecture_shows_every_room() -> None:
     drawing = module("docs/figures/architecture.py")
     rooms = {folder.parent.name for folder in (ROOT / "hpt").glob("*/__init__.py")}
-    assert {*drawing.FLOW, *drawing.AROUND, *drawing.BANDS, "training"} == rooms
+    assert {*drawing.FLOW, *drawing.AROUND, *drawing.BANDS} == rooms
 
 
 def test_the_calls_of_a_step_are_those_of_the_trainer() -> None:
