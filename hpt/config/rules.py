@@ -119,10 +119,10 @@ def _model_rules(config: Config) -> Iterator[str]:
 
 def _run_rules(config: Config) -> Iterator[str]:
     verify = config.verify
-    if verify.kind == "choice" and verify.function is not None:
-        yield f'verify.kind "choice" and verify.function = "{verify.function}" exclude each other'
-    if verify.kind == "choice" and verify.boxed:
-        yield 'verify.boxed goes with verify.kind "math"; verify.kind is "choice"'
+    if verify.kind != "math" and verify.function is not None:
+        yield f'verify.kind "{verify.kind}" and verify.function = "{verify.function}" exclude each other'
+    if verify.kind != "math" and verify.boxed:
+        yield f'verify.boxed goes with verify.kind "math"; verify.kind is "{verify.kind}"'
     if config.batch.updates > config.batch.questions:
         yield f"batch.updates = {config.batch.updates} must not exceed batch.questions = {config.batch.questions}"
     if config.eval.every > 0 and config.data.eval is None:

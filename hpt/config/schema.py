@@ -173,7 +173,9 @@ class VerifyConfig(Section):
     @property
     def name(self) -> str:
         """As in `hpt eval --verifier`: the function, "boxed" (math with `boxed`) or the kind."""
-        return self.function or ("boxed" if self.boxed else self.kind)
+        if self.function:
+            return self.function
+        return "boxed" if self.boxed and self.kind == "math" else self.kind
 
 
 class GateConfig(Section):

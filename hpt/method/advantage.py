@@ -7,6 +7,7 @@ a function elsewhere, as module:function.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from hpt.config.schema import Config
 from hpt.method.experience import Experience
 from hpt.support.errors import ConfigError, HptError
-from hpt.support.named_functions import resolve
+from hpt.support.named_functions import resolve, with_named_errors
 
 Groups = list[np.ndarray]
 """One float64 array per question: a number for each member of its group."""
@@ -75,7 +76,13 @@ ESTIMATORS: dict[str, Estimator] = {
 def advantages(rewards: Sequence[Sequence[float]], estimator: str) -> list[list[float]]:
     """One advantage per reward, of ragged [questions][rollouts] rewards."""
     groups = [np.asarray(group, dtype=np.float64) for group in rewards]
-    estimates = [[float(value) for value in group] for group in find_estimator(estimator)(groups)]
+    result = find_estimator(estimator)(groups)
+    try:
+        estimates = [[float(value) for value in group] for group in result]
+    except (TypeError, ValueError) as error:
+        raise HptError(f"rl.advantage {estimator} must return one list of numbers per question: {error}") from None
+    if not all(math.isfinite(value) for group in estimates for value in group):
+        raise HptError(f"rl.advantage {estimator} returned advantages that are not finite: {estimates}")
     given, returned = [len(group) for group in rewards], [len(group) for group in estimates]
     if given != returned:
         raise HptError(f"rl.advantage {estimator} returned {returned} advantages per question for {given} rewards")
@@ -97,7 +104,8 @@ def advantages_with_demonstrations(
 def find_estimator(name: str) -> Estimator:
     """The estimator that `rl.advantage` names; ConfigError where there is none."""
     if ":" in name:
-        return resolve(name, field="rl.advantage", arguments=["rewards"])
+        function = resolve(name, field="rl.advantage", arguments=["rewards"])
+        return with_named_errors(function, name, field="rl.advantage")
     if name not in ESTIMATORS:
         raise ConfigError(f"rl.advantage = {name!r}: allowed are {', '.join(ESTIMATORS)}, gae, or module:function")
     return ESTIMATORS[name]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import traceback
 from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any
 
-from hpt.support.errors import ConfigError
+from hpt.support.errors import ConfigError, HptError
 
 
 def resolve(reference: str, *, field: str, arguments: Sequence[str] = ()) -> Callable[..., Any]:
@@ -43,3 +45,20 @@ def _check_arguments(function: Callable[..., Any], reference: str, field: str, a
         raise ConfigError(
             f"{field} = {reference!r}: is called with ({', '.join(arguments)}) and takes {signature}: {error}"
         ) from None
+
+
+def with_named_errors(function: Callable[..., Any], reference: str, *, field: str) -> Callable[..., Any]:
+    """`function`, whose exceptions become HptErrors that name the field, the function and the line."""
+
+    @wraps(function)
+    def call(*arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except HptError:
+            raise
+        except Exception as error:  # whatever the user's code raises
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{place.filename}, line {place.lineno}"
+            raise HptError(f"{field} = {reference!r} raised {type(error).__name__}: {error} ({where})") from error
+
+    return call

@@ -33,7 +33,7 @@ from hpt.rollout import check_rollout_engine, make_rollout_engine, require_rollo
 from hpt.support.device import pick_device
 from hpt.support.distributed import ALONE, World
 from hpt.support.errors import DataError
-from hpt.support.named_functions import resolve
+from hpt.support.named_functions import resolve, with_named_errors
 from hpt.support.quiet import quiet_libraries
 from hpt.training.callbacks import callbacks_of
 from hpt.training.phases import PhaseClock
@@ -117,6 +117,7 @@ def prepare(config: Config, world: World) -> None:
     """Calls the recipe's `prepare`, on one rank."""
     if config.prepare:
         function = resolve(config.prepare, field="prepare", arguments=["config"])
+        function = with_named_errors(function, config.prepare, field="prepare")
         world.once(lambda: function(config))
 
 

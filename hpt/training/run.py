@@ -78,8 +78,10 @@ def _run(config: Config, checkpoint: Path | None, world: World, console: Console
             console.print(f"Resumed {folder} after step {done}.")
         for stage in stages:
             with assemble(stage.config, checkpoint, console, world) as trainer:
+                if checkpoint and done >= stage.first:
+                    trainer.load_state_dict(load_state(checkpoint, trainer.world))
                 if stage is stages[0]:
-                    journal.begin()
+                    journal.begin()  # only now: a resume that is refused leaves the run's folder as it was
                 done = _run_stage(trainer, stage, checkpoint, config, journal, stopping)
             checkpoint = checkpoint_path(folder, done)
             if done < stage.last or (stopping() and done < config.steps):
@@ -99,8 +101,6 @@ def _run_stage(
     """Runs the steps of a stage that are not done yet; returns the last one, which has a checkpoint."""
     folder = Path(config.output)
     done = step_of(checkpoint) if checkpoint else 0
-    if checkpoint and done >= stage.first:
-        trainer.load_state_dict(load_state(checkpoint, trainer.world))
     if not checkpoint and config.eval.every:
         with _failure_saves(trainer, folder, 0):
             journal.log({"step": 0, **_evaluation(trainer, journal, 0)})

@@ -17,6 +17,7 @@ def check_answers(verifier: Verifier, questions: Sequence[Question], source: str
         first = unusable[0]
         field = f"field {first.place.answer!r}" if first.place else "its answer"
         raise DataError(
-            f"{source}, {first.named}: {field} is {first.answer!r}, which the verifier cannot parse; {len(unusable)} "
+            f"{source}, {first.named}: {field} is {first.answer!r}, which the verifier cannot parse within "
+            f"its limits (verify.timeout); {len(unusable)} "
             f"of {len(questions)} questions have the same problem. Fix or remove them, or use your own verify.function"
         )

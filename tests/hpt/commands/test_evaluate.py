@@ -280,7 +280,7 @@ def test_an_interruption_keeps_what_was_done(world, hpt_eval, tmp_path, monkeypa
         ),
         (
             ["--data", "{eval}", "--verifier", "choice"],
-            ["field 'answer' is '", "cannot parse; 6 of 6 questions have the same problem"],
+            ["field 'answer' is '", "cannot parse", "6 of 6 questions have the same problem"],
         ),
         (["--data", "{eval}", "--device", "abacus"], ["device = 'abacus'"]),
     ],

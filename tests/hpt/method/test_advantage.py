@@ -114,6 +114,32 @@ def test_a_function_of_the_users_is_an_estimator(monkeypatch: pytest.MonkeyPatch
         advantages(GROUPS, "my_advantages:too_few")
 
 
+def broken(rewards: list[np.ndarray]) -> list[np.ndarray]:
+    raise KeyError("baseline")
+
+
+def undefined(rewards: list[np.ndarray]) -> list[np.ndarray]:
+    return [group * float("nan") for group in rewards]
+
+
+def flat(rewards: list[np.ndarray]) -> list[float]:
+    return [0.0 for _ in rewards]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("broken", r"raised KeyError: 'baseline' .*line \d+"),
+        ("undefined", "not finite"),
+        ("flat", "one list of numbers"),
+    ],
+)
+def test_what_a_function_does_wrong_is_said(monkeypatch: pytest.MonkeyPatch, name: str, said: str) -> None:
+    monkeypatch.setitem(sys.modules, "my_advantages", sys.modules[__name__])
+    with pytest.raises(HptError, match=f"rl.advantage.*my_advantages:{name}.*{said}"):
+        advantages(GROUPS, f"my_advantages:{name}")
+
+
 @pytest.mark.parametrize("name", ["medean", "my_advantages:absent", "no_module:f"])
 def test_an_estimator_that_does_not_exist_is_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setitem(sys.modules, "my_advantages", sys.modules[__name__])

@@ -255,7 +255,7 @@ def test_the_client_never_hangs(world: Path, fail: Callable[[Any], None], messag
 def test_another_web_server_is_refused(world: Path) -> None:
     script = ThreadingHTTPServer(("127.0.0.1", 0), Script)
     script.description = ["hello"]  # type: ignore[attr-defined]
-    with listening(script) as url, pytest.raises(HptError, match=r"is no server of hpt.rollout.vllm_server"):
+    with listening(script) as url, pytest.raises(HptError, match=r"is not a server of hpt.rollout.vllm_server"):
         client_of(world, url, load(world))
 
 

@@ -227,7 +227,8 @@ def test_an_answer_the_verifier_cannot_parse(world: Path, tmp_path: Path, capsys
     settings = [f"data.train={data}", "verify.function=null", f"output={tmp_path / 'run'}"]
     assert main(["train", str(world), *settings]) == 2
     error = " ".join(capsys.readouterr().err.split())
-    assert r"line 1 (question q7): field 'answer' is '\\frac{', which the verifier cannot parse; 1 of 1" in error
+    assert r"line 1 (question q7): field 'answer' is '\\frac{', which the verifier cannot parse within its" in error
+    assert "1 of 1" in error
 
 
 @pytest.mark.parametrize(
@@ -334,3 +335,15 @@ def test_broken_weights_are_named(world: Path, tmp_path: Path, capsys: pytest.Ca
     (model / "model.safetensors").write_bytes(b"half")
     assert main(["train", str(world), f"model.path={model}", f"output={tmp_path / 'run'}"]) == 2
     assert "model.path" in capsys.readouterr().err
+
+
+def test_a_resume_that_is_refused_leaves_the_runs_folder_as_it_was(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main(["train", str(world), f"output={run}", "steps=2", "eval.every=0", "checkpoint.every=1"]) == 0
+    before = {name: (run / name).read_bytes() for name in ("config.yaml", "metrics.jsonl")}
+    assert main(["train", "--resume", str(run), "steps=3", "model.dtype=bfloat16"]) == 2
+    assert "does not fit this run" in capsys.readouterr().err
+    assert {name: (run / name).read_bytes() for name in before} == before
+    assert main(["train", "--resume", str(run), "steps=3"]) == 0
