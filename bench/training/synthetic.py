@@ -14,14 +14,12 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from hpt.config.schema import Config
 from hpt.data.questions import Question
 from hpt.method.experience import Experience
-from hpt.method.gate import ONLY_ROLLOUTS, gate_of
-from hpt.rollout import Rollout, RolloutEngine, Sampling, make_rollout_engine
+from hpt.method.gate import ONLY_ROLLOUTS
+from hpt.rollout import EngineInputs, Rollout, RolloutEngine, Sampling, make_rollout_engine
 from hpt.rollout.engine import OnRollout
 from hpt.support.device import pick_device
 from hpt.support.distributed import World
-from hpt.training.assemble import advantages_of, make_policy
-from hpt.training.callbacks import callbacks_of
-from hpt.training.phases import PhaseClock
+from hpt.training.assemble import make_policy, make_trainer
 from hpt.training.trainer import Trainer
 from hpt.verify import make_verifier
 
@@ -93,27 +91,21 @@ def synthetic_trainer(config: Config, *, prompt: int, made_up: bool) -> Iterator
     policy, optimizer, batches = make_policy(config, None, device, World())
     model = policy.model
     vocabulary = model.config.get_text_config().vocab_size
-    clock = PhaseClock(config)
     rollouts: RolloutEngine = MadeUpRollouts(vocabulary)
     if not made_up:
-        rollouts = make_rollout_engine(
-            config, model, device, [vocabulary - 1], lambda: prompt, optimizer.gathered_parameters
-        )
+        inputs = EngineInputs(config, model, device, [vocabulary - 1], prompt, optimizer.gathered_parameters)
+        rollouts = make_rollout_engine(inputs)
     with make_verifier(config.verify) as verifier, closing(rollouts):
-        yield Trainer(
-            config=config,
+        yield make_trainer(
+            config,
             questions=random_questions(config),
             held_out=[],
             renderer=Renderer(vocabulary, prompt, config.rollout.max_tokens),  # type: ignore[arg-type]
             rollout_engine=rollouts,
             verifier=verifier,
-            gate=gate_of(config),
-            estimate_advantages=advantages_of(config, critic=None),
             policy=policy,
             engine=optimizer,
             micro_batches=batches,
-            clock=clock,
-            callbacks=callbacks_of(config, policy, batches, clock, reference=None, critic=None),
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import upge
 
-from hpt.support.named_functions import resolve, with_named_errors
+from hpt.support.named_functions import user_function
 
 
 def make_objective(signal: str, name: str, options: Mapping[str, Any]) -> upge.Objective:
@@ -19,8 +19,7 @@ def make_objective(signal: str, name: str, options: Mapping[str, Any]) -> upge.O
     """
     make: Callable[..., upge.Objective]
     if ":" in name:
-        field = f"{signal}.objective"
-        function = with_named_errors(resolve(name, field=field, arguments=["logprobs", "batch"]), name, field=field)
+        function = user_function(name, field=f"{signal}.objective", arguments=["logprobs", "batch"])
 
         def make(per_token: bool = False) -> upge.Objective:
             return upge.Objective.from_function(function, name=name, per_token=per_token)

@@ -15,7 +15,7 @@ import numpy as np
 from hpt.config.schema import Config
 from hpt.method.experience import Experience
 from hpt.support.errors import ConfigError, HptError
-from hpt.support.named_functions import resolve, with_named_errors
+from hpt.support.named_functions import user_function
 
 Groups = list[np.ndarray]
 """One float64 array per question: a number for each member of its group."""
@@ -104,8 +104,7 @@ def advantages_with_demonstrations(
 def find_estimator(name: str) -> Estimator:
     """The estimator that `rl.advantage` names; ConfigError where there is none."""
     if ":" in name:
-        function = resolve(name, field="rl.advantage", arguments=["rewards"])
-        return with_named_errors(function, name, field="rl.advantage")
+        return user_function(name, field="rl.advantage", arguments=["rewards"])
     if name not in ESTIMATORS:
         raise ConfigError(f"rl.advantage = {name!r}: allowed are {', '.join(ESTIMATORS)}, gae, or module:function")
     return ESTIMATORS[name]

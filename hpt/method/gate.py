@@ -16,7 +16,7 @@ import numpy as np
 
 from hpt.config.schema import Config, GateConfig
 from hpt.support.errors import HptError
-from hpt.support.named_functions import resolve, with_named_errors
+from hpt.support.named_functions import user_function
 
 
 class Decision(NamedTuple):
@@ -101,8 +101,7 @@ def make_gate(settings: GateConfig, n: int) -> Gate:
         return lambda score: BOTH
     if settings.kind == "function":
         assert settings.function is not None
-        function = resolve(settings.function, field="gate.function", arguments=["P"])
-        function = with_named_errors(function, settings.function, field="gate.function")
+        function = user_function(settings.function, field="gate.function", arguments=["P"])
         return _checked(function, settings.function)
     if settings.kind == "table":
         assert settings.table is not None

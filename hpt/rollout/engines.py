@@ -25,16 +25,15 @@ from hpt.support.optional_packages import require
 class EngineInputs:
     """What a rollout engine may be made from.
 
-    model: the policy, trained on `device`. stop_ids: any of them ends a response. longest_prompt: counts the tokens of
-    the run's longest prompt, which takes time. gathered_parameters: context in which every rank has all of the model's
-    weights; a collective.
+    model: the policy, trained on `device`. stop_ids: any of them ends a response. longest_prompt: tokens of the run's
+    longest prompt. gathered_parameters: context in which every rank has all of the model's weights; a collective.
     """
 
     config: Config
     model: PreTrainedModel
     device: torch.device
     stop_ids: Sequence[int]
-    longest_prompt: Callable[[], int]
+    longest_prompt: int
     gathered_parameters: Callable[[], AbstractContextManager[None]]
 
 
@@ -48,6 +47,7 @@ class EngineFactory:
         """HptError if the engine cannot sample for this run. Called before the model is loaded."""
 
     def make(self, inputs: EngineInputs) -> RolloutEngine:
+        """The engine, which samples from `inputs.model` as it is trained."""
         raise NotImplementedError
 
 
@@ -87,7 +87,7 @@ class VllmFactory(EngineFactory):
             partial(named_weights, model, merged=not separate_adapters),
             stop_ids=inputs.stop_ids,
             device=inputs.device,
-            longest_prompt=inputs.longest_prompt(),
+            longest_prompt=inputs.longest_prompt,
             save_adapters=partial(save_adapters, model) if separate_adapters else None,
         )
 
@@ -106,14 +106,6 @@ def check_rollout_engine(config: Config, stop_ids: Sequence[int]) -> None:
     ENGINES[config.rollout.engine].check(config, stop_ids)
 
 
-def make_rollout_engine(
-    config: Config,
-    model: PreTrainedModel,
-    device: torch.device,
-    stop_ids: Sequence[int],
-    longest_prompt: Callable[[], int],
-    gathered_parameters: Callable[[], AbstractContextManager[None]],
-) -> RolloutEngine:
-    """The recipe's rollout engine, sampling from `model` as it is trained. See `EngineInputs` for the arguments."""
-    inputs = EngineInputs(config, model, device, stop_ids, longest_prompt, gathered_parameters)
-    return ENGINES[config.rollout.engine].make(inputs)
+def make_rollout_engine(inputs: EngineInputs) -> RolloutEngine:
+    """The recipe's rollout engine, sampling from the model as it is trained."""
+    return ENGINES[inputs.config.rollout.engine].make(inputs)

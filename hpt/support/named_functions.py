@@ -34,6 +34,24 @@ def resolve(reference: str, *, field: str, arguments: Sequence[str] = ()) -> Cal
     return function
 
 
+def user_function(reference: str, *, field: str, arguments: Sequence[str]) -> Callable[..., Any]:
+    """As `resolve`. What the function raises becomes an HptError that names the field, the function and the line."""
+    function = resolve(reference, field=field, arguments=arguments)
+
+    @wraps(function)
+    def call(*given: Any) -> Any:
+        try:
+            return function(*given)
+        except HptError:
+            raise
+        except Exception as error:  # whatever the user's code raises
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{place.filename}, line {place.lineno}"
+            raise HptError(f"{field} = {reference!r} raised {type(error).__name__}: {error} ({where})") from error
+
+    return call
+
+
 def _check_arguments(function: Callable[..., Any], reference: str, field: str, arguments: Sequence[str]) -> None:
     try:
         signature = inspect.signature(function)
@@ -45,20 +63,3 @@ def _check_arguments(function: Callable[..., Any], reference: str, field: str, a
         raise ConfigError(
             f"{field} = {reference!r}: is called with ({', '.join(arguments)}) and takes {signature}: {error}"
         ) from None
-
-
-def with_named_errors(function: Callable[..., Any], reference: str, *, field: str) -> Callable[..., Any]:
-    """`function`, whose exceptions become HptErrors that name the field, the function and the line."""
-
-    @wraps(function)
-    def call(*arguments: Any) -> Any:
-        try:
-            return function(*arguments)
-        except HptError:
-            raise
-        except Exception as error:  # whatever the user's code raises
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            where = f"{place.filename}, line {place.lineno}"
-            raise HptError(f"{field} = {reference!r} raised {type(error).__name__}: {error} ({where})") from error
-
-    return call

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,16 +29,22 @@ from hpt.model.positions import check_positions
 from hpt.model.reference import Reference
 from hpt.optim.engine import OptimizerEngine
 from hpt.optim.engines import check_optimizer_engine, make_optimizer_engine
-from hpt.rollout import check_rollout_engine, make_rollout_engine, require_rollout_packages
+from hpt.rollout import (
+    EngineInputs,
+    RolloutEngine,
+    check_rollout_engine,
+    make_rollout_engine,
+    require_rollout_packages,
+)
 from hpt.support.device import pick_device
 from hpt.support.distributed import ALONE, World
 from hpt.support.errors import DataError
-from hpt.support.named_functions import resolve, with_named_errors
+from hpt.support.named_functions import user_function
 from hpt.support.quiet import quiet_libraries
 from hpt.training.callbacks import callbacks_of
 from hpt.training.phases import PhaseClock
 from hpt.training.trainer import Trainer
-from hpt.verify import make_verifier
+from hpt.verify import Verifier, make_verifier
 from hpt.verify.answers import check_answers
 
 
@@ -49,11 +55,7 @@ class Data:
     questions: list[Question]
     held_out: list[Question]
     renderer: PromptRenderer
-
-    @property
-    def longest_prompt(self) -> int:
-        """In tokens."""
-        return max(map(len, self.renderer.encode_prompts([*self.questions, *self.held_out])))
+    longest_prompt: int  # in tokens, of both
 
 
 @contextmanager
@@ -62,45 +64,73 @@ def assemble(config: Config, checkpoint: Path | None, console: Console, world: W
     quiet_libraries()
     device = pick_device(config.device)
     check_settings(config, device)
-    gate = gate_of(config)
     unstarted_verifier = make_verifier(config.verify)
     prepare(config, world)
     data = load_data(config, console)
     with unstarted_verifier as verifier:
         check_answers(verifier, data.questions, config.data.train)
         check_answers(verifier, data.held_out, config.data.eval or "")
-        clock = PhaseClock(config)
         with memory_phase("load", config):
             policy, engine, batches = make_policy(config, checkpoint, device, world)
             reference = Reference(policy, config) if config.loss.kl_coef else None
             critic = make_critic(config, checkpoint, device, batches) if config.rl.advantage == "gae" else None
+            stop_ids, longest_prompt = data.renderer.stop_ids, data.longest_prompt
             rollout_engine = make_rollout_engine(
-                config,
-                policy.model,
-                device,
-                data.renderer.stop_ids,
-                lambda: data.longest_prompt,
-                engine.gathered_parameters,
+                EngineInputs(config, policy.model, device, stop_ids, longest_prompt, engine.gathered_parameters)
             )
-        trainer = Trainer(
-            config=config,
+        trainer = make_trainer(
+            config,
             questions=data.questions,
             held_out=data.held_out,
             renderer=data.renderer,
             rollout_engine=rollout_engine,
             verifier=verifier,
-            gate=gate,
-            estimate_advantages=advantages_of(config, critic),
             policy=policy,
             engine=engine,
             micro_batches=batches,
-            clock=clock,
-            callbacks=callbacks_of(config, policy, batches, clock, reference=reference, critic=critic),
-            reweight=official_weights(config.rollout.max_tokens) if config.loss.aggregation == "official" else None,
+            reference=reference,
+            critic=critic,
             world=world,
         )
         with closing(rollout_engine):
             yield trainer
+
+
+def make_trainer(
+    config: Config,
+    *,
+    questions: Sequence[Question],
+    held_out: Sequence[Question],
+    renderer: PromptRenderer,
+    rollout_engine: RolloutEngine,
+    verifier: Verifier,
+    policy: Policy,
+    engine: OptimizerEngine,
+    micro_batches: MicroBatcher,
+    reference: Reference | None = None,
+    critic: Critic | None = None,
+    world: World = ALONE,
+) -> Trainer:
+    """A trainer from its parts, with what the recipe asks for: gate, advantages, callbacks, official weights."""
+    clock = PhaseClock(config)
+    official = config.loss.aggregation == "official"
+    return Trainer(
+        config=config,
+        questions=questions,
+        held_out=held_out,
+        renderer=renderer,
+        rollout_engine=rollout_engine,
+        verifier=verifier,
+        gate=gate_of(config),
+        estimate_advantages=advantages_of(config, critic),
+        policy=policy,
+        engine=engine,
+        micro_batches=micro_batches,
+        clock=clock,
+        callbacks=callbacks_of(config, policy, micro_batches, clock, reference=reference, critic=critic),
+        reweight=official_weights(config.rollout.max_tokens) if official else None,
+        world=world,
+    )
 
 
 def check_settings(config: Config, device: torch.device) -> None:
@@ -109,6 +139,7 @@ def check_settings(config: Config, device: torch.device) -> None:
     check_model_settings(config.model, device)
     check_optimizer_engine(config)
     require_rollout_packages(config)
+    gate_of(config)
     if config.rl.advantage != "gae":
         find_estimator(config.rl.advantage)
 
@@ -116,8 +147,7 @@ def check_settings(config: Config, device: torch.device) -> None:
 def prepare(config: Config, world: World) -> None:
     """Calls the recipe's `prepare`, on one rank."""
     if config.prepare:
-        function = resolve(config.prepare, field="prepare", arguments=["config"])
-        function = with_named_errors(function, config.prepare, field="prepare")
+        function = user_function(config.prepare, field="prepare", arguments=["config"])
         world.once(lambda: function(config))
 
 
@@ -148,19 +178,20 @@ def load_data(config: Config, console: Console) -> Data:
         )
     if not selection.questions:
         raise DataError(f"{config.data.train}: every question is longer than the limits in data")
-    data = Data(selection.questions, held_out, renderer)
+    longest_prompt = selection.longest_prompt
     needed = {"the longest prompt and its demonstration": selection.longest_example}
     if config.gate.needs_rollouts:
         tokens = config.rollout.max_tokens
         needed[f"the longest prompt and rollout.max_tokens = {tokens:,}"] = selection.longest_prompt + tokens
     if held_out:
         tokens = config.eval_max_tokens
-        longest = max(map(len, renderer.encode_prompts(held_out)))
-        needed[f"the longest held-out prompt and {tokens:,} tokens of a response"] = longest + tokens
+        longest_held_out = max(map(len, renderer.encode_prompts(held_out)))
+        longest_prompt = max(longest_prompt, longest_held_out)
+        needed[f"the longest held-out prompt and {tokens:,} tokens of a response"] = longest_held_out + tokens
     check_positions(config.model.path, needed, console, trust_remote_code=config.model.trust_remote_code)
     check_memory(config, console, prompt_tokens=selection.longest_prompt)
-    console.print(show_first(renderer, data.questions[0]))
-    return data
+    console.print(show_first(renderer, selection.questions[0]))
+    return Data(selection.questions, held_out, renderer, longest_prompt)
 
 
 def make_policy(

@@ -14,7 +14,7 @@ then knows all rollouts and makes the same decisions, and the rows with signal a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -90,13 +90,13 @@ class Trainer:
         self.rollout_engine.weights_changed()
         return self.metrics(experiences, stats), experiences
 
-    def batches_of(self, step: int) -> Iterator[int]:
+    def batches_of(self, step: int) -> range:
         """The numbers of the step's batches of questions: one, or with dynamic sampling up to rollout.dynamic_rounds.
 
         No two steps share a batch, so what a step sees depends on no other step.
         """
         rounds = self.config.rollout.dynamic_rounds
-        yield from range((step - 1) * rounds + 1, step * rounds + 1)
+        return range((step - 1) * rounds + 1, step * rounds + 1)
 
     def sample(self, batch: int, scoring: Scoring) -> list[Experience]:
         """Samples n rollouts of each question in a batch; each rank samples those of its own questions.

@@ -21,10 +21,8 @@ from hpt.model.reference import Reference
 from hpt.rollout import Rollout
 from hpt.support.distributed import World
 from hpt.support.quiet import quiet_libraries
-from hpt.training.assemble import make_policy
-from hpt.training.callbacks import callbacks_of
+from hpt.training import assemble
 from hpt.training.checkpoint import checkpoint_path, load_state, save_checkpoint
-from hpt.training.phases import PhaseClock
 from hpt.training.processes import connected
 from hpt.training.trainer import Trainer
 
@@ -146,24 +144,20 @@ def make_trainer(case: Case, world: World, start: Path, checkpoint: Path | None 
     """A trainer for the model in `start` or in a checkpoint, without the parts that `update` does not need."""
     config = case.config
     config = config.model_copy(update={"model": config.model.model_copy(update={"path": str(start)})})
-    policy, engine, batches = make_policy(config, checkpoint, torch.device("cpu"), world)
+    policy, engine, batches = assemble.make_policy(config, checkpoint, torch.device("cpu"), world)
     reference = Reference(policy, config) if config.loss.kl_coef else None
-    clock = PhaseClock(config)
     unused: Any = None
-    return Trainer(
+    return assemble.make_trainer(
         config,
         questions=[Question("q", "", "", "", None)] * 200,
         held_out=[],
         renderer=unused,
         rollout_engine=unused,
         verifier=unused,
-        gate=unused,
-        estimate_advantages=unused,
         policy=policy,
         engine=engine,
         micro_batches=batches,
-        clock=clock,
-        callbacks=callbacks_of(config, policy, batches, clock, reference=reference, critic=None),
+        reference=reference,
         world=world,
     )
 

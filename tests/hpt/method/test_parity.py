@@ -18,18 +18,13 @@ from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 from hpt.config.recipe import METHODS, build_config, merge, read_method
 from hpt.config.schema import Config
 from hpt.data.questions import Question
-from hpt.method.gate import gate_of
 from hpt.method.micro_batches import MicroBatch, MicroBatcher
-from hpt.method.official import official_weights
 from hpt.method.rows import Signal
 from hpt.model.policy import Policy
 from hpt.optim.engine import Update
 from hpt.rollout import Rollout, RolloutEngine, Sampling
 from hpt.rollout.engine import OnRollout
-from hpt.training.assemble import advantages_of
-from hpt.training.callbacks import callbacks_of
-from hpt.training.phases import PhaseClock
-from hpt.training.trainer import Trainer
+from hpt.training.assemble import make_trainer
 from hpt.verify import Verdict
 
 VOCABULARY, MAX_TOKENS, ENTROPY = 29, 12, 0.001
@@ -241,22 +236,16 @@ def trained(model: PreTrainedModel, config: Config) -> tuple[torch.Tensor, list[
     verifier: Any = FixedScores()
     engine: Any = Gradients()
     micro_batches = MicroBatcher(config.batch.tokens, packed=False, device=torch.device("cpu"))
-    clock = PhaseClock(config)
-    trainer = Trainer(
+    trainer = make_trainer(
         config,
         questions=questions,
         held_out=[],
         renderer=renderer,
         rollout_engine=FixedRollouts(),
         verifier=verifier,
-        gate=gate_of(config),
-        estimate_advantages=advantages_of(config, critic=None),
         policy=policy,
         engine=engine,
         micro_batches=micro_batches,
-        clock=clock,
-        callbacks=callbacks_of(config, policy, micro_batches, clock, reference=None, critic=None),
-        reweight=official_weights(MAX_TOKENS) if config.loss.aggregation == "official" else None,
     )
     model.zero_grad()
     trainer.step(1)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from transformers import AutoModelForCausalLM
 
 from hpt.config.recipe import load_config
 from hpt.config.schema import RolloutConfig
-from hpt.rollout import TransformersEngine, make_rollout_engine
+from hpt.rollout import EngineInputs, TransformersEngine, make_rollout_engine
 from hpt.rollout.engines import ENGINES
 
 
@@ -21,11 +21,8 @@ def test_every_engine_of_the_schema_is_registered() -> None:
 def test_a_recipe_gets_the_engine_it_names(world: Path) -> None:
     config = load_config(world, ["rollout.engine=transformers", "rollout.batch_size=3"])
     model = AutoModelForCausalLM.from_pretrained(config.model.path)
-
-    def never_called() -> int:
-        raise AssertionError("the transformers engine has no use for the longest prompt")
-
-    engine = make_rollout_engine(config, model, torch.device("cpu"), [1], never_called, torch.no_grad)
+    unused: Any = None  # the transformers engine has no use for the longest prompt: using None would fail
+    engine = make_rollout_engine(EngineInputs(config, model, torch.device("cpu"), [1], unused, torch.no_grad))
     assert isinstance(engine, TransformersEngine)
     assert engine.batch_size == 3
     assert engine.stop_ids == [1]
