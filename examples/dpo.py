@@ -1,4 +1,4 @@
-"""A loss of your own over upge.linear_logprobs: direct preference optimization (DPO, arXiv 2305.18290, equation 7).
+"""Your own loss over upge.linear_logprobs: direct preference optimization (DPO, arXiv 2305.18290, equation 7).
 
 linear_logprobs gives differentiable log-probabilities from hidden states and the head's weight, without logits, so any
 formula over them works. Here the model is to prefer counting up to counting down. Run it: python examples/dpo.py

@@ -335,7 +335,7 @@ class HardwareConfig(Section):
 class BatchConfig(Section):
     questions: int = Field(128, ge=1, description="questions per step")
     tokens: int = Field(
-        16384, ge=1, description="most tokens of a micro-batch; a longer row is a micro-batch of its own"
+        16384, ge=1, description="most tokens of a micro-batch; a longer row is a micro-batch by itself"
     )
     packing: Literal["auto", "padded", "packed"] = Field("auto", description="auto: packed on a GPU, padded on a CPU")
     updates: int = Field(1, ge=1, description="optimizer updates per step, each on an equal part of the questions")

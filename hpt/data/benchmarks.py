@@ -133,7 +133,7 @@ def load_benchmark(
 def load_file(name: str, columns: ColumnsConfig, *, seed: int) -> tuple[list[Question], Scoring | None]:
     """The questions of a file or hub dataset, and how they are scored if it is in one of LAYOUTS, else None.
 
-    columns, seed and errors as in `load_benchmark`. A file whose answers stand in a column of their own is read by
+    columns, seed and errors as in `load_benchmark`. A file with a separate column of answers is read by
     that column.
     """
     source = read_source(name)

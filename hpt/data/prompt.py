@@ -122,7 +122,7 @@ class PromptRenderer:
             raise DataError(f"question {question.id} has several turns, which needs prompt.style=chat")
         if self.config.system is not None:
             system = [{"role": "system", "content": self.config.system}] if self.config.system else []
-        # Not str.format: templates have braces of their own, as in \\boxed{}.
+        # Not str.format: templates contain braces, as in \\boxed{}.
         wrapped = self.config.template.replace("{question}", turns[-1]["content"])
         return [*system, *turns[:-1], {"role": "user", "content": wrapped}]
 

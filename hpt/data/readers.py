@@ -154,7 +154,7 @@ def _read_dataset(source: str) -> list[Any]:
         raise DataError(f"{source}: no such file or folder")
     try:
         dataset = _load_folder(folder) if folder.is_dir() else _load_from_hub(name, split)
-    except Exception as error:  # the hub, the network and each dataset builder raise errors of their own
+    except Exception as error:  # the hub, the network and each dataset builder have their own errors
         raise DataError(
             f"{source}: the datasets library cannot load it: {type(error).__name__}: {error}\n"
             f"allowed: a {', '.join(FILE_KINDS)} file, a dataset folder, or NAME[:CONFIG]@SPLIT of the hub"

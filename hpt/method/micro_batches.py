@@ -47,9 +47,9 @@ class MicroBatch:
 class MicroBatcher:
     """Makes this rank's micro-batches of an update's rows.
 
-    max_tokens: tokens of a micro-batch, padding included; a longer row is a micro-batch of its own.
+    max_tokens: tokens of a micro-batch, padding included; a longer row is a micro-batch by itself.
     packed: whether rows are packed without padding.
-    least: micro-batches that every rank runs, without rows if need be.
+    least: micro-batches that every rank runs at least; missing ones are empty.
     """
 
     max_tokens: int

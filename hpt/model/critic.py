@@ -1,7 +1,7 @@
 """The critic of PPO (arXiv 1707.06347): a value of the state before every response token.
 
-Its body is a copy of the policy's at the start of the run, with a scalar head that starts at 0. Body and head have an
-optimizer engine of their own. With critic.gamma = 1 values are undiscounted rewards.
+Its body is a copy of the policy's at the start of the run, with a scalar head that starts at 0. Both are trained by the
+critic's own optimizer engine. With critic.gamma = 1 values are undiscounted rewards.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ class Objective:
     name: str = "objective"
     function: LossFunction | None = None
     per_token: bool = True
-    key: ClassVar[int]  # unique to each object; not a field, so that a copy gets a key of its own
+    key: ClassVar[int]  # unique to each object; not a field, so that a copy gets its own key
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "key", next(_keys))

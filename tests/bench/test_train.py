@@ -1,4 +1,4 @@
-"""`python -m bench train` on a tiny model: cases in processes of their own, files, time limits, and the plain loss."""
+"""`python -m bench train` on a tiny model: cases in separate processes, files, time limits, and the plain loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tests of pages and examples share: a folder of their own, whose modules are forgotten afterwards."""
+"""What tests of pages and examples share: a separate folder, whose modules are forgotten afterwards."""
 
 from __future__ import annotations
 

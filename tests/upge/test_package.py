@@ -1,4 +1,4 @@
-"""`upge` as a package of its own: it needs only PyTorch, and loads Triton only when a kernel is used."""
+"""`upge` as a separate package: it needs only PyTorch, and loads Triton only when a kernel is used."""
 
 from __future__ import annotations
 

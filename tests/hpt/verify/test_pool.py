@@ -352,7 +352,7 @@ print("main", flush=True)
 @pytest.mark.skipif(sys.platform != "linux", reason="the death signal is Linux's")
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_no_process_outlives_the_script(tmp_path, importable, end):
-    """The worker sits in a hanging function with a child of its own when the script ends."""
+    """The worker sits in a hanging function with a child process when the script ends."""
     note = tmp_path / "note"
     # A shell that runs the tests in the background has its children ignore Ctrl-C; a user's terminal does not.
     heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
