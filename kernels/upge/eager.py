@@ -23,7 +23,8 @@ def linear_logprobs(head: HeadInputs, backend: str) -> tuple[Tensor, Tensor]:
         return logprobs.float(), entropy.float()
     needs = NeededGradients.of(head)
     if not needs:
-        return passes.logprobs(make_workspace, head)
+        found = passes.statistics(make_workspace, head, torch.arange(head.token_count, device=head.hidden.device))
+        return found.logprobs, found.entropy
     result: tuple[Tensor, Tensor] = autograd.LinearLogprobs.apply(  # type: ignore[no-untyped-call]
         head.hidden, head.weight, head.bias, head, make_workspace, needs
     )
@@ -108,7 +109,7 @@ def _output(
         logprobs=spread(logprobs, unknown),
         entropy=spread(entropy, unknown),
         ratio=spread(losses.ratio, unknown),
-        coefficient=spread(losses.coefficient, zeros),
+        coefficient=spread(losses.coefficients.g, zeros),
         stable=spread(losses.stable, counted),
         evaluated=spread(torch.ones_like(rows, dtype=torch.bool), torch.zeros_like(counted)),
     )

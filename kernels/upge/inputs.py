@@ -14,8 +14,7 @@ from torch import Tensor
 class HeadInputs:
     """What makes the logits z = cap(h W^T + b) / T, where cap(u) = softcap * tanh(u / softcap), as in Gemma 2.
 
-    hidden (N, D) and weight (V, D) have one dtype: bfloat16, float16 or float32. targets (N,) are integers. bias (V,)
-    may have any of those dtypes. temperature T is a float or (N,) float32. Masked rows of hidden, targets and
+    hidden (N, D), weight (V, D) and bias (V,) are bfloat16, float16 or float32. targets (N,) are integers. temperature T is a float or (N,) float32. Masked rows of hidden, targets and
     temperature are never read.
     """
 
@@ -25,6 +24,11 @@ class HeadInputs:
     bias: Tensor | None = None
     temperature: float | Tensor = 1.0
     softcap: float | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which hidden and weight are multiplied: the wider of theirs, and float32 for two 16-bit ones."""
+        return torch.promote_types(self.hidden.dtype, self.weight.dtype)
 
     @property
     def token_count(self) -> int:

@@ -20,25 +20,60 @@ MAX_LOG_RATIO = 80.0
 
 
 @dataclass(frozen=True)
+class Coefficients:
+    """The gradient of the loss with respect to the statistics of each token, (n,) float32. None stands for zeros.
+
+    g = d loss / d logprob, q = d loss / d entropy, k = d loss / d lse. With p the softmax of a token,
+
+        d loss / d z_j = g (1[j = y] - p_j) - q p_j (log p_j + H) + k p_j
+    """
+
+    g: Tensor
+    q: Tensor | None = None
+    k: Tensor | None = None
+
+    def at(self, rows: Tensor) -> Coefficients:
+        return self.map(lambda vector: vector.index_select(0, rows))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Coefficients:
+        """A copy with `change` applied to every tensor."""
+        return Coefficients(*(None if vector is None else change(vector) for vector in (self.g, self.q, self.k)))
+
+    def nonzero(self) -> Tensor:
+        """Positions of the tokens that have a gradient."""
+        has_gradient = self.g != 0
+        for vector in (self.q, self.k):
+            if vector is not None:
+                has_gradient = has_gradient | (vector != 0)
+        return has_gradient.nonzero().squeeze(1)
+
+
+@dataclass(frozen=True)
 class TokenLosses:
     """Per token, each (n,), detached.
 
-    loss: weighted. coefficient: g = d loss / d log pi. ratio: r. stable: whether the stabilization mask left the token
-    unchanged. entropy_coefficient: q = d loss / d entropy, None without an entropy bonus.
+    loss: weighted. coefficients: its gradient. ratio: r. stable: whether the stabilization mask left the token
+    unchanged.
     """
 
     loss: Tensor
-    coefficient: Tensor
+    coefficients: Coefficients
     ratio: Tensor
     stable: Tensor
-    entropy_coefficient: Tensor | None = None
 
     @staticmethod
     def cat(parts: Sequence[TokenLosses]) -> TokenLosses:
         """The tokens of `parts` (at least one), in order."""
-        names = [field.name for field in fields(TokenLosses) if getattr(parts[0], field.name) is not None]
-        columns: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
-        return replace(parts[0], **columns)
+        columns: dict[str, Tensor | None] = {}
+        for name in ("g", "q", "k"):
+            vectors = [getattr(part.coefficients, name) for part in parts]
+            columns[name] = None if vectors[0] is None else torch.cat(vectors)
+        return TokenLosses(
+            torch.cat([part.loss for part in parts]),
+            Coefficients(**columns),
+            torch.cat([part.ratio for part in parts]),
+            torch.cat([part.stable for part in parts]),
+        )
 
 
 @dataclass(frozen=True)
@@ -77,12 +112,12 @@ class LossFormula:
             gap = (tokens.ref_logprobs - logprobs).clamp(max=MAX_LOG_RATIO)
             loss = loss + tokens.weights * self.kl_coef * (torch.expm1(gap.double()) - gap).float()
             coefficient = coefficient - tokens.weights * self.kl_coef * torch.expm1(gap)
-        return TokenLosses(loss, coefficient, ratio, stable, entropy_coefficient)
+        return TokenLosses(loss, Coefficients(coefficient, entropy_coefficient), ratio, stable)
 
     def no_losses(self, device: torch.device) -> TokenLosses:
         """The losses of an empty batch."""
         empty = torch.empty(0, dtype=torch.float32, device=device)
-        return TokenLosses(empty, empty, empty, empty.bool(), empty if self.entropy_coef else None)
+        return TokenLosses(empty, Coefficients(empty, empty if self.entropy_coef else None), empty, empty.bool())
 
     def tokens_with_gradient(self, tokens: TokenInputs) -> Tensor:
         """Positions (n,) of the tokens that can have a gradient. The others need no logits.

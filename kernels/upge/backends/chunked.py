@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..inputs import HeadInputs, NeededGradients
+from ..token_loss import Coefficients
 from .workspace import Statistics, Workspace
 
 # Bytes of the fp32 logits of one chunk, by device type, and of the fp32 copy of a slab of a bf16 or fp16 weight.
@@ -45,7 +46,7 @@ class ChunkedWorkspace(Workspace):
         if self.on_cpu and head.weight.dtype == torch.float32:
             self.slab_rows = head.vocabulary_size
         # Tensor cores multiply bf16 into fp32 sums. fp16 lacks the range for gradients, and a CPU has no such GEMM.
-        self.mixed = not self.on_cpu and head.weight.dtype == torch.bfloat16
+        self.mixed = not self.on_cpu and head.dtype == torch.bfloat16
         self.logits = torch.empty(0, head.vocabulary_size, dtype=torch.float32, device=device)
         # Shared by all blocks: a new buffer per block would fragment the heap by about a chunk's size.
         self.exponentials = torch.empty(self.block_rows, head.vocabulary_size, dtype=torch.float32, device=device)
@@ -86,33 +87,33 @@ class ChunkedWorkspace(Workspace):
         mean_distance = exponentials.mul_(z).sum(1) + target_share * distance
         total = target_share + others
         log_total = torch.where(distance == 0, others.log1p(), total.log())
-        return Statistics(distance - log_total, log_total - mean_distance / total, anchor.squeeze(1), log_total)
+        return Statistics(
+            logprobs=distance - log_total,
+            entropy=log_total - mean_distance / total,
+            anchor=anchor.squeeze(1),
+            log_total=log_total,
+            top1=distance == 0,
+        )
 
-    def backward(self, rows: Tensor, statistics: Statistics, g: Tensor, q: Tensor | None) -> None:
+    def backward(self, rows: Tensor, statistics: Statistics, coefficients: Coefficients) -> None:
         """Turn the chunk's z - anchor into d loss / d (h W^T + b), and multiply it into the gradients."""
-        if self.on_cpu:
-            # Clipped tokens leave the chunk before the GEMMs. On a GPU, counting them would make the CPU wait.
-            has_gradient = g != 0 if q is None else (g != 0) | (q != 0)
-            kept = has_gradient.nonzero().squeeze(1)
-        else:
-            kept = torch.arange(rows.numel(), device=rows.device)
+        # Clipped tokens leave the chunk before the GEMMs. On a GPU, counting them would make the CPU wait.
+        kept = coefficients.nonzero() if self.on_cpu else torch.arange(rows.numel(), device=rows.device)
         n, all_kept = kept.numel(), kept.numel() == rows.numel()
         for start in range(0, n, self.block_rows):
             block = kept[start : start + self.block_rows]
             place = slice(start, start + block.numel())
             z = self.logits[place] if all_kept else self.logits.index_select(0, block)
-            gradient = self._logit_gradient(
-                z, rows[block], statistics.at(block), g[block], None if q is None else q[block]
-            )
+            gradient = self._logit_gradient(z, rows[block], statistics.at(block), coefficients.at(block))
             if not all_kept:
                 self.logits[place] = gradient
         self._accumulate(rows[kept], self.logits[:n])
 
-    def _logit_gradient(self, z: Tensor, rows: Tensor, statistics: Statistics, g: Tensor, q: Tensor | None) -> Tensor:
+    def _logit_gradient(self, z: Tensor, rows: Tensor, statistics: Statistics, coefficients: Coefficients) -> Tensor:
         """Overwrite z (m, V), which holds z - anchor of the tokens at `rows`, with d loss / d (h W^T + b).
 
-        With p the softmax, d loss / d z_j = -p_j (g + q (log p_j + H)) for j != y, and
-        d loss / d z_y = g (1 - p_y) - q p_y (l + H).
+        With p the softmax, d loss / d z_j = -p_j (g - k + q (log p_j + H)) for j != y, and
+        d loss / d z_y = g (1 - p_y) + k p_y - q p_y (l + H).
         """
         head, l, entropy = self.head, statistics.logprobs, statistics.entropy
         y = head.targets.index_select(0, rows).long()[:, None]
@@ -123,11 +124,14 @@ class ChunkedWorkspace(Workspace):
             z_over_cap = (z + statistics.anchor[:, None]) * (_column(temperature) / head.softcap)
             cap_slope = 1 - z_over_cap.square_()
         z -= statistics.log_total[:, None]
-        at_target = -torch.expm1(l) * g
+        g, q, k = coefficients.g, coefficients.q, coefficients.k
+        at_target, at_others = -torch.expm1(l) * g, -g
+        if k is not None:
+            at_target, at_others = at_target + k * l.exp(), k - g
         if q is None:
-            gradient = z.exp_().mul_(-g[:, None])
+            gradient = z.exp_().mul_(at_others[:, None])
         else:
-            scale = (z + entropy[:, None]).mul_(-q[:, None]).sub_(g[:, None])
+            scale = (z + entropy[:, None]).mul_(-q[:, None]).add_(at_others[:, None])
             gradient = z.exp_().mul_(scale)
             at_target = at_target - q * l.exp() * (l + entropy)
         gradient.scatter_(1, y, at_target[:, None])

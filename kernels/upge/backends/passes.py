@@ -6,27 +6,23 @@ import torch
 from torch import Tensor
 
 from ..inputs import HeadInputs, NeededGradients, TokenInputs
-from ..token_loss import LossFormula, TokenLosses
+from ..token_loss import Coefficients, LossFormula, TokenLosses
 from .workspace import Gradients, MakeWorkspace, Statistics, Workspace
 
 
-def logprobs(make_workspace: MakeWorkspace, head: HeadInputs) -> tuple[Tensor, Tensor]:
-    """log pi(y) and the entropy of every token, (N,) float32. Costs 2 NVD."""
+def statistics(make_workspace: MakeWorkspace, head: HeadInputs, rows: Tensor) -> Statistics:
+    """The statistics of the tokens at the positions `rows` (n,). Costs 2 NVD."""
     with torch.cuda.device_of(head.hidden):  # kernels start on the current device
-        workspace = make_workspace(head, NeededGradients())
-        rows = torch.arange(head.token_count, device=head.hidden.device)
-        statistics = _statistics(workspace, rows)
-        return statistics.logprobs, statistics.entropy
+        return _forward(make_workspace(head, NeededGradients()), rows)
 
 
-def logprobs_backward(
-    make_workspace: MakeWorkspace, head: HeadInputs, needs: NeededGradients, g: Tensor, q: Tensor | None
+def gradients(
+    make_workspace: MakeWorkspace, head: HeadInputs, needs: NeededGradients, rows: Tensor, coefficients: Coefficients
 ) -> Gradients:
-    """Gradients for g = d loss / d logprobs and q = d loss / d entropy, each (N,). Computes the logits again."""
+    """The gradients of the tokens at the positions `rows` (n,). Computes the logits again: 6 NVD."""
     with torch.cuda.device_of(head.hidden):
         workspace = make_workspace(head, needs)
-        for chunk in workspace.chunks(_nonzero(g, q)):
-            workspace.backward(chunk, workspace.forward(chunk, keep=True), g[chunk], None if q is None else q[chunk])
+        _backward(workspace, rows, coefficients)
         return workspace.gradients
 
 
@@ -59,7 +55,7 @@ def _one_pass(
         statistics = workspace.forward(chunk, keep=bool(workspace.needs))
         losses = workspace.losses(formula, tokens, chunk, statistics)
         if workspace.needs:
-            workspace.backward(chunk, statistics, losses.coefficient, losses.entropy_coefficient)
+            workspace.backward(chunk, statistics, losses.coefficients)
         all_statistics.append(statistics)
         all_losses.append(losses)
     losses = TokenLosses.cat(all_losses) if all_losses else formula.no_losses(rows.device)
@@ -69,20 +65,19 @@ def _one_pass(
 def _two_passes(
     workspace: Workspace, tokens: TokenInputs, formula: LossFormula, rows: Tensor
 ) -> tuple[Statistics, TokenLosses, Gradients]:
-    statistics = _statistics(workspace, rows)
+    statistics = _forward(workspace, rows)
     losses = formula.losses(tokens.at(rows), statistics.logprobs, statistics.entropy)
     if workspace.needs:
-        g, q = losses.coefficient, losses.entropy_coefficient
-        for part in workspace.chunks(_nonzero(g, q)):
-            chunk = rows[part]
-            workspace.backward(chunk, workspace.forward(chunk, keep=True), g[part], None if q is None else q[part])
+        _backward(workspace, rows, losses.coefficients)
     return statistics, losses, workspace.gradients
 
 
-def _statistics(workspace: Workspace, rows: Tensor) -> Statistics:
+def _forward(workspace: Workspace, rows: Tensor) -> Statistics:
     return Statistics.cat([workspace.forward(chunk, keep=False) for chunk in workspace.chunks(rows)], rows.device)
 
 
-def _nonzero(g: Tensor, q: Tensor | None) -> Tensor:
-    """Positions of the tokens that have a gradient."""
-    return (g != 0 if q is None else (g != 0) | (q != 0)).nonzero().squeeze(1)
+def _backward(workspace: Workspace, rows: Tensor, coefficients: Coefficients) -> None:
+    """Add the gradients of those of the tokens at `rows` that have one."""
+    for part in workspace.chunks(coefficients.nonzero()):
+        chunk = rows[part]
+        workspace.backward(chunk, workspace.forward(chunk, keep=True), coefficients.at(part))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..inputs import HeadInputs, TokenInputs
 from ..objective import Clip, Objective, Shaping, SoftGate, WeightClip
-from ..token_loss import LossFormula, TokenLosses, call_function
+from ..token_loss import Coefficients, LossFormula, TokenLosses, call_function
 
 
 def logprobs(head: HeadInputs) -> tuple[Tensor, Tensor]:
@@ -41,7 +41,7 @@ def policy_loss(
         (coefficient,) = torch.autograd.grad(per_token.sum(), leaf)
     per_token = _per_token(tokens, formula, logprobs)[0] if torch.is_grad_enabled() else per_token.detach()
     per_token = per_token - formula.entropy_coef * tokens.weights.double() * entropy
-    return per_token.sum(), TokenLosses(per_token.detach(), coefficient, ratio.detach(), stable)
+    return per_token.sum(), TokenLosses(per_token.detach(), Coefficients(coefficient), ratio.detach(), stable)
 
 
 def _per_token(tokens: TokenInputs, formula: LossFormula, logprobs: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,27 +11,37 @@ import torch
 from torch import Tensor
 
 from ..inputs import HeadInputs, NeededGradients, TokenInputs
-from ..token_loss import LossFormula, TokenLosses
+from ..token_loss import Coefficients, LossFormula, TokenLosses
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Per token, (n,) float32: log pi(y), the entropy, the anchor a, and log sum_j exp(z_j - a)."""
+    """Per token, (n,): log pi(y), the entropy, the anchor a and log sum_j exp(z_j - a), float32.
+
+    top1 is bool: whether no other entry has a larger logit than the target.
+    """
 
     logprobs: Tensor
     entropy: Tensor
     anchor: Tensor
     log_total: Tensor
+    top1: Tensor
+
+    @property
+    def lse(self) -> Tensor:
+        """log sum_j exp(z_j)."""
+        return self.anchor + self.log_total
 
     def at(self, rows: Tensor | slice) -> Statistics:
-        return Statistics(self.logprobs[rows], self.entropy[rows], self.anchor[rows], self.log_total[rows])
+        return Statistics(*(getattr(self, field.name)[rows] for field in fields(Statistics)))
 
     @staticmethod
     def cat(parts: list[Statistics], device: torch.device) -> Statistics:
         """The tokens of `parts` (maybe none), in order."""
-        empty = torch.empty(0, dtype=torch.float32, device=device)
-        columns = ([getattr(part, field.name) for part in parts] for field in fields(Statistics))
-        return Statistics(*(torch.cat([empty, *column]) for column in columns))
+        if not parts:
+            empty = torch.empty(0, dtype=torch.float32, device=device)
+            return Statistics(empty, empty, empty, empty, empty.bool())
+        return Statistics(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Statistics)))
 
 
 class WeightSum(Protocol):
@@ -107,11 +117,8 @@ class Workspace(ABC):
         """
 
     @abstractmethod
-    def backward(self, rows: Tensor, statistics: Statistics, g: Tensor, q: Tensor | None) -> None:
-        """Add the gradients of the tokens at `rows` for g = d loss / d logprob and q = d loss / d entropy (None: 0).
-
-        With p the softmax of a token, d loss / d z_j = g (1[j = y] - p_j) - q p_j (log p_j + H).
-        """
+    def backward(self, rows: Tensor, statistics: Statistics, coefficients: Coefficients) -> None:
+        """Add the gradients of the tokens at `rows`."""
 
     def losses(self, formula: LossFormula, tokens: TokenInputs, rows: Tensor, statistics: Statistics) -> TokenLosses:
         """The losses of the tokens at the positions `rows`."""

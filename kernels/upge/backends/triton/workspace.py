@@ -10,7 +10,7 @@ import triton
 from torch import Tensor
 
 from ...inputs import HeadInputs, NeededGradients, TokenInputs
-from ...token_loss import LossFormula, TokenLosses
+from ...token_loss import Coefficients, LossFormula, TokenLosses
 from .. import tiling as tilings
 from ..workspace import Statistics, WeightSum, Workspace
 from .kernels.anchor import anchor_kernel
@@ -92,12 +92,13 @@ class TritonWorkspace(Workspace):
                 **options, KEEP=keep, REDO=again, EVEN_D=width % tile.BK == 0, **self._tile_options(tile),
             )  # fmt: skip
             if not again:
+                top1 = tops.amax(1) <= 0
                 reanchor_kernel[by_rows](tops, anchor, redo, n, self.tiles, self.tiling.limit, **block)
         rows_kernel[by_rows](
             sums, moments, target_logit, anchor, logprobs, entropy, log_total, total, others, n, self.tiles, **block
         )
         self.kept = Kept(hidden, targets, inverse_temperature, total, others) if keep else None
-        return Statistics(logprobs, entropy, anchor, log_total)
+        return Statistics(logprobs, entropy, anchor, log_total, top1)
 
     def losses(self, formula: LossFormula, tokens: TokenInputs, rows: Tensor, statistics: Statistics) -> TokenLosses:
         if not can_fuse(formula.objectives):
@@ -132,10 +133,12 @@ class TritonWorkspace(Workspace):
         entropy_coefficient = None
         if formula.entropy_coef:
             entropy_coefficient = -formula.entropy_coef * tokens.weights.index_select(0, rows)
-        return TokenLosses(loss, coefficient, ratio, stable.bool(), entropy_coefficient)
+        return TokenLosses(loss, Coefficients(coefficient, entropy_coefficient), ratio, stable.bool())
 
-    def backward(self, rows: Tensor, statistics: Statistics, g: Tensor, q: Tensor | None) -> None:
+    def backward(self, rows: Tensor, statistics: Statistics, coefficients: Coefficients) -> None:
         assert self.kept is not None
+        assert coefficients.k is None  # TODO
+        g, q = coefficients.g, coefficients.q
         assert self.exps is not None
         head, kept, sums, n = self.head, self.kept, self.gradients, rows.numel()
         exps = self.exps[:n]
