@@ -87,8 +87,8 @@ class Policy:
         user_functions = [objective.function is not None for objective in (rl, sft, off_policy)]
         # A user's function may read them. A preset over pi_old needs them only with several updates per step: the first
         # is on-policy, with r = 1, and every such preset then has REINFORCE's coefficient -w A.
-        self.needs_old_logprobs = any(user_functions) or (config.batch.updates > 1 and rl.needs_old_logprobs)
-        if rl.needs_old_logprobs and not self.needs_old_logprobs:
+        self.needs_old_logprobs = any(user_functions) or (config.batch.updates > 1 and rl.reads_old_logprobs)
+        if rl.reads_old_logprobs and not self.needs_old_logprobs:
             rl = upge.REINFORCE()
         # The advantage of SFT rows is 1, except that `aggregation: official` puts its normalisers there.
         self.objectives = [rl, replace(sft, advantage="given"), off_policy]  # in the order of Signal

@@ -7,9 +7,9 @@ The loss is computed from the hidden states and the weight of the language model
 """
 
 from .api import fused_policy_loss, linear_logprobs
-from .checks import debug
+from .debugging import debug
 from .lm_head import FusedLMHead
-from .objective import Clip, Objective, Shaping, SoftGate, Unmasked, WeightClip
+from .objective import Clip, Objective, Shaping, SoftGate, TokenLoss, Unmasked, WeightClip
 from .outputs import LogprobsOutput, PolicyLossOutput
 from .presets import CISPO, DAPO, DFT, GRPO, GSPO, LUFFY, PPO, PRESETS, REINFORCE, SAPO, SFT, SRFT, DrGRPO
 
@@ -36,6 +36,7 @@ __all__ = [
     "PolicyLossOutput",
     "Shaping",
     "SoftGate",
+    "TokenLoss",
     "Unmasked",
     "WeightClip",
     "__version__",

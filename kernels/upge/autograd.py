@@ -10,6 +10,7 @@ from torch import Tensor
 from .backends import passes
 from .backends.workspace import Gradients, MakeWorkspace
 from .inputs import HeadInputs, NeededGradients
+from .token_loss import Coefficients
 
 
 class PolicyLoss(torch.autograd.Function):
@@ -38,7 +39,7 @@ class PolicyLoss(torch.autograd.Function):
 
 
 class LinearLogprobs(torch.autograd.Function):
-    """Log-probabilities and entropies. The backward computes the logits again, chunk by chunk."""
+    """Log-probabilities, entropies, log-sum-exps and top1. The backward computes the logits again, chunk by chunk."""
 
     @staticmethod
     def forward(
@@ -47,26 +48,29 @@ class LinearLogprobs(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         head: HeadInputs,
+        rows: Tensor,
         make_workspace: MakeWorkspace,
         needs: NeededGradients,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         temperatures = head.temperature if isinstance(head.temperature, Tensor) else None
-        ctx.save_for_backward(hidden, weight, bias, head.targets, temperatures)
+        ctx.save_for_backward(hidden, weight, bias, head.targets, temperatures, rows)
         ctx.temperature = head.temperature if temperatures is None else None
-        ctx.softcap, ctx.make_workspace, ctx.needs = head.softcap, make_workspace, needs
+        ctx.softcap, ctx.group, ctx.make_workspace, ctx.needs = head.softcap, head.group, make_workspace, needs
         ctx.set_materialize_grads(False)
-        return passes.logprobs(make_workspace, head)
+        logprobs, entropy, lse, top1 = passes.statistics(make_workspace, head, rows).spread(rows, head.token_count)
+        ctx.mark_non_differentiable(top1)
+        return logprobs, entropy, lse, top1
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor | None, q: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g: Tensor | None, q: Tensor | None, k: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         _refuse_second_derivatives("linear_logprobs")
-        hidden, weight, bias, targets, temperatures = ctx.saved_tensors
+        hidden, weight, bias, targets, temperatures, rows = ctx.saved_tensors
         temperature = ctx.temperature if temperatures is None else temperatures
-        head = HeadInputs(hidden, weight, targets, bias, temperature, ctx.softcap)
+        head = HeadInputs(hidden, weight, targets, bias, temperature, ctx.softcap, ctx.group)
         if g is None:
             g = torch.zeros(head.token_count, dtype=torch.float32, device=hidden.device)
-        gradients = passes.logprobs_backward(ctx.make_workspace, head, ctx.needs, g, q)
-        return (*gradients.finish(None, _dtypes(hidden, weight, bias)), None, None, None)
+        gradients = passes.gradients(ctx.make_workspace, head, ctx.needs, rows, Coefficients(g, q, k).at(rows))
+        return (*gradients.finish(None, _dtypes(hidden, weight, bias)), None, None, None, None)
 
 
 def _dtypes(*inputs: Tensor | None) -> list[torch.dtype | None]:

@@ -1,77 +1,74 @@
-"""Checks of a call's arguments. Every message names the argument, what it got and what is allowed.
+"""Checks of a call's arguments: types, shapes, dtypes, devices and choices. Values are checked in `value_checks.py`.
 
-Shapes, dtypes and devices are always checked. Checks of values (target ids, NaN) would make the CPU wait for a GPU. So
-they always run on a CPU, and on a GPU only inside `upge.debug()`.
+Every message names the argument, what it got and what is allowed. In messages, (...) is the shape of targets.
 """
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from .inputs import HeadInputs, TokenArguments
+from .importance import LEVELS, MODES
+from .inputs import TokenArguments
 from .objective import Objective
+from .regularizers import KL_KINDS
+from .token_loss import LossFormula
 
-HEAD_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+FLOAT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+VALUE_DTYPES = (*FLOAT_DTYPES, torch.float64)
 INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-
-_debug: contextvars.ContextVar[bool] = contextvars.ContextVar("upge_debug", default=False)
-
-
-@contextlib.contextmanager
-def debug() -> Iterator[None]:
-    """In this context, calls on a GPU also check values (target ids, NaN, infinities, indices), and so wait for it."""
-    token = _debug.set(True)
-    try:
-        yield
-    finally:
-        _debug.reset(token)
+EVALUATE = ("needed", "all")
 
 
-def reads_values(device: torch.device) -> bool:
-    """Whether values on `device` may be checked."""
-    return not torch.compiler.is_compiling() and (device.type == "cpu" or _debug.get())
-
-
-def check_is_tensor(name: str, value: object) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: must be a tensor; got {type(value).__name__}")
-
-
-def check_head(head: HeadInputs) -> None:
-    hidden, weight = head.hidden, head.weight
-    _check_matrix("hidden", hidden, "(N, D): flatten batch and sequence into tokens")
-    _check_matrix("weight", weight, "(V, D), as torch.nn.Linear stores it")
-    if type(weight).__name__ == "DTensor" or type(hidden).__name__ == "DTensor":
-        raise TypeError(
-            "weight: must not be a sharded DTensor; call the head as a module, upge.FusedLMHead, so that it is gathered"
-        )
-    if hidden.dtype != weight.dtype:
-        raise TypeError(
-            f"weight: must have the dtype of hidden; got {_name(weight.dtype)} with hidden {_name(hidden.dtype)}. "
-            "Cast one of them, or call under torch.autocast"
-        )
-    if hidden.shape[1] != weight.shape[1]:
+def check_head(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None) -> None:
+    for name, value in (("hidden", hidden), ("weight", weight), ("targets", targets)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: must be a tensor; got {type(value).__name__}")
+    for name, value in (("hidden", hidden), ("weight", weight), ("bias", bias)):
+        if isinstance(value, Tensor):
+            _check_is_plain(name, value)
+    if weight.dim() != 2:
+        raise ValueError(f"weight: must have shape (V, D), as torch.nn.Linear stores it; got {tuple(weight.shape)}")
+    if hidden.dim() == 0:
+        raise ValueError("hidden: must have shape (..., D), where targets have (...); got ()")
+    for name, value in (("hidden", hidden), ("weight", weight)):
+        if value.dtype not in FLOAT_DTYPES:
+            raise TypeError(f"{name}: must be {_names(FLOAT_DTYPES)}; got {_name(value.dtype)}")
+    if hidden.shape[-1] != weight.shape[1]:
         raise ValueError(
-            f"weight: must be (V, {hidden.shape[1]}) to match hidden {tuple(hidden.shape)}; got {tuple(weight.shape)}"
+            f"weight: must be (V, {hidden.shape[-1]}) to match hidden {tuple(hidden.shape)}; got {tuple(weight.shape)}"
         )
     if weight.shape[0] == 0 or weight.shape[1] == 0:
         raise ValueError(f"weight: V and D must be at least 1; got {tuple(weight.shape)}")
-    if weight.device != hidden.device:
-        raise ValueError(f"weight: must be on the device of hidden, {hidden.device}; got {weight.device}")
-    check_vector("targets", head.targets, head, (torch.int64, torch.int32))
-    check_vector("bias", head.bias, head, HEAD_DTYPES, length=head.vocabulary_size, symbol="V")
-    if isinstance(head.temperature, Tensor):
-        check_vector("temperature", head.temperature, head, (torch.float32,))
-    elif not _is_positive(head.temperature):
-        raise ValueError(f"temperature: must be a positive float or a float32 tensor (N,); got {head.temperature!r}")
-    if head.softcap is not None and not _is_positive(head.softcap):
-        raise ValueError(f"softcap: must be a positive float or None; got {head.softcap!r}")
+    if hidden.is_meta:
+        raise ValueError("hidden: must be on a device that holds data; got meta")
+    _check_device("weight", weight, hidden)
+    check_column("targets", targets, hidden, (torch.int64, torch.int32))
+    if bias is not None:
+        _check_tensor("bias", bias, "(V,)", (weight.shape[0],), FLOAT_DTYPES, hidden)
+
+
+def check_column(name: str, value: Tensor | None, hidden: Tensor, dtypes: Sequence[torch.dtype]) -> None:
+    """Check a tensor of one entry per token. None passes."""
+    if value is not None:
+        _check_tensor(name, value, "(...)", tuple(hidden.shape[:-1]), dtypes, hidden)
+
+
+def check_scalars(temperature: float | Tensor, softcap: float | None, logit_scale: float, ignore_index: int) -> None:
+    if isinstance(temperature, Tensor):
+        if temperature.requires_grad and torch.is_grad_enabled():
+            raise ValueError("temperature: must be a constant; got a tensor that requires a gradient: detach it")
+    elif not _is_positive(temperature):
+        raise ValueError(f"temperature: must be a positive float or a tensor (...); got {temperature!r}")
+    if softcap is not None and not _is_positive(softcap):
+        raise ValueError(f"softcap: must be a positive float or None; got {softcap!r}")
+    if not _is_positive(logit_scale):
+        raise ValueError(f"logit_scale: must be a positive float; got {logit_scale!r}")
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+        raise TypeError(f"ignore_index: must be an int; got {ignore_index!r}")
 
 
 def check_objectives(
@@ -88,7 +85,7 @@ def check_objectives(
     if len(objectives) > 1 and objective_index is None:
         raise ValueError(
             f"objective_index: {len(objectives)} objectives need the index of the one that each token follows, "
-            "(N,) integers; got None"
+            "(...) integers; got None"
         )
     return tuple(objectives)
 
@@ -98,139 +95,123 @@ def _objectives_message(got: object) -> str:
     return f"objectives: must be an upge.Objective or a non-empty list of them; got {got!r}{hint}"
 
 
-def check_finite(name: str, value: float) -> None:
-    if not (isinstance(value, (int, float)) and math.isfinite(value)):
-        raise ValueError(f"{name}: must be a finite float; got {value!r}")
+def check_formula(formula: LossFormula) -> None:
+    """The settings of a call that are not tensors."""
+    ratio = formula.importance
+    _check_choice("tis", ratio.level, LEVELS)
+    _check_choice("tis_mode", ratio.mode, MODES)
+    if not _is_positive(ratio.high):
+        raise ValueError(f"tis_clip: must be a positive float; got {ratio.high!r}")
+    if ratio.low is not None and not (_is_number(ratio.low) and 0 <= ratio.low <= ratio.high):
+        raise ValueError(f"tis_min: must be None or in [0, tis_clip] = [0, {ratio.high}]; got {ratio.low!r}")
+    _check_choice("kl", formula.kl, KL_KINDS)
+    _check_choice("evaluate", formula.evaluate, EVALUATE)
+    # e^80 is near the largest float32.
+    if not (_is_number(formula.max_log_ratio) and 0 < formula.max_log_ratio <= 80):
+        raise ValueError(f"max_log_ratio: must be a float in (0, 80]; got {formula.max_log_ratio!r}")
 
 
-def check_tokens(
-    tokens: TokenArguments, head: HeadInputs, objectives: Sequence[Objective], uses_kl: bool, tis_clip: float
-) -> None:
+def check_coefficient(name: str, value: float | Tensor, hidden: Tensor) -> None:
+    """A finite number, or one per token."""
+    if isinstance(value, Tensor):
+        check_column(name, value, hidden, VALUE_DTYPES)
+    elif not _is_number(value) or not math.isfinite(value):
+        raise ValueError(f"{name}: must be a finite float or a tensor (...); got {value!r}")
+
+
+def check_tokens(tokens: TokenArguments, hidden: Tensor) -> None:
     for name in ("weights", "advantages", "old_logprobs", "ref_logprobs", "rollout_logprobs"):
-        check_vector(name, getattr(tokens, name), head, (torch.float32,))
-    check_vector("mask", tokens.mask, head, (torch.bool,))
-    check_vector("objective_index", tokens.objective_index, head, INTEGER_DTYPES)
-    check_vector("sequence_ids", tokens.sequence_ids, head, INTEGER_DTYPES)
-    for objective in objectives:
+        check_column(name, getattr(tokens, name), hidden, VALUE_DTYPES)
+    check_column("mask", tokens.mask, hidden, (torch.bool, *INTEGER_DTYPES))
+    check_column("objective_index", tokens.objective_index, hidden, INTEGER_DTYPES)
+    check_column("sequence_ids", tokens.sequence_ids, hidden, INTEGER_DTYPES)
+    if not isinstance(tokens.columns, Mapping):
+        raise TypeError(f"columns: must be a dict from names to tensors (...); got {type(tokens.columns).__name__}")
+    taken = {*tokens.named()} - {*tokens.columns} | {"entropy"}
+    for name, column in tokens.columns.items():
+        if not isinstance(name, str) or not name.isidentifier():
+            raise ValueError(f"columns: names must be identifiers, read as batch.NAME; got {name!r}")
+        if name in TokenArguments.__dataclass_fields__ or name in taken:
+            raise ValueError(f"columns: {name!r} is the name of an argument; choose another")
+        check_column(f"columns[{name!r}]", column, hidden, (*VALUE_DTYPES, *INTEGER_DTYPES, torch.bool))
+
+
+def check_needs(tokens: TokenArguments, formula: LossFormula) -> None:
+    """Whether the call was given what its objectives and options read."""
+    for objective in formula.objectives:
         name = objective.name
         if objective.needs_advantages and tokens.advantages is None:
-            raise ValueError(f"advantages: objective {name} needs the advantage of each token, (N,); got None")
-        if objective.needs_old_logprobs and tokens.old_logprobs is None:
-            raise ValueError(
-                f"old_logprobs: objective {name} needs the log-probabilities of the policy that sampled the tokens, "
-                "(N,); got None"
-            )
+            raise ValueError(f"advantages: objective {name} needs the advantage of each token, (...); got None")
         if objective.needs_sequence_ids and tokens.sequence_ids is None:
-            raise ValueError(f"sequence_ids: objective {name} needs the sequence id of each token, (N,); got None")
-    if uses_kl and tokens.ref_logprobs is None:
+            raise ValueError(f"sequence_ids: objective {name} needs the sequence id of each token, (...); got None")
+    if tokens.kl_coef is not None and tokens.ref_logprobs is None:
         raise ValueError(
-            "ref_logprobs: kl_coef != 0 needs the log-probabilities of the frozen reference model, (N,); got None"
+            "ref_logprobs: kl_coef != 0 needs the log-probabilities of the frozen reference model, (...); got None"
         )
-    if tokens.rollout_logprobs is not None and tokens.old_logprobs is None:
-        raise ValueError(
-            "old_logprobs: the truncated importance ratio min(exp(old_logprobs - rollout_logprobs), tis_clip) needs "
-            "both; got only rollout_logprobs"
-        )
-    if not (isinstance(tis_clip, (int, float)) and tis_clip > 0):
-        raise ValueError(f"tis_clip: must be a positive float; got {tis_clip!r}")
-
-
-def check_head_values(head: HeadInputs, mask: Tensor | None) -> None:
-    """Check the values of counted tokens. Reads the device."""
-    counted = slice(None) if mask is None else mask
-    targets = head.targets[counted]
-    bad = targets[(targets < 0) | (targets >= head.vocabulary_size)]
-    if bad.numel():
-        hint = "" if mask is not None else "; leave such tokens out, or use fused_policy_loss with mask="
-        raise ValueError(
-            f"targets: ids must be in [0, {head.vocabulary_size}) where the token counts; got {int(bad[0])}{hint}"
-        )
-    not_finite = ~torch.isfinite(head.hidden).all(dim=1)
-    if mask is not None:
-        not_finite &= mask
-    if not_finite.any():
-        row = int(not_finite.nonzero()[0])
-        raise ValueError(f"hidden: must be finite where the token counts; row {row} holds NaN or inf")
-    if isinstance(head.temperature, Tensor):
-        wrong = head.temperature[counted]
-        wrong = wrong[~((wrong > 0) & torch.isfinite(wrong))]
-        if wrong.numel():
-            raise ValueError(f"temperature: must be positive and finite where the token counts; got {float(wrong[0])}")
-
-
-def check_token_values(
-    tokens: TokenArguments, head: HeadInputs, objectives: Sequence[Objective], uses_kl: bool
-) -> None:
-    """Check the values of the per-token arguments on the tokens where they are read. Reads the device."""
-    counted = torch.ones(head.token_count, dtype=torch.bool, device=head.hidden.device)
-    if tokens.mask is not None:
-        counted = tokens.mask
-    index = tokens.objective_index
-    if index is not None:
-        bad = index[counted & ((index < 0) | (index >= len(objectives)))]
-        if bad.numel():
+    if tokens.rollout_logprobs is not None:
+        if tokens.old_logprobs is None:
             raise ValueError(
-                f"objective_index: must be in [0, {len(objectives)}) where the token counts; got {int(bad[0])}"
+                "old_logprobs: the truncated importance ratio exp(old_logprobs - rollout_logprobs) needs both; "
+                "got only rollout_logprobs"
             )
-    reads_advantages, reads_old = torch.zeros_like(counted), torch.zeros_like(counted)
-    for number, objective in enumerate(objectives):
-        follows = counted if index is None else counted & (index == number)
-        if objective.needs_advantages:
-            reads_advantages |= follows
-        if objective.needs_old_logprobs:
-            reads_old |= follows
-    _check_finite_where("weights", tokens.weights, counted)
-    _check_finite_where("rollout_logprobs", tokens.rollout_logprobs, counted)
-    if uses_kl:
-        _check_finite_where("ref_logprobs", tokens.ref_logprobs, counted)
-    _check_finite_where("advantages", tokens.advantages, reads_advantages)
-    _check_finite_where("old_logprobs", tokens.old_logprobs, reads_old if tokens.rollout_logprobs is None else counted)
+        if formula.importance.level == "sequence" and tokens.sequence_ids is None:
+            raise ValueError("sequence_ids: tis='sequence' needs the sequence id of each token, (...); got None")
 
 
-def check_vector(
-    name: str,
-    value: Tensor | None,
-    head: HeadInputs,
-    dtypes: Sequence[torch.dtype],
-    length: int | None = None,
-    symbol: str = "N",
+def _check_is_plain(name: str, value: Tensor) -> None:
+    """Refuse tensors that the kernels cannot read, naming the way out."""
+    if type(value).__name__ == "DTensor":
+        raise TypeError(
+            f"{name}: must not be a DTensor. For a head sharded by FSDP2, call it as a module inside the model's "
+            "forward, upge.FusedLMHead, where its weight is gathered. For a head sharded over the vocabulary (tensor "
+            "parallelism), pass weight.to_local() and group="
+        )
+    if value.layout != torch.strided:
+        raise TypeError(f"{name}: must be dense; got layout {_name(value.layout)}. Pass {name}.to_dense()")
+    if torch.compiler.is_compiling():
+        return
+    if torch._C._functorch.is_functorch_wrapped_tensor(value):
+        raise TypeError(
+            f"{name}: torch.func transforms (grad, vmap, jvp) are not supported; "
+            "use backward() or torch.autograd.grad, and a batch of tokens in place of vmap"
+        )
+    if torch.autograd.forward_ad.unpack_dual(value).tangent is not None:
+        raise TypeError(f"{name}: forward-mode differentiation is not supported; use backward()")
+
+
+def _check_tensor(
+    name: str, value: object, symbol: str, shape: tuple[int, ...], dtypes: Sequence[torch.dtype], hidden: Tensor
 ) -> None:
-    """Check a vector of one entry per token, or of `length`, which messages call `symbol`. None passes."""
-    if value is None:
-        return
-    length = head.token_count if length is None else length
-    allowed = " or ".join(_name(dtype) for dtype in dtypes)
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: must be a tensor ({symbol},) of {allowed}; got {type(value).__name__}")
-    if value.shape != (length,):
-        raise ValueError(f"{name}: must have shape ({symbol},) = ({length},); got {tuple(value.shape)}")
+        raise TypeError(f"{name}: must be a tensor {symbol} of {_names(dtypes)}; got {type(value).__name__}")
+    if value.shape != shape:
+        raise ValueError(f"{name}: must have shape {symbol} = {shape}; got {tuple(value.shape)}")
     if value.dtype not in dtypes:
-        was_cast = value.dtype in HEAD_DTYPES and torch.float32 in dtypes
-        hint = ". A MixedPrecisionPolicy of FSDP2 casts it unless cast_forward_inputs=False" if was_cast else ""
-        raise TypeError(f"{name}: must be {allowed}; got {_name(value.dtype)}{hint}")
-    if value.device != head.hidden.device:
-        raise ValueError(f"{name}: must be on the device of hidden, {head.hidden.device}; got {value.device}")
+        raise TypeError(f"{name}: must be {_names(dtypes)}; got {_name(value.dtype)}")
+    _check_device(name, value, hidden)
 
 
-def _check_matrix(name: str, value: Tensor, shape: str) -> None:
-    if value.dim() != 2:
-        raise ValueError(f"{name}: must have shape {shape}; got {tuple(value.shape)}")
-    if value.dtype not in HEAD_DTYPES:
-        raise TypeError(f"{name}: must be {', '.join(_name(d) for d in HEAD_DTYPES)}; got {_name(value.dtype)}")
+def _check_device(name: str, value: Tensor, hidden: Tensor) -> None:
+    if value.device != hidden.device:
+        raise ValueError(f"{name}: must be on the device of hidden, {hidden.device}; got {value.device}")
 
 
-def _check_finite_where(name: str, value: Tensor | None, where: Tensor) -> None:
-    if value is None:
-        return
-    wrong = where & ~torch.isfinite(value)
-    if wrong.any():
-        row = int(wrong.nonzero()[0])
-        raise ValueError(f"{name}: must not be NaN or infinite where it is read; row {row} is {float(value[row])}")
+def _check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}: must be one of {', '.join(map(repr, allowed))}; got {value!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _is_positive(value: object) -> bool:
-    return isinstance(value, (int, float)) and 0 < value < math.inf
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
 
 
-def _name(dtype: torch.dtype) -> str:
+def _names(dtypes: Sequence[torch.dtype]) -> str:
+    return " or ".join(_name(dtype) for dtype in dtypes)
+
+
+def _name(dtype: object) -> str:
     return str(dtype).removeprefix("torch.")

@@ -8,6 +8,7 @@ gradients are rounded after that, because of their small range.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -15,44 +16,44 @@ from torch import Tensor
 
 from . import eager
 from .backends import passes
-from .backends.workspace import Gradients, MakeWorkspace
+from .backends.workspace import Columns, Gradients, MakeWorkspace
+from .importance import ImportanceRatio
 from .inputs import HeadInputs, NeededGradients, TokenArguments
 from .objective import Objective
 from .outputs import PolicyLossOutput
-from .token_loss import LossFormula
+from .token_loss import Coefficients, LossFormula
+
+# The tensors of a call, in the order of an op's arguments.
+TOKEN_FIELDS = [item.name for item in fields(TokenArguments) if item.name != "columns"]
 
 
-def linear_logprobs(head: HeadInputs, backend: str) -> tuple[Tensor, Tensor]:
-    """log pi(y) and entropy, (N,) float32."""
+def linear_logprobs(head: HeadInputs, counted: Tensor, backend: str) -> Columns:
+    """log pi(y), entropy, log-sum-exp (float32) and top1 (bool), each (N,)."""
     needs = NeededGradients.of(head)
-    logprobs, entropy = torch.ops.upge.linear_logprobs(
-        *_head_arguments(head), [needs.hidden, needs.weight, needs.bias], backend
+    logprobs, entropy, lse, top1 = torch.ops.upge.linear_logprobs(
+        *_head_arguments(head), counted, [needs.hidden, needs.weight, needs.bias], backend
     )
-    return logprobs, entropy
+    return logprobs, entropy, lse, top1
 
 
-def policy_loss(
-    head: HeadInputs, arguments: TokenArguments, formula: LossFormula, tis_clip: float, backend: str
-) -> PolicyLossOutput:
+def policy_loss(head: HeadInputs, arguments: TokenArguments, formula: LossFormula, backend: str) -> PolicyLossOutput:
     needs = NeededGradients.of(head)
-    loss, *statistics = torch.ops.upge.policy_loss(
+    ratio = formula.importance
+    loss, *columns = torch.ops.upge.policy_loss(
         *_head_arguments(head),
+        [getattr(arguments, name) for name in TOKEN_FIELDS],
         [objective.key for objective in formula.objectives],
-        formula.entropy_coef,
-        formula.kl_coef,
-        arguments.weights,
-        arguments.mask,
-        arguments.objective_index,
-        arguments.advantages,
-        arguments.old_logprobs,
-        arguments.ref_logprobs,
-        arguments.rollout_logprobs,
-        arguments.sequence_ids,
-        float(tis_clip),
+        ratio.level,
+        ratio.mode,
+        float(ratio.high),
+        None if ratio.low is None else float(ratio.low),
+        formula.kl,
+        float(formula.max_log_ratio),
+        formula.evaluate,
         [needs.hidden, needs.weight, needs.bias],
         backend,
     )
-    return PolicyLossOutput(loss, *(x.detach() for x in statistics[:6]))
+    return PolicyLossOutput(loss, *(x.detach() for x in columns[: len(PolicyLossOutput._fields) - 1]))
 
 
 def _head_arguments(head: HeadInputs) -> tuple[Any, ...]:
@@ -77,8 +78,8 @@ def _head_inputs(
     return HeadInputs(hidden, weight, targets, bias, temperature if temperatures is None else temperatures, softcap)
 
 
-def _workspace_class(head: HeadInputs, backend: str, mask: Tensor | None = None) -> MakeWorkspace:
-    found = eager.check_head(head, backend, mask)
+def _workspace_class(head: HeadInputs, counted: Tensor, backend: str) -> MakeWorkspace:
+    found = eager.workspace_class(head, counted, backend)
     if found is None:
         raise ValueError("backend: 'reference' is plain autograd and not a compiled op; call it outside torch.compile")
     return found
@@ -113,6 +114,10 @@ def _fake_gradients(
     )
 
 
+def _fake_columns(hidden: Tensor, *dtypes: torch.dtype) -> tuple[Tensor, ...]:
+    return tuple(hidden.new_empty(hidden.shape[:1], dtype=dtype) for dtype in dtypes)
+
+
 @torch.library.custom_op("upge::linear_logprobs", mutates_args=())
 def _linear_logprobs(
     hidden: Tensor,
@@ -122,17 +127,19 @@ def _linear_logprobs(
     temperature: float,
     temperatures: Tensor | None,
     softcap: float | None,
+    counted: Tensor,
     needs: Sequence[bool],
     backend: str,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     head = _head_inputs(hidden, weight, targets, bias, temperature, temperatures, softcap)
-    return passes.logprobs(_workspace_class(head, backend), head)
+    rows = counted.nonzero().squeeze(1)
+    found = passes.statistics(_workspace_class(head, counted, backend), head, rows)
+    return found.spread(rows, head.token_count)
 
 
 @_linear_logprobs.register_fake
-def _(hidden: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    shape = hidden.shape[:1]
-    return hidden.new_empty(shape, dtype=torch.float32), hidden.new_empty(shape, dtype=torch.float32)
+def _(hidden: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return _fake_columns(hidden, torch.float32, torch.float32, torch.float32, torch.bool)
 
 
 @torch.library.custom_op("upge::linear_logprobs_backward", mutates_args=())
@@ -144,13 +151,16 @@ def _linear_logprobs_backward(
     temperature: float,
     temperatures: Tensor | None,
     softcap: float | None,
+    counted: Tensor,
     needs: Sequence[bool],
     backend: str,
     g: Tensor,
     q: Tensor | None,
+    k: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     head = _head_inputs(hidden, weight, targets, bias, temperature, temperatures, softcap)
-    gradients = passes.logprobs_backward(_workspace_class(head, backend), head, NeededGradients(*needs), g, q)
+    make_workspace, rows = _workspace_class(head, counted, backend), counted.nonzero().squeeze(1)
+    gradients = passes.gradients(make_workspace, head, NeededGradients(*needs), rows, Coefficients(g, q, k).at(rows))
     return _gradient_tensors(gradients, _gradient_dtypes(hidden, weight, bias), hidden)
 
 
@@ -163,6 +173,7 @@ def _(
     temperature: float,
     temperatures: Tensor | None,
     softcap: float | None,
+    counted: Tensor,
     needs: Sequence[bool],
     *rest: Any,
 ) -> tuple[Tensor, ...]:
@@ -170,20 +181,20 @@ def _(
 
 
 def _save_head(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    hidden, weight, targets, bias, temperature, temperatures, softcap, needs, backend = inputs
-    ctx.save_for_backward(hidden, weight, targets, bias, temperatures)
+    hidden, weight, targets, bias, temperature, temperatures, softcap, counted, needs, backend = inputs
+    ctx.save_for_backward(hidden, weight, targets, bias, temperatures, counted)
     ctx.settings = temperature, softcap, needs, backend
 
 
-def _logprobs_backward(ctx: Any, g: Tensor | None, q: Tensor | None) -> tuple[Any, ...]:
-    hidden, weight, targets, bias, temperatures = ctx.saved_tensors
+def _logprobs_backward(ctx: Any, g: Tensor | None, q: Tensor | None, k: Tensor | None, _: Any) -> tuple[Any, ...]:
+    hidden, weight, targets, bias, temperatures, counted = ctx.saved_tensors
     temperature, softcap, needs, backend = ctx.settings
     g = hidden.new_zeros(hidden.shape[0], dtype=torch.float32) if g is None else g
     gradients = torch.ops.upge.linear_logprobs_backward(
-        hidden, weight, targets, bias, temperature, temperatures, softcap, needs, backend, g, q
+        hidden, weight, targets, bias, temperature, temperatures, softcap, counted, needs, backend, g, q, k
     )
     dh, dw, db = (x if needed else None for x, needed in zip(gradients, needs, strict=True))
-    return dh, dw, None, db, None, None, None, None, None
+    return dh, dw, None, db, None, None, None, None, None, None
 
 
 _linear_logprobs.register_autograd(_logprobs_backward, setup_context=_save_head)
@@ -198,47 +209,51 @@ def _policy_loss(
     temperature: float,
     temperatures: Tensor | None,
     softcap: float | None,
+    tokens: Sequence[Tensor | None],
     objectives: Sequence[int],
-    entropy_coef: float,
-    kl_coef: float,
-    weights: Tensor | None,
-    mask: Tensor | None,
-    objective_index: Tensor | None,
-    advantages: Tensor | None,
-    old_logprobs: Tensor | None,
-    ref_logprobs: Tensor | None,
-    rollout_logprobs: Tensor | None,
-    sequence_ids: Tensor | None,
+    tis: str,
+    tis_mode: str,
     tis_clip: float,
+    tis_min: float | None,
+    kl: str,
+    max_log_ratio: float,
+    evaluate: str,
     needs: Sequence[bool],
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The fields of PolicyLossOutput, then dh, dW and db. `objectives` holds their keys."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The fields of PolicyLossOutput, then dh, dW and db.
+
+    tokens: the fields of TokenArguments named in TOKEN_FIELDS. objectives: their keys.
+    """
     head = _head_inputs(hidden, weight, targets, bias, temperature, temperatures, softcap)
-    make_workspace = _workspace_class(head, backend, mask)
-    formula = LossFormula(tuple(Objective.by_key(key) for key in objectives), entropy_coef, kl_coef)
-    arguments = TokenArguments(
-        weights, mask, objective_index, advantages, old_logprobs, ref_logprobs, rollout_logprobs, sequence_ids
+    arguments = TokenArguments(**dict(zip(TOKEN_FIELDS, tokens, strict=True)))
+    assert arguments.mask is not None
+    make_workspace = _workspace_class(head, arguments.mask, backend)
+    formula = LossFormula(
+        tuple(Objective.by_key(key) for key in objectives),
+        ImportanceRatio(tis, tis_mode, tis_clip, tis_min),
+        kl,
+        max_log_ratio,
+        evaluate,
     )
-    tokens = eager.complete_tokens(arguments, head, formula, tis_clip)
-    out, gradients = eager.chunked_loss(make_workspace, head, tokens, formula, NeededGradients(*needs))
+    complete = eager.complete_tokens(arguments, head, formula)
+    out, gradients = eager.chunked_loss(make_workspace, head, complete, formula, NeededGradients(*needs))
     return (*out, *_gradient_tensors(gradients, _gradient_dtypes(hidden, weight, bias, widen_fp16=True), hidden))
 
 
 @_policy_loss.register_fake
 def _(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
     needs = rest[-2]  # the last but one argument
-    numbers = [hidden.new_empty(hidden.shape[:1], dtype=torch.float32) for _ in range(4)]
-    flags = [hidden.new_empty(hidden.shape[:1], dtype=torch.bool) for _ in range(2)]
+    columns = _fake_columns(hidden, *[torch.float32] * 5, *[torch.bool] * 3)
     gradients = _fake_gradients(hidden, weight, bias, needs, widen_fp16=True)
-    return (hidden.new_empty((), dtype=torch.float32), *numbers, *flags, *gradients)
+    return (hidden.new_empty((), dtype=torch.float32), *columns, *gradients)
 
 
 def _save_gradients(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     hidden, weight, _, bias = inputs[:4]
     ctx.save_for_backward(*output[-3:])
-    ctx.needs = inputs[-2]
-    ctx.dtypes = _gradient_dtypes(hidden, weight, bias)
+    ctx.needs, ctx.dtypes = inputs[-2], _gradient_dtypes(hidden, weight, bias)
+    ctx.argument_count = len(inputs)
 
 
 def _loss_backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Any, ...]:
@@ -246,7 +261,7 @@ def _loss_backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Any, ...]:
         (gradient * upstream).to(dtype) if needed else None
         for gradient, dtype, needed in zip(ctx.saved_tensors, ctx.dtypes, ctx.needs, strict=True)
     )
-    others = [None] * 17  # the op's other arguments
+    others = [None] * (ctx.argument_count - 4)
     return (dh, dw, None, db, *others)
 
 

@@ -1,4 +1,4 @@
-"""The two functions without torch.compile: check the inputs, complete them, run the backend."""
+"""The two functions without torch.compile: check the values, complete the inputs, run the backend."""
 
 from __future__ import annotations
 
@@ -7,35 +7,33 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
-from . import autograd, backends, checks
+from . import autograd, backends, value_checks
 from .backends import passes, reference
-from .backends.workspace import Gradients, MakeWorkspace
+from .backends.workspace import Columns, Gradients, MakeWorkspace, Statistics
 from .inputs import HeadInputs, NeededGradients, TokenArguments, TokenInputs
 from .outputs import PolicyLossOutput
 from .token_loss import LossFormula, TokenLosses
 
 
-def linear_logprobs(head: HeadInputs, backend: str) -> tuple[Tensor, Tensor]:
-    """log pi(y) and entropy, (N,) float32."""
-    make_workspace = check_head(head, backend)
+def linear_logprobs(head: HeadInputs, counted: Tensor, backend: str) -> Columns:
+    """log pi(y), entropy, log-sum-exp (float32) and top1 (bool), each (N,)."""
+    make_workspace = workspace_class(head, counted, backend)
+    rows = counted.nonzero().squeeze(1)
     if make_workspace is None:
-        logprobs, entropy = reference.logprobs(head)
-        return logprobs.float(), entropy.float()
+        return reference.statistics(head.at(rows)).spread(rows, head.token_count)
     needs = NeededGradients.of(head)
     if not needs:
-        found = passes.statistics(make_workspace, head, torch.arange(head.token_count, device=head.hidden.device))
-        return found.logprobs, found.entropy
-    result: tuple[Tensor, Tensor] = autograd.LinearLogprobs.apply(  # type: ignore[no-untyped-call]
-        head.hidden, head.weight, head.bias, head, make_workspace, needs
+        return passes.statistics(make_workspace, head, rows).spread(rows, head.token_count)
+    result: Columns = autograd.LinearLogprobs.apply(  # type: ignore[no-untyped-call]
+        head.hidden, head.weight, head.bias, head, rows, make_workspace, needs
     )
     return result
 
 
-def policy_loss(
-    head: HeadInputs, arguments: TokenArguments, formula: LossFormula, tis_clip: float, backend: str
-) -> PolicyLossOutput:
-    make_workspace = check_head(head, backend, arguments.mask)
-    tokens = complete_tokens(arguments, head, formula, tis_clip)
+def policy_loss(head: HeadInputs, arguments: TokenArguments, formula: LossFormula, backend: str) -> PolicyLossOutput:
+    assert arguments.mask is not None
+    make_workspace = workspace_class(head, arguments.mask, backend)
+    tokens = complete_tokens(arguments, head, formula)
     if make_workspace is None:
         return _reference_loss(head, tokens, formula)
     needs = NeededGradients.of(head)
@@ -49,67 +47,73 @@ def policy_loss(
     return out._replace(loss=loss)
 
 
-def check_head(head: HeadInputs, backend: str, mask: Tensor | None = None) -> MakeWorkspace | None:
-    """Check the head's inputs. Returns the backend's workspace class, or None for the reference backend."""
-    checks.check_head(head)
-    checks.check_vector("mask", mask, head, (torch.bool,))
-    if checks.reads_values(head.hidden.device):
-        checks.check_head_values(head, mask)
-    return backends.workspace_class(backend, head.hidden.device)
+def workspace_class(head: HeadInputs, counted: Tensor, backend: str) -> MakeWorkspace | None:
+    """The backend's workspace class, or None for the reference backend. Checks the head's values."""
+    found = backends.workspace_class(backend, head.hidden.device)
+    value_checks.check_head_values(head, counted)
+    return found
 
 
-def complete_tokens(arguments: TokenArguments, head: HeadInputs, formula: LossFormula, tis_clip: float) -> TokenInputs:
-    """Check the per-token arguments, fill in default weights, and multiply in the truncated importance ratio."""
-    uses_kl = formula.kl_coef != 0
-    checks.check_finite("entropy_coef", formula.entropy_coef)
-    checks.check_finite("kl_coef", formula.kl_coef)
-    checks.check_tokens(arguments, head, formula.objectives, uses_kl, tis_clip)
-    if checks.reads_values(head.hidden.device):
-        checks.check_token_values(arguments, head, formula.objectives, uses_kl)
-    weights = arguments.weights
-    if weights is None:
-        count = head.hidden.new_tensor(head.token_count) if arguments.mask is None else arguments.mask.sum()
-        weights = (1.0 / count.float().clamp(min=1)).expand(head.token_count)
-    if arguments.rollout_logprobs is not None and arguments.old_logprobs is not None:
-        weights = weights * (arguments.old_logprobs - arguments.rollout_logprobs).exp().clamp(max=tis_clip)
-    others = {field.name: getattr(arguments, field.name) for field in fields(arguments) if field.name != "weights"}
-    return TokenInputs(weights=weights, **others).map(lambda vector: vector.detach().contiguous())
+def complete_tokens(arguments: TokenArguments, head: HeadInputs, formula: LossFormula) -> TokenInputs:
+    """Check the values, fill in default weights, and form the truncated importance ratio."""
+    value_checks.check_token_values(arguments, head, formula)
+    given = {item.name: getattr(arguments, item.name) for item in fields(arguments)}
+    mask = arguments.mask
+    assert mask is not None
+    if arguments.weights is None:
+        given["weights"] = (1.0 / mask.sum().float().clamp(min=1)).expand(head.token_count)
+    if arguments.rollout_logprobs is not None:
+        assert arguments.old_logprobs is not None
+        given["importance"] = formula.importance.of(
+            arguments.old_logprobs, arguments.rollout_logprobs, arguments.sequence_ids, mask
+        )
+    return TokenInputs(**given).map(torch.Tensor.contiguous)
 
 
 def chunked_loss(
     make_workspace: MakeWorkspace, head: HeadInputs, tokens: TokenInputs, formula: LossFormula, needs: NeededGradients
 ) -> tuple[PolicyLossOutput, Gradients]:
     """The loss, detached, and its gradients."""
-    rows = formula.tokens_with_gradient(tokens)
-    statistics, losses, gradients = passes.policy_loss(make_workspace, head, tokens, formula, rows, needs)
+    trained, others = _evaluated(tokens, formula)
+    statistics, losses, gradients = passes.policy_loss(make_workspace, head, tokens, formula, trained, others, needs)
     loss = losses.loss.double().sum().float()
-    return _output(loss, tokens, rows, statistics.logprobs, statistics.entropy, losses), gradients
+    return _output(loss, tokens, torch.cat([trained, others]), statistics, losses), gradients
 
 
 def _reference_loss(head: HeadInputs, tokens: TokenInputs, formula: LossFormula) -> PolicyLossOutput:
-    rows = formula.tokens_with_gradient(tokens)
-    logprobs, entropy = reference.logprobs(head.at(rows))
-    loss, losses = reference.policy_loss(tokens.at(rows), formula, logprobs, entropy)
-    return _output(loss.float(), tokens, rows, logprobs.detach(), entropy.detach(), losses)
+    rows = torch.cat(_evaluated(tokens, formula))
+    statistics = reference.statistics(head.at(rows))
+    loss, losses = reference.policy_loss(tokens.at(rows), formula, statistics)
+    return _output(loss.float(), tokens, rows, statistics, losses)
+
+
+def _evaluated(tokens: TokenInputs, formula: LossFormula) -> tuple[Tensor, Tensor]:
+    """Positions of the tokens that can have a gradient, and of the others whose numbers are asked for."""
+    assert tokens.mask is not None
+    trained = formula.tokens_with_gradient(tokens)
+    others = tokens.mask & ~trained if formula.evaluate == "all" else torch.zeros_like(trained)
+    return trained.nonzero().squeeze(1), others.nonzero().squeeze(1)
 
 
 def _output(
-    loss: Tensor, tokens: TokenInputs, rows: Tensor, logprobs: Tensor, entropy: Tensor, losses: TokenLosses
+    loss: Tensor, tokens: TokenInputs, rows: Tensor, statistics: Statistics, losses: TokenLosses
 ) -> PolicyLossOutput:
     """Spread the values of the evaluated tokens, at the positions `rows` (n,), over all N."""
-    zeros = torch.zeros_like(tokens.weights)
-    counted = torch.ones_like(zeros, dtype=torch.bool) if tokens.mask is None else tokens.mask
-    unknown = zeros.masked_fill(counted, float("nan"))
+    assert tokens.mask is not None
+    zeros, no = torch.zeros_like(tokens.weights), torch.zeros_like(tokens.mask)
+    unknown = zeros.masked_fill(tokens.mask, float("nan"))
 
     def spread(values: Tensor, others: Tensor) -> Tensor:
-        return others.index_copy(0, rows, values.to(others.dtype))
+        return others.index_copy(0, rows, values.detach().to(others.dtype))
 
     return PolicyLossOutput(
         loss=loss,
-        logprobs=spread(logprobs, unknown),
-        entropy=spread(entropy, unknown),
+        token_loss=spread(losses.loss, zeros),
+        logprobs=spread(statistics.logprobs, unknown),
+        entropy=spread(statistics.entropy, unknown),
         ratio=spread(losses.ratio, unknown),
         coefficient=spread(losses.coefficients.g, zeros),
-        stable=spread(losses.stable, counted),
-        evaluated=spread(torch.ones_like(rows, dtype=torch.bool), torch.zeros_like(counted)),
+        stable=spread(losses.stable, tokens.mask),
+        evaluated=spread(torch.ones_like(rows, dtype=torch.bool), no),
+        top1=spread(statistics.top1, no),
     )

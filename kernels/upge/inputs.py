@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 
 @dataclass(frozen=True)
 class HeadInputs:
     """What makes the logits z = cap(h W^T + b) / T, where cap(u) = softcap * tanh(u / softcap), as in Gemma 2.
 
-    hidden (N, D), weight (V, D) and bias (V,) are bfloat16, float16 or float32. targets (N,) are integers. temperature T is a float or (N,) float32. Masked rows of hidden, targets and
-    temperature are never read.
+    hidden (N, D), weight (V, D) and bias (V,) are bfloat16, float16 or float32. targets (N,) are integers. temperature
+    T is a float or (N,) float32. Masked rows of hidden, targets and temperature are never read. With a group, weight
+    and bias are this rank's share of the vocabulary.
     """
 
     hidden: Tensor
@@ -24,6 +26,7 @@ class HeadInputs:
     bias: Tensor | None = None
     temperature: float | Tensor = 1.0
     softcap: float | None = None
+    group: ProcessGroup | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -74,7 +77,10 @@ def _requires_grad(value: Tensor | None) -> bool:
 
 @dataclass(frozen=True)
 class TokenArguments:
-    """The per-token arguments of a call, each (N,) on the device of `hidden`, or None where the call gave none."""
+    """The per-token arguments of a call, each (N,) on the device of `hidden`, or None where the call gave none.
+
+    columns: the extra values per token that user-defined objectives read, by name.
+    """
 
     weights: Tensor | None = None
     mask: Tensor | None = None
@@ -84,13 +90,31 @@ class TokenArguments:
     ref_logprobs: Tensor | None = None
     rollout_logprobs: Tensor | None = None
     sequence_ids: Tensor | None = None
+    entropy_coef: Tensor | None = None
+    kl_coef: Tensor | None = None
+    lse_coef: Tensor | None = None
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def named(self) -> dict[str, Tensor]:
+        """The tensors that the call was given, `columns` among them, by name."""
+        named = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "columns"}
+        return {name: value for name, value in named.items() if value is not None} | dict(self.columns)
 
 
 @dataclass(frozen=True)
 class TokenInputs(TokenArguments):
-    """Checked per-token arguments. `weights` is always there and includes the truncated importance ratio."""
+    """Checked per-token arguments, float32 where they are not integers or bool. `weights` is always there.
+
+    importance: the truncated importance ratio, (N,); None: 1.
+    """
 
     weights: Tensor
+    importance: Tensor | None = None
+
+    @property
+    def policy_weights(self) -> Tensor:
+        """The weight of the policy's loss: w, times the truncated importance ratio."""
+        return self.weights if self.importance is None else self.weights * self.importance
 
     def at(self, rows: Tensor) -> Self:
         """The inputs of the tokens at the positions `rows`, (n,) integers."""
@@ -98,24 +122,31 @@ class TokenInputs(TokenArguments):
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
         """A copy with `change` applied to every tensor."""
-        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: change(value) for name, value in values.items() if value is not None})
+        changed: dict[str, Any] = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name == "columns":
+                changed["columns"] = {name: change(column) for name, column in value.items()}
+            elif value is not None:
+                changed[item.name] = change(value)
+        return replace(self, **changed)
 
 
 class UserBatch:
-    """The `batch` that a user-defined objective receives: the call's per-token arguments as attributes."""
+    """The `batch` that a user-defined objective receives: entropies and the call's values per token as attributes."""
 
-    def __init__(self, tokens: TokenInputs, objective: str):
-        self._tokens = tokens
+    def __init__(self, tokens: TokenInputs, entropy: Tensor, objective: str):
+        self._values = {"mask": torch.ones_like(tokens.weights, dtype=torch.bool)} | tokens.named()
+        self._values["entropy"] = entropy
         self._objective = objective
 
     def __getattr__(self, name: str) -> Tensor:
-        readable = [field.name for field in fields(TokenInputs) if field.name != "objective_index"]
-        if name not in readable:
-            raise AttributeError(f"batch.{name}: objective {self._objective!r} can read {', '.join(readable)}")
-        value: Tensor | None = getattr(self._tokens, name)
-        if value is None and name == "mask":
-            return torch.ones_like(self._tokens.weights, dtype=torch.bool)
-        if value is None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if name in self._values:
+            return self._values[name]
+        arguments = [item.name for item in fields(TokenInputs) if item.name != "columns"]
+        if name in arguments:
             raise ValueError(f"{name}: objective {self._objective!r} reads it, but the call was not given it")
-        return value
+        readable = ", ".join(["entropy", *arguments, *(name for name in self._values if name not in arguments)])
+        raise AttributeError(f"batch.{name}: objective {self._objective!r} can read {readable}, or a name in columns=")

@@ -9,17 +9,31 @@ The named choices of the four parts (PPO, GRPO, SFT, ...) are in `presets.py`.
 from __future__ import annotations
 
 import itertools
+import math
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 from torch import Tensor
 
 ReferencePolicy = Literal["policy", "rollout", "sequence", "one"]
 AdvantageEstimate = Literal["given", "one"]
 Likelihood = Literal["log", "ratio"]
-LossFunction = Callable[[Tensor, Any], Tensor]
+
+
+class TokenLoss(NamedTuple):
+    """What a user-defined objective may return in place of the loss alone, each (n,).
+
+    loss: before the weight. ratio and stable: what the call reports as `ratio` and `stable`; None: 1 and True.
+    """
+
+    loss: Tensor
+    ratio: Tensor | None = None
+    stable: Tensor | None = None
+
+
+LossFunction = Callable[[Tensor, Any], Tensor | TokenLoss]
 
 
 @dataclass(frozen=True)
@@ -39,16 +53,47 @@ class Clip:
     high: float
     dual: float | None = None
 
+    def __post_init__(self) -> None:
+        check_number("Clip low", self.low, "between 0 and 1", lambda x: 0 <= x <= 1)
+        check_number("Clip high", self.high, "at least 0", lambda x: x >= 0)
+        if self.dual is not None:
+            check_number("Clip dual", self.dual, "greater than 1 or None", lambda x: x > 1)
+
 
 @dataclass(frozen=True)
 class WeightClip:
-    """CISPO's weight clip (arXiv 2506.13585, Eq. 4-5): r is clipped at 1 + high and detached; the gradient remains.
+    """CISPO's weight clip (arXiv 2506.13585, Eq. 4-5): r is clipped and detached; every token keeps a gradient.
 
-    With `drop`, r is not clipped. Instead a token with A > 0 and r > 1 + high loses its gradient.
+    r is clipped at 1 + high, or at `max_ratio` where that is given (then `high` is not read), and from below at 1 - low
+    where `low` is given. With `drop`, r is not clipped. Instead a token loses its gradient where A > 0 and r is above
+    the upper bound, or A < 0 and r is below the lower one.
     """
 
-    high: float
+    high: float = 0.2
     drop: bool = False
+    low: float | None = None
+    max_ratio: float | None = None
+
+    def __post_init__(self) -> None:
+        check_number("WeightClip high", self.high, "at least 0", lambda x: x >= 0)
+        if self.low is not None:
+            check_number("WeightClip low", self.low, "between 0 and 1 or None", lambda x: 0 <= x <= 1)
+        if self.max_ratio is not None:
+            check_number("WeightClip max_ratio", self.max_ratio, "positive or None", lambda x: x > 0)
+        if self.lower > self.upper:
+            raise ValueError(
+                f"WeightClip max_ratio: must be at least the lower bound 1 - low = {self.lower}; got {self.max_ratio}"
+            )
+
+    @property
+    def upper(self) -> float:
+        """The largest r that is left as it is."""
+        return 1 + self.high if self.max_ratio is None else self.max_ratio
+
+    @property
+    def lower(self) -> float:
+        """The smallest r that is left as it is."""
+        return 0.0 if self.low is None else 1 - self.low
 
 
 @dataclass(frozen=True)
@@ -60,6 +105,9 @@ class Shaping:
 
     gamma: float
 
+    def __post_init__(self) -> None:
+        check_number("Shaping gamma", self.gamma, "positive and finite", lambda x: 0 < x < math.inf)
+
 
 @dataclass(frozen=True)
 class SoftGate:
@@ -70,6 +118,10 @@ class SoftGate:
 
     tau_positive: float
     tau_negative: float
+
+    def __post_init__(self) -> None:
+        for name in ("tau_positive", "tau_negative"):
+            check_number(f"SoftGate {name}", getattr(self, name), "positive and finite", lambda x: 0 < x < math.inf)
 
 
 StabilizationMask = Unmasked | Clip | WeightClip | Shaping | SoftGate
@@ -90,9 +142,17 @@ class Objective:
                              (`sequence_ids`).
                  "one":      1, so r = pi.
     advantage:   A_hat. "given": the call's `advantages`. "one": 1 for every token, as for demonstrations.
-    likelihood:  how grad pi_theta enters. "ratio": through r. "log": through l, with r as a detached factor. Where
-                 nothing is masked both give the same gradient, but not the same loss value.
+    likelihood:  how grad pi_theta enters. "ratio": through r, so the loss is -gain A, with gain the masked r. "log":
+                 through l, with the coefficient detached: -sg(c) A l, where c = r d gain / d r (the clipped r itself
+                 for WeightClip). g is the same for both, -w c A, but for sequences: their ratio couples tokens, so
+                 under "ratio" each token's g is the mean over the sequence, and under "log" each keeps its own.
     name:        what error messages call it.
+
+    Not every combination has a meaning. A mask acts on r, which is constant under the reference "policy" and a
+    probability under "one": with the former only Unmasked goes, with the latter also Shaping. WeightClip detaches r, so
+    it needs the likelihood "log".
+
+    Raises TypeError or ValueError, naming the part, what it got and what is allowed.
     """
 
     mask: StabilizationMask = Unmasked()
@@ -105,8 +165,34 @@ class Objective:
     key: ClassVar[int]  # unique to each object; not a field, so that a copy gets its own key
 
     def __post_init__(self) -> None:
+        self._check()
         object.__setattr__(self, "key", next(_keys))
         _objectives[self.key] = self
+
+    def _check(self) -> None:
+        if not isinstance(self.mask, StabilizationMask):
+            raise TypeError(
+                "mask: must be one of upge.Unmasked(), Clip(...), WeightClip(...), Shaping(...), SoftGate(...); "
+                f"got {self.mask!r}"
+            )
+        _check_choice("reference", self.reference, ReferencePolicy)
+        _check_choice("advantage", self.advantage, AdvantageEstimate)
+        _check_choice("likelihood", self.likelihood, Likelihood)
+        if self.function is not None and not callable(self.function):
+            raise TypeError(_function_message(self.function))
+        mask = type(self.mask).__name__
+        if self.reference == "policy" and not isinstance(self.mask, Unmasked):
+            raise ValueError(
+                f"reference: the mask {mask} acts on r = pi / pi_ref, which is always 1 for 'policy'; "
+                "use 'rollout' or 'sequence'"
+            )
+        if self.reference == "one" and not isinstance(self.mask, Unmasked | Shaping):
+            raise ValueError(
+                f"reference: the mask {mask} compares r with 1, but for 'one' r is a probability; "
+                "use 'rollout' or 'sequence'"
+            )
+        if isinstance(self.mask, WeightClip) and self.likelihood == "ratio":
+            raise ValueError("likelihood: WeightClip detaches r, so the gradient must enter through 'log'; got 'ratio'")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Objective, tuple(getattr(self, field.name) for field in fields(self))
@@ -121,7 +207,7 @@ class Objective:
         return self.function is None and self.advantage == "given"
 
     @property
-    def needs_old_logprobs(self) -> bool:
+    def reads_old_logprobs(self) -> bool:
         return self.function is None and self.reference in ("rollout", "sequence")
 
     @property
@@ -140,9 +226,11 @@ class Objective:
         """An objective defined by `function(logprobs, batch)`, which returns the loss of each token before its weight.
 
         logprobs is (n,) float32: log pi_theta of the n counted tokens that follow this objective, in the call's order.
-        batch has those tokens' `advantages`, `old_logprobs`, `ref_logprobs`, `rollout_logprobs`, `sequence_ids`,
-        `weights` and `mask`, each (n,); reading one that the call was not given raises ValueError. The result must be
-        (n,) and depend on logprobs. It is multiplied by `weights` and summed. Autograd on (n,) vectors gives each
+        batch has those tokens' `entropy` (differentiable), every per-token argument of the call (`advantages`,
+        `old_logprobs`, `ref_logprobs`, `rollout_logprobs`, `sequence_ids`, `weights`, `mask`, ...) and the call's extra
+        `columns` under their names, each (n,); reading one that the call was not given raises ValueError. The result
+        must be (n,) and depend on logprobs, or be a `TokenLoss` that also reports `ratio` and `stable`. The loss is
+        multiplied by `weights` and by the truncated importance ratio, and summed. Autograd on (n,) vectors gives each
         token's coefficient.
 
         By default the function sees all its tokens at once, so it may couple them (sequence-level ratios, batch
@@ -152,7 +240,21 @@ class Objective:
         Raises TypeError where `function` is not callable.
         """
         if not callable(function):
-            raise TypeError(
-                f"function: must be callable as (logprobs, batch) -> loss per token; got {type(function).__name__}"
-            )
+            raise TypeError(_function_message(function))
         return cls(name=name, function=function, per_token=per_token)
+
+
+def check_number(name: str, value: object, allowed: str, test: Callable[[float], bool]) -> None:
+    """ValueError, calling the number `name`, where it is none or fails the test."""
+    if isinstance(value, bool) or not (isinstance(value, (int, float)) and test(value)):
+        raise ValueError(f"{name}: must be a number, {allowed}; got {value!r}")
+
+
+def _check_choice(name: str, value: object, choices: Any) -> None:
+    allowed = get_args(choices)
+    if value not in allowed:
+        raise ValueError(f"{name}: must be one of {', '.join(map(repr, allowed))}; got {value!r}")
+
+
+def _function_message(got: object) -> str:
+    return f"function: must be callable as (logprobs, batch) -> loss per token; got {type(got).__name__}"

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from typing import ParamSpec
 
-from .objective import Clip, Objective, Shaping, SoftGate, WeightClip
+from .objective import Clip, Objective, Shaping, SoftGate, WeightClip, check_number
 
 Arguments = ParamSpec("Arguments")
 
@@ -51,7 +51,7 @@ def PPO(clip_low: float = 0.2, clip_high: float = 0.2, dual_clip: float | None =
     """
     _check_clip("PPO", clip_low, clip_high)
     if dual_clip is not None:
-        _check("PPO dual_clip", dual_clip, "greater than 1 or None", lambda x: x > 1)
+        check_number("PPO dual_clip", dual_clip, "greater than 1 or None", lambda x: x > 1)
     return Objective(Clip(clip_low, clip_high, dual_clip), "rollout", likelihood="ratio", name="PPO")
 
 
@@ -86,14 +86,18 @@ def DAPO(clip_low: float = 0.2, clip_high: float = 0.28) -> Objective:
 
 
 @_constant
-def CISPO(clip_high: float = 0.2, drop: bool = False) -> Objective:
+def CISPO(
+    clip_high: float = 0.2, drop: bool = False, *, clip_low: float | None = None, max_ratio: float | None = None
+) -> Objective:
     """CISPO (MiniMax-M1 2025, arXiv 2506.13585, Eq. 4-5): -sg(min(r, 1+clip_high)) A l, g = -w A min(r, 1+clip_high).
 
-    drop=True gives the hard mask of the UPGE table instead: -sg(m r) A l, g = -w m A r, with m = 0 where A > 0 and
-    r > 1 + clip_high. The table's other case, A < 0 and r < 1 - clip_low, never occurs: CISPO has no lower bound.
+    clip_low:  also clips r from below, at 1 - clip_low. The authors leave it off.
+    max_ratio: the upper bound itself, in place of 1 + clip_high (TRL's epsilon_high under loss_type="cispo").
+    drop:      the hard mask of the UPGE table instead: -sg(m r) A l, g = -w m A r, with m = 0 where A > 0 and r is
+               above the upper bound, or A < 0 and r is below the lower one (which is 0 without clip_low).
     """
-    _check("CISPO clip_high", clip_high, "at least 0", lambda x: x >= 0)
-    return Objective(WeightClip(clip_high, drop), "rollout", name="CISPO")
+    check_number("CISPO clip_high", clip_high, "at least 0", lambda x: x >= 0)
+    return Objective(WeightClip(clip_high, drop, clip_low, max_ratio), "rollout", name="CISPO")
 
 
 @_constant
@@ -120,7 +124,7 @@ def LUFFY(gamma: float = 0.1) -> Objective:
 
     Loss -A pi/(pi+gamma), g = -w A gamma pi/(pi+gamma)^2.
     """
-    _check("LUFFY gamma", gamma, "positive and finite", lambda x: 0 < x < math.inf)
+    check_number("LUFFY gamma", gamma, "positive and finite", lambda x: 0 < x < math.inf)
     return Objective(Shaping(gamma), "one", likelihood="ratio", name="LUFFY")
 
 
@@ -137,7 +141,7 @@ def SAPO(tau_positive: float = 1.0, tau_negative: float = 1.05) -> Objective:
     tau is tau_positive where A > 0, and tau_negative elsewhere.
     """
     for name, tau in (("tau_positive", tau_positive), ("tau_negative", tau_negative)):
-        _check(f"SAPO {name}", tau, "positive and finite", lambda x: 0 < x < math.inf)
+        check_number(f"SAPO {name}", tau, "positive and finite", lambda x: 0 < x < math.inf)
     return Objective(SoftGate(tau_positive, tau_negative), "rollout", likelihood="ratio", name="SAPO")
 
 
@@ -159,10 +163,5 @@ PRESETS: dict[str, Callable[..., Objective]] = {
 
 
 def _check_clip(name: str, low: float, high: float) -> None:
-    _check(f"{name} clip_low", low, "between 0 and 1", lambda x: 0 <= x <= 1)
-    _check(f"{name} clip_high", high, "at least 0", lambda x: x >= 0)
-
-
-def _check(name: str, value: object, allowed: str, test: Callable[[float], bool]) -> None:
-    if not (isinstance(value, (int, float)) and test(value)):
-        raise ValueError(f"{name}: must be a number, {allowed}; got {value!r}")
+    check_number(f"{name} clip_low", low, "between 0 and 1", lambda x: 0 <= x <= 1)
+    check_number(f"{name} clip_high", high, "at least 0", lambda x: x >= 0)

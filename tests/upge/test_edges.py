@@ -69,7 +69,7 @@ def test_ratio_overflow_stays_finite(objective, backend):
     grads = torch.autograd.grad(out.loss, [hidden, weight])
     for value in (*out, *grads):
         assert torch.isfinite(value).all()
-    if objective.needs_old_logprobs and objective.name != "SAPO":
+    if objective.reads_old_logprobs and objective.name != "SAPO":
         assert not out.stable.any()
         assert (out.ratio == torch.tensor(80.0).exp()).all()
         kl_only = torch.full((8,), 0.1 / 8)

@@ -148,12 +148,13 @@ def test_reference_is_the_published_formula(name, problem):
     p = problem()
     x = p.inputs
     m = x["mask"]
-    w = (x["weights"] * (x["old_logprobs"] - x["rollout_logprobs"]).exp().clamp(max=2.0)).double()
+    w = x["weights"].double()
+    tis = (x["old_logprobs"] - x["rollout_logprobs"]).exp().clamp(max=2.0).double()
     l, entropy = plain_logprobs(p)
     per_token = formulas(l[m], x["advantages"][m], x["old_logprobs"][m], x["sequence_ids"][m])[name]
     gap = x["ref_logprobs"][m] - l[m]
     kl = gap.exp() - gap - 1
-    loss = (w[m] * (per_token - 0.01 * entropy[m] + 0.04 * kl)).sum()
+    loss = (w[m] * (tis[m] * per_token - 0.01 * entropy[m] + 0.04 * kl)).sum()
     want = torch.autograd.grad(loss, p.leaves)
     out, grads = p.loss(PRESETS[name], "reference", entropy_coef=0.01, kl_coef=0.04)
     torch.testing.assert_close(out.loss.double(), loss, rtol=1e-6, atol=1e-7)
@@ -167,12 +168,13 @@ def test_reference_is_the_published_formula(name, problem):
 def test_reference_gradient_by_finite_differences(name, problem):
     """Objectives without a detached factor: the gradient is the derivative of the loss value."""
     p = problem(n=6, d=3, v=5)
-    tokens = TokenInputs(**{k: v for k, v in p.inputs.items() if k != "mask"})
-    formula = LossFormula((PRESETS[name],), entropy_coef=0.3, kl_coef=0.2)
+    coefficients = {"entropy_coef": torch.full((6,), 0.3), "kl_coef": torch.rand(6), "lse_coef": torch.full((6,), 0.1)}
+    tokens = TokenInputs(**{k: v for k, v in p.inputs.items() if k != "mask"}, **coefficients)
+    formula = LossFormula((PRESETS[name],), kl="k3_ratio")
 
     def loss(hidden, weight):
-        values = reference.logprobs(HeadInputs(hidden, weight, p.targets, p.bias.detach(), 0.7, 4.0))
-        loss, _ = reference.policy_loss(tokens, formula, *values)
+        values = reference.statistics(HeadInputs(hidden, weight, p.targets, p.bias.detach(), 0.7, 4.0))
+        loss, _ = reference.policy_loss(tokens, formula, values)
         return loss
 
     assert torch.autograd.gradcheck(
@@ -263,16 +265,21 @@ def test_copies_have_keys_of_their_own():
         assert upge.Objective.by_key(copied.key) is copied
 
 
-def test_truncated_importance_sampling_is_a_weight(problem, backend):
+def test_truncated_importance_sampling_is_a_weight_of_the_policy_term(problem, backend):
     p = problem()
     x = p.inputs
     factor = (x["old_logprobs"] - x["rollout_logprobs"]).exp().clamp(max=1.1)
-    want = p.loss(
-        upge.GRPO(), backend, rollout_logprobs=None, weights=x["weights"] * factor, entropy_coef=0.1, kl_coef=0.1
-    )
-    got = p.loss(upge.GRPO(), backend, tis_clip=1.1, entropy_coef=0.1, kl_coef=0.1)
-    assert torch.equal(got[0].loss, want[0].loss)
-    assert all(torch.equal(a, b) for a, b in zip(got[1], want[1], strict=True))
+    regularisers = {
+        "entropy_coef": 0.1 / factor,
+        "kl_coef": 0.1 / factor,
+        "lse_coef": 0.1 / factor,
+    }
+    want = p.loss(upge.GRPO(), backend, rollout_logprobs=None, weights=x["weights"] * factor, **regularisers)
+    got = p.loss(upge.GRPO(), backend, tis_clip=1.1, entropy_coef=0.1, kl_coef=0.1, lse_coef=0.1)
+    torch.testing.assert_close(got[0].loss, want[0].loss)
+    torch.testing.assert_close(got[0].coefficient, want[0].coefficient, rtol=1e-5, atol=1e-9)
+    for a, b in zip(got[1], want[1], strict=True):
+        assert relative(a, b) <= 1e-5
 
 
 @pytest.mark.parametrize("first", [1, 63, 64, 65])

@@ -31,42 +31,45 @@ def policy_loss(
     head: HeadInputs,
     tokens: TokenInputs,
     formula: LossFormula,
-    rows: Tensor,
+    trained: Tensor,
+    others: Tensor,
     needs: NeededGradients,
 ) -> tuple[Statistics, TokenLosses, Gradients]:
-    """Statistics, losses and gradients of the tokens at the positions `rows` (n,).
+    """Statistics and losses of the tokens at the positions `trained`, then `others`, and the gradients of the former.
 
-    One pass, 6 NVD. If coefficients depend on other tokens, a first pass computes all log-probabilities and a second
-    one, over the tokens whose coefficient is not 0, the gradients: at most 8 NVD.
+    One pass, 6 NVD for trained tokens and 2 NVD for others. If coefficients depend on other tokens, a first pass
+    computes all log-probabilities and a second one, over the tokens whose coefficient is not 0, the gradients: at most
+    8 NVD.
     """
     with torch.cuda.device_of(head.hidden):
         workspace = make_workspace(head, needs)
         if formula.needs_all_tokens:
-            return _two_passes(workspace, tokens, formula, rows)
-        return _one_pass(workspace, tokens, formula, rows)
+            return _two_passes(workspace, tokens, formula, torch.cat([trained, others]))
+        return _one_pass(workspace, tokens, formula, trained, others)
 
 
 def _one_pass(
-    workspace: Workspace, tokens: TokenInputs, formula: LossFormula, rows: Tensor
+    workspace: Workspace, tokens: TokenInputs, formula: LossFormula, trained: Tensor, others: Tensor
 ) -> tuple[Statistics, TokenLosses, Gradients]:
     all_statistics: list[Statistics] = []
     all_losses: list[TokenLosses] = []
-    for chunk in workspace.chunks(rows):
-        statistics = workspace.forward(chunk, keep=bool(workspace.needs))
-        losses = workspace.losses(formula, tokens, chunk, statistics)
-        if workspace.needs:
-            workspace.backward(chunk, statistics, losses.coefficients)
-        all_statistics.append(statistics)
-        all_losses.append(losses)
-    losses = TokenLosses.cat(all_losses) if all_losses else formula.no_losses(rows.device)
-    return Statistics.cat(all_statistics, rows.device), losses, workspace.gradients
+    for rows, with_gradient in ((trained, bool(workspace.needs)), (others, False)):
+        for chunk in workspace.chunks(rows):
+            statistics = workspace.forward(chunk, keep=with_gradient)
+            losses = workspace.losses(formula, tokens, chunk, statistics)
+            if with_gradient:
+                workspace.backward(chunk, statistics, losses.coefficients)
+            all_statistics.append(statistics)
+            all_losses.append(losses)
+    losses = TokenLosses.cat(all_losses) if all_losses else formula.no_losses(trained.device)
+    return Statistics.cat(all_statistics, trained.device), losses, workspace.gradients
 
 
 def _two_passes(
     workspace: Workspace, tokens: TokenInputs, formula: LossFormula, rows: Tensor
 ) -> tuple[Statistics, TokenLosses, Gradients]:
     statistics = _forward(workspace, rows)
-    losses = formula.losses(tokens.at(rows), statistics.logprobs, statistics.entropy)
+    losses = formula.losses(tokens.at(rows), statistics.logprobs, statistics.entropy, statistics.lse)
     if workspace.needs:
         _backward(workspace, rows, losses.coefficients)
     return statistics, losses, workspace.gradients

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from ..inputs import HeadInputs, TokenInputs
-from ..objective import Clip, Objective, Shaping, SoftGate, WeightClip
-from ..token_loss import Coefficients, LossFormula, TokenLosses, call_function
+from ..objective import Clip, Objective, ReferencePolicy, Shaping, SoftGate, StabilizationMask, WeightClip
+from ..surrogate import call_function
+from ..token_loss import Coefficients, LossFormula, TokenLosses
+from .workspace import Statistics
 
 
-def logprobs(head: HeadInputs) -> tuple[Tensor, Tensor]:
-    """log pi(y) and entropy, (N,) float64, differentiable in the head's inputs."""
+def statistics(head: HeadInputs) -> Statistics:
+    """The statistics of every token, (N,) float64, differentiable in the head's inputs."""
     z = head.hidden.double() @ head.weight.double().t()
     if head.bias is not None:
         z = z + head.bias.double()
@@ -23,30 +25,35 @@ def logprobs(head: HeadInputs) -> tuple[Tensor, Tensor]:
         z = head.softcap * torch.tanh(z / head.softcap)
     temperature = head.temperature
     z = z / (temperature.double()[:, None] if isinstance(temperature, Tensor) else temperature)
-    log_p = torch.log_softmax(z, dim=1)
-    return log_p.gather(1, head.targets.long()[:, None]).squeeze(1), -(log_p.exp() * log_p.clamp(min=-1e30)).sum(1)
+    log_p, y = torch.log_softmax(z, dim=1), head.targets.long()[:, None]
+    anchor = z.gather(1, y).squeeze(1)
+    return Statistics(
+        logprobs=log_p.gather(1, y).squeeze(1),
+        entropy=-(log_p.exp() * log_p.clamp(min=-1e30)).sum(1),
+        anchor=anchor,
+        log_total=torch.logsumexp(z, dim=1) - anchor,
+        top1=anchor == z.amax(1),
+    )
 
 
-def policy_loss(
-    tokens: TokenInputs, formula: LossFormula, logprobs: Tensor, entropy: Tensor
-) -> tuple[Tensor, TokenLosses]:
-    """The differentiable loss () of n tokens, and their values, detached.
-
-    logprobs and entropy: (n,) float64, from `logprobs`.
-    """
+def policy_loss(tokens: TokenInputs, formula: LossFormula, values: Statistics) -> tuple[Tensor, TokenLosses]:
+    """The differentiable loss () of n tokens, and their values, detached. values: from `statistics`."""
     # inference_mode(False) also turns gradients on. Tensors made in inference mode cannot have any, so copy them.
     with torch.inference_mode(False):
-        copies, leaf = tokens.map(torch.clone), logprobs.detach().clone().requires_grad_()
-        per_token, ratio, stable = _per_token(copies, formula, leaf)
+        copies = tokens.map(torch.clone)
+        leaf, entropy, lse = (x.detach().clone() for x in (values.logprobs, values.entropy, values.lse))
+        per_token, ratio, stable = _per_token(copies, formula, leaf.requires_grad_(), entropy, lse)
         (coefficient,) = torch.autograd.grad(per_token.sum(), leaf)
-    per_token = _per_token(tokens, formula, logprobs)[0] if torch.is_grad_enabled() else per_token.detach()
-    per_token = per_token - formula.entropy_coef * tokens.weights.double() * entropy
+    if torch.is_grad_enabled():
+        per_token = _per_token(tokens, formula, values.logprobs, values.entropy, values.lse)[0]
     return per_token.sum(), TokenLosses(per_token.detach(), Coefficients(coefficient), ratio.detach(), stable)
 
 
-def _per_token(tokens: TokenInputs, formula: LossFormula, logprobs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The weighted loss of each token without its entropy term, its ratio, and stable."""
-    index = tokens.objective_index
+def _per_token(
+    tokens: TokenInputs, formula: LossFormula, logprobs: Tensor, entropy: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The weighted loss of each token, its ratio, and stable."""
+    index, weights = tokens.objective_index, tokens.weights.double()
     loss, ratio = logprobs * 0.0, torch.ones_like(logprobs)
     stable = torch.ones_like(logprobs, dtype=torch.bool)
     for number, objective in enumerate(formula.objectives):
@@ -54,62 +61,102 @@ def _per_token(tokens: TokenInputs, formula: LossFormula, logprobs: Tensor) -> t
         rows = follows.nonzero().squeeze(1)
         if not rows.numel():
             continue
-        surrogate, r, unclipped = _surrogate(objective, tokens.at(rows), logprobs[rows])
-        loss = loss.index_add(0, rows, tokens.weights[rows].double() * surrogate)
-        ratio, stable = ratio.index_copy(0, rows, r.detach()), stable.index_copy(0, rows, unclipped)
-    if formula.kl_coef:
-        assert tokens.ref_logprobs is not None
-        gap = tokens.ref_logprobs.double() - logprobs
-        loss = loss + tokens.weights.double() * formula.kl_coef * (gap.exp() - gap - 1)
+        part, l = tokens.at(rows), logprobs[rows]
+        surrogate, r, unclipped = _surrogate(objective, part, l, entropy[rows], formula.max_log_ratio)
+        loss = loss.index_add(0, rows, part.policy_weights.double() * surrogate)
+        ratio, stable = ratio.index_copy(0, rows, r.detach().double()), stable.index_copy(0, rows, unclipped)
+        if tokens.kl_coef is not None:
+            penalty = _kl(formula, objective, part, l)
+            loss = loss.index_add(0, rows, weights[rows] * penalty)
+    if tokens.entropy_coef is not None:
+        loss = loss - weights * tokens.entropy_coef.double() * entropy
+    if tokens.lse_coef is not None:
+        loss = loss + weights * tokens.lse_coef.double() * lse.square()
     return loss, ratio, stable
 
 
-def _surrogate(objective: Objective, tokens: TokenInputs, logprobs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _kl(formula: LossFormula, objective: Objective, tokens: TokenInputs, logprobs: Tensor) -> Tensor:
+    """The KL penalty of each token before its weight."""
+    assert tokens.ref_logprobs is not None
+    assert tokens.kl_coef is not None
+    gap = tokens.ref_logprobs.double() - logprobs
+    exponent = gap.clamp(max=formula.max_log_ratio)
+    k3 = exponent.exp() - exponent - 1
+    reference: ReferencePolicy = "sequence" if objective.reference == "sequence" else "rollout"
+    estimates = {
+        "k1": lambda: -gap,
+        "k2": lambda: gap.square() / 2,
+        "abs": lambda: gap.abs(),
+        "k3": lambda: k3,
+        "k3_ratio": lambda: k3 * _log_ratio(reference, tokens, logprobs, formula.max_log_ratio).exp(),
+    }
+    return torch.where(tokens.kl_coef == 0, 0.0, tokens.kl_coef.double() * estimates[formula.kl]())
+
+
+def _surrogate(
+    objective: Objective, tokens: TokenInputs, logprobs: Tensor, entropy: Tensor, max_log_ratio: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """The loss of each token before its weight, its ratio, and stable."""
     always = torch.ones_like(logprobs, dtype=torch.bool)
     if objective.function is not None:
-        return call_function(objective, tokens, logprobs), torch.ones_like(logprobs), always
-    r = _ratio(objective, tokens, logprobs)
+        found = call_function(objective, tokens, logprobs, entropy)
+        ratio = torch.ones_like(logprobs) if found.ratio is None else found.ratio
+        return found.loss, ratio, always if found.stable is None else found.stable
+    log_r = _log_ratio(objective.reference, tokens, logprobs, max_log_ratio)
+    r = log_r.exp()
+    uncut = always if objective.reference == "one" else log_r.detach().abs() < max_log_ratio
     a = torch.ones_like(logprobs)
     if objective.advantage == "given":
         assert tokens.advantages is not None
         a = tokens.advantages.double()
-    mask = objective.mask
+    gain, stable = _gain(objective.mask, r, a)
+    if objective.likelihood == "ratio":
+        return -gain * a, r, stable & uncut
+    if isinstance(objective.mask, WeightClip):
+        return -gain.detach() * a * logprobs, r, stable & uncut
+    # The coefficient c = r d gain / d r, by autograd, detached.
+    with torch.enable_grad():
+        leaf = r.detach().requires_grad_()
+        masked = _gain(objective.mask, leaf, a)[0]
+        (slope,) = torch.autograd.grad(masked.sum(), leaf)
+    return -(slope * leaf).detach() * a * logprobs, r, stable & uncut
+
+
+def _gain(mask: StabilizationMask, r: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+    """What the mask makes of r, for tokens with advantage `a`, and stable."""
+    always = torch.ones_like(r, dtype=torch.bool)
     if isinstance(mask, Clip):
-        gain = torch.min(r * a, r.clamp(1 - mask.low, 1 + mask.high) * a)
+        # min(r A, clip(r) A) / A, by cases.
+        clipped = torch.where(a > 0, r.clamp(max=1 + mask.high), torch.where(a < 0, r.clamp(min=1 - mask.low), r))
         stable = ~((a > 0) & (r > 1 + mask.high)) & ~((a < 0) & (r < 1 - mask.low))
         if mask.dual is not None:
-            gain = torch.where(a < 0, torch.max(gain, mask.dual * a), gain)
+            clipped = torch.where(a < 0, clipped.clamp(max=mask.dual), clipped)
             stable &= ~((a < 0) & (r > mask.dual))
-        return -gain, r, stable
+        return clipped, stable
     if isinstance(mask, WeightClip):
-        stable = r.detach() <= 1 + mask.high
+        inside = (r <= mask.upper) & (r >= mask.lower)
         if mask.drop:
-            stable = ~((a > 0) & ~stable)
-            weight = torch.where(stable, r, 0.0)
-        else:
-            weight = r.clamp(max=1 + mask.high)
-        return -weight.detach() * a * logprobs, r, stable
+            stable = inside | ((a <= 0) & (r > mask.upper)) | ((a >= 0) & (r < mask.lower))
+            return torch.where(stable, r, 0.0), stable
+        return r.clamp(mask.lower, mask.upper), inside
     if isinstance(mask, Shaping):
-        return -a * r / (r + mask.gamma), r, always
+        return r / (r + mask.gamma), always
     if isinstance(mask, SoftGate):
         tau = torch.full_like(a, mask.tau_negative).masked_fill(a > 0, mask.tau_positive)
-        return -(4 / tau) * torch.sigmoid(tau * (r - 1)) * a, r, always
-    if objective.likelihood == "ratio":
-        return -a * r, r, always
-    return -r.detach() * a * logprobs, r, always
+        return (4 / tau) * torch.sigmoid(tau * (r - 1)), always
+    return r, always
 
 
-def _ratio(objective: Objective, tokens: TokenInputs, logprobs: Tensor) -> Tensor:
-    """r = pi / pi_ref, differentiable."""
-    if objective.reference == "policy":
-        return (logprobs - logprobs.detach()).exp()
-    if objective.reference == "one":
-        return logprobs.exp()
-    assert tokens.old_logprobs is not None
-    log_ratio = logprobs - tokens.old_logprobs.double()
-    if objective.reference == "sequence":
+def _log_ratio(reference: ReferencePolicy, tokens: TokenInputs, logprobs: Tensor, max_log_ratio: float) -> Tensor:
+    """log r = log pi - log pi_ref, differentiable."""
+    if reference == "one":
+        return logprobs
+    if reference == "policy" or tokens.old_logprobs is None:
+        log_ratio = logprobs - logprobs.detach()
+    else:
+        log_ratio = logprobs - tokens.old_logprobs.double()
+    if reference == "sequence":
         assert tokens.sequence_ids is not None
         same = tokens.sequence_ids[:, None] == tokens.sequence_ids[None, :]
         log_ratio = (same.double() @ log_ratio) / same.sum(1)
-    return log_ratio.exp()
+    return log_ratio.clamp(-max_log_ratio, max_log_ratio)

@@ -13,6 +13,8 @@ from torch import Tensor
 from ..inputs import HeadInputs, NeededGradients, TokenInputs
 from ..token_loss import Coefficients, LossFormula, TokenLosses
 
+Columns = tuple[Tensor, Tensor, Tensor, Tensor]
+
 
 @dataclass(frozen=True)
 class Statistics:
@@ -31,6 +33,19 @@ class Statistics:
     def lse(self) -> Tensor:
         """log sum_j exp(z_j)."""
         return self.anchor + self.log_total
+
+    def spread(self, rows: Tensor, count: int) -> Columns:
+        """Logprobs, entropy, lse (float32) and top1, each (count,): those of self at the positions `rows`, else 0."""
+
+        def column(values: Tensor) -> Tensor:
+            return values.new_zeros(count).index_copy(0, rows, values)
+
+        return (
+            column(self.logprobs.float()),
+            column(self.entropy.float()),
+            column(self.lse.float()),
+            column(self.top1),
+        )
 
     def at(self, rows: Tensor | slice) -> Statistics:
         return Statistics(*(getattr(self, field.name)[rows] for field in fields(Statistics)))
@@ -122,7 +137,7 @@ class Workspace(ABC):
 
     def losses(self, formula: LossFormula, tokens: TokenInputs, rows: Tensor, statistics: Statistics) -> TokenLosses:
         """The losses of the tokens at the positions `rows`."""
-        return formula.losses(tokens.at(rows), statistics.logprobs, statistics.entropy)
+        return formula.losses(tokens.at(rows), statistics.logprobs, statistics.entropy, statistics.lse)
 
     def chunks(self, rows: Tensor) -> Sequence[Tensor]:
         """The positions `rows` in pieces of at most `chunk_rows`."""

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
 
+from ...inputs import TokenInputs
 from ...objective import Clip, Objective, Shaping, SoftGate, StabilizationMask, WeightClip
+from ...token_loss import LossFormula
 from .kernels import coefficient as codes
 
 REFERENCE_CODES = {"policy": codes.POLICY, "rollout": codes.ROLLOUT, "one": codes.ONE}
 
 
-def can_fuse(objectives: Sequence[Objective]) -> bool:
-    """Whether the kernel can compute them: each token by itself, and no user-defined function."""
-    return all(objective.function is None and not objective.needs_all_tokens for objective in objectives)
+def can_fuse(formula: LossFormula, tokens: TokenInputs) -> bool:
+    """Whether the kernel can compute the losses: each token by itself, without user-defined functions.
+
+    Of the options it has those that are often used: the entropy bonus and the k3 estimator.
+    """
+    if tokens.lse_coef is not None or (tokens.kl_coef is not None and formula.kl != "k3"):
+        return False
+    return all(objective.function is None and not objective.needs_all_tokens for objective in formula.objectives)
 
 
 @lru_cache(maxsize=64)
@@ -36,9 +42,9 @@ def objective_table(objectives: tuple[Objective, ...], device: torch.device) -> 
 def _mask_fields(mask: StabilizationMask) -> list[float]:
     """The code of the stabilization mask and its three parameters."""
     if isinstance(mask, Clip):
-        return [codes.CLIP.value, mask.low, mask.high, float("inf") if mask.dual is None else mask.dual]
+        return [codes.CLIP.value, 1 - mask.low, 1 + mask.high, float("inf") if mask.dual is None else mask.dual]
     if isinstance(mask, WeightClip):
-        return [codes.WEIGHT_DROP.value if mask.drop else codes.WEIGHT_CLIP.value, mask.high, 0.0, 0.0]
+        return [codes.WEIGHT_DROP.value if mask.drop else codes.WEIGHT_CLIP.value, mask.lower, mask.upper, 0.0]
     if isinstance(mask, Shaping):
         return [codes.SHAPING.value, mask.gamma, 0.0, 0.0]
     if isinstance(mask, SoftGate):

@@ -101,7 +101,7 @@ class TritonWorkspace(Workspace):
         return Statistics(logprobs, entropy, anchor, log_total, top1)
 
     def losses(self, formula: LossFormula, tokens: TokenInputs, rows: Tensor, statistics: Statistics) -> TokenLosses:
-        if not can_fuse(formula.objectives):
+        if not can_fuse(formula, tokens):
             return super().losses(formula, tokens, rows, statistics)
         n = rows.numel()
         loss, coefficient, ratio = (_vector(rows) for _ in range(3))
@@ -113,27 +113,31 @@ class TritonWorkspace(Workspace):
             statistics.entropy,
             objective_table(formula.objectives, rows.device),
             tokens.weights,
+            unused if tokens.importance is None else tokens.importance,
             unused if tokens.objective_index is None else tokens.objective_index,
             unused if tokens.advantages is None else tokens.advantages,
             unused if tokens.old_logprobs is None else tokens.old_logprobs,
             unused if tokens.ref_logprobs is None else tokens.ref_logprobs,
+            unused if tokens.entropy_coef is None else tokens.entropy_coef,
+            unused if tokens.kl_coef is None else tokens.kl_coef,
             loss,
             coefficient,
             ratio,
             stable,
             n,
-            formula.entropy_coef,
-            formula.kl_coef,
+            float(formula.max_log_ratio),
+            HAS_IMPORTANCE=tokens.importance is not None,
             HAS_INDEX=tokens.objective_index is not None and len(formula.objectives) > 1,
             HAS_ADVANTAGES=tokens.advantages is not None,
             HAS_OLD=tokens.old_logprobs is not None,
-            HAS_KL=formula.kl_coef != 0,
+            HAS_ENTROPY=tokens.entropy_coef is not None,
+            HAS_KL=tokens.kl_coef is not None,
             BLOCK=COEFFICIENT_BLOCK,
         )
-        entropy_coefficient = None
-        if formula.entropy_coef:
-            entropy_coefficient = -formula.entropy_coef * tokens.weights.index_select(0, rows)
-        return TokenLosses(loss, Coefficients(coefficient, entropy_coefficient), ratio, stable.bool())
+        q = None
+        if tokens.entropy_coef is not None:
+            q = -(tokens.weights * tokens.entropy_coef).index_select(0, rows)
+        return TokenLosses(loss, Coefficients(coefficient, q), ratio, stable.bool())
 
     def backward(self, rows: Tensor, statistics: Statistics, coefficients: Coefficients) -> None:
         assert self.kept is not None
