@@ -71,7 +71,7 @@ def linear_logprobs(
         if not torch.compiler.is_compiling():
             values = eager.linear_logprobs(head, counted, backend)
         elif group is None:
-            values = compiled.linear_logprobs(head, counted, backend)
+            values = compiled.linear_logprobs(head, counted, backend, differentiable=(entropy, lse))
         else:
             values = _uncompiled().linear_logprobs(head, counted, backend)
     results = [value.view(targets.shape) for value in values]
@@ -178,7 +178,6 @@ def fused_policy_loss(
         **{name: _coefficient(name, value, targets, hidden) for name, value in coefficients.items()},
     )
     checks.check_tokens(arguments, hidden)
-    checks.check_needs(arguments, formula)
     arguments = _flat(replace(arguments, mask=_counted(mask, hidden, targets, ignore_index)))
     with torch.autocast(hidden.device.type, enabled=False):
         if not torch.compiler.is_compiling() and "torch._dynamo" not in sys.modules:

@@ -115,7 +115,7 @@ def check_coefficient(name: str, value: float | Tensor, hidden: Tensor) -> None:
     """A finite number, or one per token."""
     if isinstance(value, Tensor):
         check_column(name, value, hidden, VALUE_DTYPES)
-    elif not _is_number(value) or not math.isfinite(value):
+    elif not (_is_number(value) and -math.inf < value < math.inf):
         raise ValueError(f"{name}: must be a finite float or a tensor (...); got {value!r}")
 
 

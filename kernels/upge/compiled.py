@@ -27,11 +27,14 @@ from .token_loss import Coefficients, LossFormula
 TOKEN_FIELDS = [item.name for item in fields(TokenArguments) if item.name != "columns"]
 
 
-def linear_logprobs(head: HeadInputs, counted: Tensor, backend: str) -> Columns:
-    """log pi(y), entropy, log-sum-exp (float32) and top1 (bool), each (N,)."""
+def linear_logprobs(head: HeadInputs, counted: Tensor, backend: str, differentiable: tuple[bool, bool]) -> Columns:
+    """log pi(y), entropy, log-sum-exp (float32) and top1 (bool), each (N,).
+
+    differentiable: whether entropy and log-sum-exp are used; the gradient of an unused one is not computed.
+    """
     needs = NeededGradients.of(head)
     logprobs, entropy, lse, top1 = torch.ops.upge.linear_logprobs(
-        *_head_arguments(head), counted, [needs.hidden, needs.weight, needs.bias], backend
+        *_head_arguments(head), counted, differentiable, [needs.hidden, needs.weight, needs.bias], backend
     )
     return logprobs, entropy, lse, top1
 
@@ -128,6 +131,7 @@ def _linear_logprobs(
     temperatures: Tensor | None,
     softcap: float | None,
     counted: Tensor,
+    differentiable: Sequence[bool],
     needs: Sequence[bool],
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -181,20 +185,21 @@ def _(
 
 
 def _save_head(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    hidden, weight, targets, bias, temperature, temperatures, softcap, counted, needs, backend = inputs
+    hidden, weight, targets, bias, temperature, temperatures, softcap, counted, differentiable, needs, backend = inputs
     ctx.save_for_backward(hidden, weight, targets, bias, temperatures, counted)
-    ctx.settings = temperature, softcap, needs, backend
+    ctx.settings = temperature, softcap, differentiable, needs, backend
 
 
 def _logprobs_backward(ctx: Any, g: Tensor | None, q: Tensor | None, k: Tensor | None, _: Any) -> tuple[Any, ...]:
     hidden, weight, targets, bias, temperatures, counted = ctx.saved_tensors
-    temperature, softcap, needs, backend = ctx.settings
+    temperature, softcap, (entropy_used, lse_used), needs, backend = ctx.settings
+    q, k = q if entropy_used else None, k if lse_used else None
     g = hidden.new_zeros(hidden.shape[0], dtype=torch.float32) if g is None else g
     gradients = torch.ops.upge.linear_logprobs_backward(
         hidden, weight, targets, bias, temperature, temperatures, softcap, counted, needs, backend, g, q, k
     )
     dh, dw, db = (x if needed else None for x, needed in zip(gradients, needs, strict=True))
-    return dh, dw, None, db, None, None, None, None, None, None
+    return dh, dw, None, db, *[None] * 7
 
 
 _linear_logprobs.register_autograd(_logprobs_backward, setup_context=_save_head)

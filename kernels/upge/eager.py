@@ -7,7 +7,7 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
-from . import autograd, backends, value_checks
+from . import autograd, backends, checks, value_checks
 from .backends import passes, reference
 from .backends.workspace import Columns, Gradients, MakeWorkspace, Statistics
 from .inputs import HeadInputs, NeededGradients, TokenArguments, TokenInputs
@@ -55,7 +55,8 @@ def workspace_class(head: HeadInputs, counted: Tensor, backend: str) -> MakeWork
 
 
 def complete_tokens(arguments: TokenArguments, head: HeadInputs, formula: LossFormula) -> TokenInputs:
-    """Check the values, fill in default weights, and form the truncated importance ratio."""
+    """Check what the formula reads, fill in default weights, and form the truncated importance ratio."""
+    checks.check_needs(arguments, formula)
     value_checks.check_token_values(arguments, head, formula)
     given = {item.name: getattr(arguments, item.name) for item in fields(arguments)}
     mask = arguments.mask

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, overload
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .api import fused_policy_loss, linear_logprobs
 from .objective import Objective
 from .outputs import LogprobsOutput, PolicyLossOutput
+
+# Arguments that bfloat16 would spoil: the ratio of log-probabilities near 10 would be off by 6%.
+ROUNDED = ("weights", "advantages", "old_logprobs", "ref_logprobs", "rollout_logprobs")
 
 
 class FusedLMHead(nn.Module):
@@ -21,26 +26,39 @@ class FusedLMHead(nn.Module):
         head = upge.FusedLMHead(model.model.embed_tokens)  # nn.Embedding
 
     layer:   nn.Linear or nn.Embedding with weight (V, D).
-    softcap: as in `linear_logprobs`. backend: the default for every call.
+    softcap, logit_scale: as in `linear_logprobs`. backend: the default for every call.
+
+    Called with hidden states alone it is the layer itself and returns its logits. So it can stand in for `lm_head` in
+    generation: soft-cap and scale are then left to the model, which applies them to what its head returns.
 
     Sharding: make it a submodule of the model, in place of the layer, and call it inside the model's forward. Then
     `fully_shard` (on it, or on the model around it) and ZeRO-3 gather its parameters as they do for any layer. With a
-    `MixedPrecisionPolicy`, pass `cast_forward_inputs=False`: the per-token inputs must stay float32.
+    `MixedPrecisionPolicy`, pass `cast_forward_inputs=False`: it would round log-probabilities, and is refused.
 
     Raises TypeError where `layer` is of another type.
     """
 
     bias: Tensor | None
 
-    def __init__(self, layer: nn.Linear | nn.Embedding, *, softcap: float | None = None, backend: str = "auto"):
+    def __init__(
+        self,
+        layer: nn.Linear | nn.Embedding,
+        *,
+        softcap: float | None = None,
+        logit_scale: float = 1.0,
+        backend: str = "auto",
+    ):
         super().__init__()
         if not isinstance(layer, (nn.Linear, nn.Embedding)):
             raise TypeError(f"layer: must be a torch.nn.Linear or torch.nn.Embedding; got {type(layer).__name__}")
         self.weight = layer.weight
         self.register_parameter("bias", getattr(layer, "bias", None))
         self.softcap = softcap
+        self.logit_scale = logit_scale
         self.backend = backend
 
+    @overload
+    def forward(self, hidden: Tensor, targets: None = None) -> Tensor: ...
     @overload
     def forward(self, hidden: Tensor, targets: Tensor, objectives: None = None, **options: Any) -> LogprobsOutput: ...
     @overload
@@ -50,18 +68,32 @@ class FusedLMHead(nn.Module):
     def forward(
         self,
         hidden: Tensor,
-        targets: Tensor,
+        targets: Tensor | None = None,
         objectives: Objective | Sequence[Objective] | None = None,
         **options: Any,
-    ) -> LogprobsOutput | PolicyLossOutput:
-        """`fused_policy_loss` if `objectives` are given, else `linear_logprobs`. They define `options`.
+    ) -> Tensor | LogprobsOutput | PolicyLossOutput:
+        """`fused_policy_loss` with `objectives`, `linear_logprobs` without; they define `options`.
 
-        hidden: (N, D), in the dtype of the weight. targets: (N,) int64 or int32.
+        hidden: (..., D). targets: (...) int64 or int32; without them the result is the layer's logits (..., V).
         """
-        shared = {"bias": self.bias, "softcap": self.softcap, "backend": self.backend, **options}
+        if targets is None:
+            if objectives is not None or options:
+                given = ", ".join((["objectives"] if objectives is not None else []) + list(options))
+                raise ValueError(f"targets: must be given with {given}; got None")
+            return F.linear(hidden, self.weight, self.bias)
+        for name in ROUNDED:
+            value = options.get(name)
+            if isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16):
+                raise TypeError(
+                    f"{name}: must be float32 for a module; got {str(value.dtype).removeprefix('torch.')}. A "
+                    "MixedPrecisionPolicy of FSDP2 casts it unless cast_forward_inputs=False"
+                )
+        settings = {"softcap": self.softcap, "logit_scale": self.logit_scale, "backend": self.backend}
+        shared = {"bias": self.bias, **settings, **options}
         if objectives is None:
             return linear_logprobs(hidden, self.weight, targets, **shared)
         return fused_policy_loss(hidden, self.weight, targets, objectives, **shared)
 
     def extra_repr(self) -> str:
-        return f"vocabulary={self.weight.shape[0]}, width={self.weight.shape[1]}, softcap={self.softcap}"
+        shape = f"vocabulary={self.weight.shape[0]}, width={self.weight.shape[1]}"
+        return f"{shape}, softcap={self.softcap}, logit_scale={self.logit_scale}"

@@ -158,5 +158,5 @@ def _check_values(objective: Objective, what: str, value: Tensor | None) -> None
     if wrong.any():
         row = int(wrong.nonzero()[0])
         raise ValueError(
-            f"objective {objective.name!r}: its {what} must be finite; got {float(value[row])} at row {row}"
+            f"objective {objective.name!r}: its {what} must be finite; got {value[row].item()} at row {row}"
         )

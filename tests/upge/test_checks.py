@@ -20,18 +20,25 @@ def arguments(**changes):
 
 nan, inf = float("nan"), float("inf")
 CASES = [
-    ({"hidden": torch.zeros(2, N, D)}, ValueError, r"hidden.*\(N, D\).*\(2, 4, 3\)"),
-    ({"hidden": torch.zeros(N, D, dtype=torch.float64)}, TypeError, "hidden.*bfloat16, float16, float32.*float64"),
+    ({"hidden": torch.zeros(2, N, D)}, ValueError, r"targets.*\(\.\.\.\) = \(2, 4\).*\(4,\)"),
+    ({"hidden": torch.zeros(())}, ValueError, r"hidden.*\(\.\.\., D\).*\(\)"),
+    ({"hidden": torch.zeros(N, D).to_sparse()}, TypeError, "hidden.*dense.*sparse_coo.*to_dense"),
+    ({"weight": torch.zeros(V, D).to_sparse_csr()}, TypeError, "weight.*dense.*sparse_csr"),
+    ({"weight": torch.zeros(V)}, ValueError, r"weight.*\(V, D\).*\(5,\)"),
+    ({"hidden": torch.zeros(N, D, dtype=torch.float64)}, TypeError, "hidden.*bfloat16 or float16 or float32.*float64"),
     ({"hidden": [[0.0]]}, TypeError, "hidden.*tensor.*list"),
     ({"hidden": torch.full((N, D), nan)}, ValueError, "hidden.*finite.*row 0"),
     ({"weight": torch.zeros(V, D + 1)}, ValueError, r"weight.*\(V, 3\).*\(5, 4\)"),
-    ({"weight": torch.zeros(V, D, dtype=torch.bfloat16)}, TypeError, "weight.*bfloat16.*float32.*autocast"),
+    ({"weight": torch.zeros(V, D, dtype=torch.float64)}, TypeError, "weight.*bfloat16.*float64"),
     ({"weight": torch.zeros(0, D)}, ValueError, r"weight.*at least 1.*\(0, 3\)"),
     ({"weight": torch.zeros(V, D, device="meta")}, ValueError, "weight.*device.*cpu.*meta"),
     ({"targets": torch.zeros(N)}, TypeError, "targets.*int64 or int32.*float32"),
     ({"targets": torch.full((N,), V)}, ValueError, r"targets.*\[0, 5\).*5"),
-    ({"targets": torch.full((N,), -100)}, ValueError, r"targets.*-100.*mask"),
-    ({"targets": torch.zeros(N + 1, dtype=torch.long)}, ValueError, r"targets.*\(N,\) = \(4,\).*\(5,\)"),
+    ({"targets": torch.full((N,), -1)}, ValueError, r"targets.*-1.*mask= or ignore_index="),
+    ({"targets": torch.full((N,), -100), "ignore_index": -1}, ValueError, r"targets.*-100"),
+    ({"ignore_index": None}, TypeError, "ignore_index.*int.*None"),
+    ({"ignore_index": True}, TypeError, "ignore_index.*int.*True"),
+    ({"targets": torch.zeros(N + 1, dtype=torch.long)}, ValueError, r"targets.*\(\.\.\.\) = \(4,\).*\(5,\)"),
     ({"objectives": upge.GRPO}, TypeError, r"objectives.*upge.GRPO\(\)"),
     ({"objectives": []}, TypeError, "objectives.*non-empty"),
     ({"objectives": [upge.SFT(), "ppo"]}, TypeError, "objectives.*'ppo'"),
@@ -39,10 +46,9 @@ CASES = [
     ({"objective_index": torch.zeros(N)}, TypeError, "objective_index.*int64.*float32"),
     ({"objective_index": torch.ones(N, dtype=torch.long)}, ValueError, r"objective_index.*\[0, 1\).*1"),
     ({"advantages": None}, ValueError, "advantages.*GRPO.*None"),
-    ({"advantages": torch.ones(N, dtype=torch.float64)}, TypeError, "advantages.*float32.*float64"),
+    ({"advantages": torch.ones(N, dtype=torch.int64)}, TypeError, "advantages.*float32.*int64"),
     ({"advantages": torch.full((N,), nan)}, ValueError, "advantages.*NaN.*row 0"),
     ({"advantages": 1.0}, TypeError, "advantages.*tensor.*float"),
-    ({"old_logprobs": None}, ValueError, "old_logprobs.*GRPO.*None"),
     ({"old_logprobs": torch.full((N,), nan)}, ValueError, "old_logprobs.*NaN"),
     ({"old_logprobs": torch.tensor([0, -inf, 0, 0])}, ValueError, "old_logprobs.*infinite.*row 1 is -inf"),
     ({"kl_coef": 0.1, "ref_logprobs": torch.full((N,), -inf)}, ValueError, "ref_logprobs.*infinite.*row 0 is -inf"),
@@ -57,6 +63,30 @@ CASES = [
         "old_logprobs.*only rollout_logprobs",
     ),
     ({"tis_clip": 0.0}, ValueError, "tis_clip.*positive.*0.0"),
+    ({"tis_clip": inf}, ValueError, "tis_clip.*positive.*inf"),
+    ({"tis": "row"}, ValueError, "tis: .*'token', 'sequence'.*'row'"),
+    ({"tis_mode": "drop"}, ValueError, "tis_mode.*'clip', 'mask'.*'drop'"),
+    ({"tis_min": -0.1}, ValueError, r"tis_min.*\[0, 2.0\].*-0.1"),
+    ({"tis_min": 3.0}, ValueError, r"tis_min.*\[0, 2.0\].*3.0"),
+    ({"tis": "sequence", "rollout_logprobs": torch.zeros(N)}, ValueError, "sequence_ids.*tis='sequence'.*None"),
+    ({"kl": "k4"}, ValueError, "kl: .*'k3_ratio'.*'k4'"),
+    ({"evaluate": "none"}, ValueError, "evaluate.*'needed', 'all'.*'none'"),
+    ({"max_log_ratio": 0}, ValueError, r"max_log_ratio.*\(0, 80\].*0"),
+    ({"max_log_ratio": 100.0}, ValueError, r"max_log_ratio.*\(0, 80\].*100.0"),
+    ({"entropy_coef": torch.ones(N + 1)}, ValueError, r"entropy_coef.*\(4,\).*\(5,\)"),
+    ({"entropy_coef": torch.tensor([0, nan, 0, 0])}, ValueError, "entropy_coef.*NaN.*row 1"),
+    ({"lse_coef": inf}, ValueError, "lse_coef.*finite.*inf"),
+    ({"lse_coef": torch.ones(N, dtype=torch.int64)}, TypeError, "lse_coef.*float32.*int64"),
+    ({"kl_coef": torch.ones(N)}, ValueError, "ref_logprobs.*kl_coef.*None"),
+    ({"logit_scale": 0}, ValueError, "logit_scale.*positive.*0"),
+    ({"columns": [torch.ones(N)]}, TypeError, "columns.*dict.*list"),
+    ({"columns": {"extra": torch.ones(N + 1)}}, ValueError, r"columns\['extra'\].*\(4,\).*\(5,\)"),
+    ({"columns": {"advantages": torch.ones(N)}}, ValueError, "columns.*'advantages' is the name of an argument"),
+    ({"columns": {"entropy": torch.ones(N)}}, ValueError, "columns.*'entropy' is the name of an argument"),
+    ({"columns": {"my column": torch.ones(N)}}, ValueError, "columns.*identifiers.*'my column'"),
+    ({"bias": torch.tensor([0, nan, 0, 0, 0])}, ValueError, "bias.*-inf.*nan"),
+    ({"bias": torch.tensor([0, inf, 0, 0, 0])}, ValueError, "bias.*-inf.*inf"),
+    ({"bias": torch.tensor([-inf, 0, 0, 0, 0])}, ValueError, "bias.*targets.*entry 0 is -inf"),
     ({"mask": torch.ones(N)}, TypeError, "mask.*bool.*float32"),
     ({"weights": torch.ones(N - 1)}, ValueError, r"weights.*\(4,\).*\(3,\)"),
     ({"weights": torch.full((N,), nan)}, ValueError, "weights.*NaN"),
@@ -65,7 +95,7 @@ CASES = [
     ({"temperature": torch.ones(N, requires_grad=True)}, ValueError, "temperature.*constant.*detach"),
     ({"hidden": torch.zeros(N, D, device="meta")}, ValueError, "hidden.*device.*meta"),
     ({"temperature": torch.zeros(N)}, ValueError, "temperature.*positive.*0.0"),
-    ({"temperature": torch.ones(N, dtype=torch.float64)}, TypeError, "temperature.*float32.*float64"),
+    ({"temperature": torch.ones(N, dtype=torch.int64)}, TypeError, "temperature.*float32.*int64"),
     ({"softcap": -1.0}, ValueError, "softcap.*positive.*-1.0"),
     ({"backend": "cuda"}, ValueError, "backend.*'auto'.*'torch'.*'cuda'"),
 ]  # fmt: skip
@@ -114,11 +144,33 @@ def test_unread_values_may_be_nan():
         (lambda: upge.SAPO(tau_negative=0), "SAPO tau_negative.*0"),
         (lambda: upge.GRPO("0.2"), "GRPO clip_low.*number.*'0.2'"),
         (lambda: upge.PPO(dual_clip=torch.tensor(3.0)), "PPO dual_clip.*number.*tensor"),
+        (lambda: upge.CISPO(max_ratio=0), "WeightClip max_ratio.*positive.*0"),
+        (lambda: upge.CISPO(clip_low=2), "WeightClip low.*2"),
+        (lambda: upge.CISPO(clip_low=0.1, max_ratio=0.5), "max_ratio: must be at least.*0.9.*0.5"),
+        (lambda: upge.Clip(-1, -2), "Clip low.*-1"),
+        (lambda: upge.Clip(0.2, 0.2, dual=1), "Clip dual.*1"),
+        (lambda: upge.Shaping(0), "Shaping gamma.*0"),
+        (lambda: upge.SoftGate(1, nan), "SoftGate tau_negative.*nan"),
+        (lambda: upge.Objective(reference="rolout"), "reference.*'rollout'.*'rolout'"),
+        (lambda: upge.Objective(advantage="two"), "advantage.*'given', 'one'.*'two'"),
+        (lambda: upge.Objective(likelihood="exp"), "likelihood.*'log', 'ratio'.*'exp'"),
+        (lambda: upge.Objective(upge.Clip(0.2, 0.2)), "reference: the mask Clip.*always 1.*'rollout'"),
+        (lambda: upge.Objective(upge.SoftGate(1, 1), "one"), "reference: the mask SoftGate.*probability"),
+        (lambda: upge.Objective(upge.WeightClip(), "rollout", likelihood="ratio"), "likelihood: WeightClip.*'log'"),
     ],
 )
 def test_bad_preset(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_parts_of_another_type():
+    with pytest.raises(TypeError, match=r"mask: must be one of upge.Unmasked\(\), Clip.*'clip'"):
+        upge.Objective(mask="clip")
+    with pytest.raises(TypeError, match=r"mask: .*Clip"):
+        upge.Objective(mask=upge.Clip)
+    with pytest.raises(TypeError, match="function: must be callable.*int"):
+        upge.Objective(function=3)
 
 
 def test_bad_user_function():
@@ -146,14 +198,55 @@ def test_bad_user_function():
 
 def test_values_on_a_gpu_are_checked_only_in_debug():
     """Reading values makes the CPU wait for a GPU, so there they are checked only inside upge.debug()."""
-    from upge import checks
+    from upge import debugging
 
     gpu = torch.device("cuda")
-    assert not checks.reads_values(gpu)
+    assert not debugging.reads_values(gpu)
     with upge.debug():
-        assert checks.reads_values(gpu)
-    assert not checks.reads_values(gpu)
-    assert checks.reads_values(torch.device("cpu"))
+        assert debugging.reads_values(gpu)
+    assert not debugging.reads_values(gpu)
+    assert debugging.reads_values(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("value", [nan, inf])
+def test_the_weight_is_read_in_debug(value):
+    weight = torch.zeros(V, D)
+    weight[3, 1] = value
+    call = lambda: upge.fused_policy_loss(torch.ones(N, D), weight, torch.zeros(N, dtype=torch.long), upge.SFT())
+    call()
+    with upge.debug(), pytest.raises(ValueError, match="weight.*finite.*row 3"):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda l, b: l / 0.0, "'function': its loss must be finite.*row 0"),
+        (lambda l, b: (l - l.detach()).sqrt(), "'function': its gradient with respect to logprobs.*inf"),
+        (lambda l, b: -l + (b.entropy - b.entropy.detach()).sqrt(), "'function': its gradient with respect to entropy"),
+    ],
+)
+def test_a_function_that_is_not_finite(function, message):
+    objective = upge.Objective.from_function(function)
+    with pytest.raises(ValueError, match=message):
+        upge.fused_policy_loss(torch.ones(N, D), torch.zeros(V, D), torch.zeros(N, dtype=torch.long), objective)
+
+
+def test_function_transforms_are_refused():
+    hidden, weight, targets = torch.ones(N, D), torch.zeros(V, D), torch.zeros(N, dtype=torch.long)
+    loss = lambda h: upge.fused_policy_loss(h, weight, targets, upge.SFT()).loss
+    logprobs = lambda h: upge.linear_logprobs(h, weight, targets).logprobs
+    for call in (
+        lambda: torch.func.grad(loss)(hidden),
+        lambda: torch.func.vmap(logprobs)(hidden[None]),
+        lambda: torch.func.jvp(logprobs, (hidden,), (hidden,)),
+    ):
+        with pytest.raises(TypeError, match=r"hidden: .*torch.func|hidden: forward-mode"):
+            call()
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(hidden, hidden)
+        with pytest.raises(TypeError, match="hidden: forward-mode differentiation"):
+            logprobs(dual)
 
 
 def test_triton_needs_a_gpu(monkeypatch):

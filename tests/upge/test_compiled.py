@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 import upge
+from upge import compiled
 
 
 @pytest.fixture(autouse=True)
@@ -34,26 +35,29 @@ def test_one_graph_with_the_eager_numbers(problem, backend):
     p = problem()
     inputs = p.hidden, p.weight, p.inputs["advantages"], p.inputs["old_logprobs"]
     eager = step(p, backend)
-    compiled = torch.compile(eager, fullgraph=True, backend="aot_eager")
-    want, got = eager(*inputs), compiled(*inputs)
+    graph = torch.compile(eager, fullgraph=True, backend="aot_eager")
+    want, got = eager(*inputs), graph(*inputs)
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
     grads, want_grads = (torch.autograd.grad(x[0], p.leaves) for x in (got, want))
     for a, b in zip(grads, want_grads, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(compiled(*inputs)[0], eager(*inputs)[0])
+        assert torch.equal(graph(*inputs)[0], eager(*inputs)[0])
     with torch.no_grad():
-        assert torch.equal(compiled(*inputs)[0], want[0])
+        assert torch.equal(graph(*inputs)[0], want[0])
 
 
 def test_ops_are_well_formed(problem):
     """PyTorch's own check of schema, fake shapes and autograd registration."""
     p = problem(n=9)
     head = (p.hidden, p.weight, p.targets, p.bias, 1.0, None, None)
-    torch.library.opcheck(torch.ops.upge.linear_logprobs.default, (*head, [True, True, True], "torch"))
+    counted = p.inputs["mask"]
+    torch.library.opcheck(torch.ops.upge.linear_logprobs.default, (*head, counted, [True, True], [True] * 3, "torch"))
     objective = upge.GRPO()
-    given = [None, p.inputs["mask"], None, p.inputs["advantages"], p.inputs["old_logprobs"], None, None, None]
-    rest = ([objective.key], 0.1, 0.0, *given, 2.0, [True, False, True], "torch")
+    given = {"mask": counted, "advantages": p.inputs["advantages"], "old_logprobs": p.inputs["old_logprobs"]}
+    tokens = [given.get(name) for name in compiled.TOKEN_FIELDS]
+    formula = ("token", "clip", 2.0, None, "k3", 20.0, "needed")
+    rest = (tokens, [objective.key], *formula, [True, False, True], "torch")
     frozen = (p.hidden, p.weight.detach(), *head[2:])
     torch.library.opcheck(
         torch.ops.upge.policy_loss.default, (*frozen, *rest), test_utils=("test_schema", "test_faketensor")
@@ -69,11 +73,11 @@ def test_settings_may_change_from_step_to_step(problem):
             temperature=temperature, tis_clip=tis_clip, **p.inputs,
         ).loss  # fmt: skip
 
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    graph = torch.compile(step, fullgraph=True, backend="aot_eager")
     for objective in (upge.GRPO(), copy.deepcopy(upge.GRPO(clip_high=0.01))):
         for scale in (0.1, 0.2, 0.3):
             settings = objective, scale, scale, 1 + scale, 1 + scale
-            assert torch.equal(compiled(p.hidden, *settings), step(p.hidden, *settings))
+            assert torch.equal(graph(p.hidden, *settings), step(p.hidden, *settings))
 
 
 def test_a_function_breaks_the_graph_and_says_why(problem):
@@ -85,7 +89,7 @@ def test_a_function_breaks_the_graph_and_says_why(problem):
     for a, b in zip(*(torch.autograd.grad(x, [p.hidden, p.weight]) for x in (loss, want)), strict=True):
         assert torch.equal(a, b)
     torch._dynamo.reset()
-    with pytest.raises(torch._dynamo.exc.Unsupported, match="made from a function needs autograd"):
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="a user-defined objective needs autograd"):
         torch.compile(step, fullgraph=True, backend="aot_eager")(p.hidden)
 
 

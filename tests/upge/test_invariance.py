@@ -12,9 +12,10 @@ DTYPES = [torch.float32, torch.bfloat16]
 
 def logprobs(p, rows, backend):
     out = upge.linear_logprobs(
-        p.hidden.detach()[rows], p.weight.detach(), p.targets[rows], bias=p.bias.detach(), entropy=True, backend=backend
-    )
-    return torch.stack(out)
+        p.hidden.detach()[rows], p.weight.detach(), p.targets[rows], bias=p.bias.detach(), entropy=True, lse=True, top1=True,
+        backend=backend,
+    )  # fmt: skip
+    return torch.stack([x.float() for x in out])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -166,7 +167,8 @@ def test_the_default_dtype_changes_nothing(problem, backend):
 
     def run():
         out, grads = p.loss(objectives, backend, **options)
-        return [*out, *grads, *upge.linear_logprobs(p.hidden, p.weight, p.targets, entropy=True, backend=backend)]
+        everything = {"entropy": True, "lse": True, "top1": True}
+        return [*out, *grads, *upge.linear_logprobs(p.hidden, p.weight, p.targets, backend=backend, **everything)]
 
     want = run()
     for dtype in (torch.bfloat16, torch.float64):
