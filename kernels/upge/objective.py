@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
+import torch
 from torch import Tensor
 
 ReferencePolicy = Literal["policy", "rollout", "sequence", "one"]
@@ -126,6 +127,11 @@ class SoftGate:
 
 StabilizationMask = Unmasked | Clip | WeightClip | Shaping | SoftGate
 
+BUILD_OUTSIDE = (
+    "build upge.Objective(...) outside the function that torch.compile(fullgraph=True) traces, and pass it in; "
+    "presets such as upge.PPO() may be called inside"
+)
+
 _keys = itertools.count()
 _objectives: weakref.WeakValueDictionary[int, Objective] = weakref.WeakValueDictionary()
 
@@ -165,6 +171,8 @@ class Objective:
     key: ClassVar[int]  # unique to each object; not a field, so that a copy gets its own key
 
     def __post_init__(self) -> None:
+        if torch.compiler.is_dynamo_compiling():
+            raise RuntimeError(BUILD_OUTSIDE)
         self._check()
         object.__setattr__(self, "key", next(_keys))
         _objectives[self.key] = self

@@ -98,3 +98,42 @@ def test_the_reference_is_not_compiled(problem):
     call = lambda h: upge.fused_policy_loss(h, p.weight, p.targets, upge.SFT(), backend="reference").loss
     with pytest.raises(ValueError, match="'reference' is plain autograd"):
         torch.compile(call, fullgraph=True, backend="aot_eager")(p.hidden)
+
+
+def test_an_objective_is_built_outside_the_graph(problem):
+    p = problem(n=9)
+
+    def step(h):
+        own = upge.Objective(upge.Clip(0.2, 0.2), "rollout", likelihood="ratio")
+        return upge.fused_policy_loss(h, p.weight, p.targets, own, **p.inputs).loss
+
+    assert torch.equal(torch.compile(step, backend="aot_eager")(p.hidden), step(p.hidden))
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"build upge.Objective\(...\) outside"):
+        torch.compile(step, fullgraph=True, backend="aot_eager")(p.hidden)
+
+
+@pytest.mark.parametrize("name", ["evaluate", "tis", "kl", "coefficients", "logprobs"])
+def test_options_reach_the_compiled_op(name, problem):
+    p = problem(n=40)
+    x = p.inputs | {"advantages": p.inputs["advantages"] * (torch.arange(40) % 2)}
+    options = {
+        "evaluate": {"evaluate": "all"},
+        "tis": {"tis": "sequence", "tis_mode": "mask", "tis_clip": 1.5, "tis_min": 0.5},
+        "kl": {"kl": "k3_ratio", "kl_coef": 0.3, "max_log_ratio": 0.4},
+        "coefficients": {"kl_coef": torch.rand(40), "entropy_coef": torch.rand(40), "lse_coef": torch.rand(40)},
+        "logprobs": {},
+    }[name]
+
+    def step(h):
+        if name != "logprobs":
+            out = upge.fused_policy_loss(h, p.weight, p.targets, upge.GRPO(), logit_scale=0.5, **x, **options)
+            return out.loss, *out[1:]
+        out = upge.linear_logprobs(h, p.weight, p.targets, mask=x["mask"], lse=True, top1=True, softcap=3.0)
+        return (out.logprobs + 2 * out.lse).sum(), out.logprobs, out.top1
+
+    got, want = torch.compile(step, fullgraph=True, backend="aot_eager")(p.hidden), step(p.hidden)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+    grads = [torch.autograd.grad(x[0], [p.hidden, p.weight]) for x in (got, want)]
+    torch.testing.assert_close(*grads, rtol=1e-6, atol=0)
