@@ -3,7 +3,7 @@
 Memory is counted in four phases of a step: the rollouts, the forward pass with the loss, the backward pass, and the
 optimizer's update. The components of a phase add up, and the run's peak is the largest sum. What the model's own code
 allocates is traced on the meta device (`hpt.memory.trace`), optimizer states are those that `hpt.optim.adamw` makes
-there, and the loss is counted by `hpt.memory.loss`.
+there, and the loss is counted by `upge.memory_bytes`.
 """
 
 from __future__ import annotations

@@ -7,13 +7,13 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+import upge
 from transformers import PreTrainedModel
 
 from hpt.config.schema import Config, ModelConfig, OptimizerConfig
 from hpt.memory.allocations import AllocationTracker
 from hpt.memory.components import PHASES, Component
 from hpt.memory.hardware import Hardware
-from hpt.memory.loss import loss_bytes
 from hpt.memory.meta_model import (
     Architecture,
     ParameterMemory,
@@ -88,8 +88,13 @@ def training_components(config: Config, hardware: Hardware, trained: TrainedMode
         saved_in_host = trained.hidden_bytes * (trained.layers - 1)
         saved -= saved_in_host
     head = trained.model.get_output_embeddings().weight
-    loss = loss_bytes(
-        trained.tokens, head.shape[1], head.shape[0], head.dtype, hardware.device, head_trained=head.requires_grad
+    loss = upge.memory_bytes(
+        trained.tokens,
+        width=head.shape[1],
+        vocabulary=head.shape[0],
+        dtype=head.dtype,
+        device=hardware.device,
+        trains_weight=head.requires_grad,
     )
     working = trace.backward - trace.saved + trained.memory.dequantized_bytes
     return [

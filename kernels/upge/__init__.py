@@ -9,6 +9,7 @@ The loss is computed from the hidden states and the weight of the language model
 from .api import fused_policy_loss, linear_logprobs
 from .debugging import debug
 from .lm_head import FusedLMHead
+from .memory import memory_bytes
 from .objective import Clip, Objective, Shaping, SoftGate, TokenLoss, Unmasked, WeightClip
 from .outputs import LogprobsOutput, PolicyLossOutput
 from .presets import CISPO, DAPO, DFT, GRPO, GSPO, LUFFY, PPO, PRESETS, REINFORCE, SAPO, SFT, SRFT, DrGRPO
@@ -43,4 +44,5 @@ __all__ = [
     "debug",
     "fused_policy_loss",
     "linear_logprobs",
+    "memory_bytes",
 ]

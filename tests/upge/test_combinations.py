@@ -56,7 +56,9 @@ def written_out(mask, reference, likelihood, l, a, old, ids):
     """The per-token loss by autograd on its formula."""
     log_r = {"policy": l - l.detach(), "rollout": l - old, "one": l}.get(reference)
     if reference == "sequence":
-        log_r = torch.stack([(l - old)[ids == i].mean() if (ids == i).any() else l.new_zeros(()) for i in range(9)])[ids]
+        log_r = torch.stack([(l - old)[ids == i].mean() if (ids == i).any() else l.new_zeros(()) for i in range(9)])[
+            ids
+        ]
     r = log_r.exp()
     if likelihood == "ratio":
         return -gain(mask, r, a) * a

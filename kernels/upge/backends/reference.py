@@ -79,7 +79,7 @@ def _kl(formula: LossFormula, objective: Objective, tokens: TokenInputs, logprob
     """The KL penalty of each token before its weight."""
     assert tokens.ref_logprobs is not None
     assert tokens.kl_coef is not None
-    gap = tokens.ref_logprobs.double() - logprobs
+    gap = (tokens.ref_logprobs.double() - logprobs).masked_fill(tokens.kl_coef == 0, 0.0)  # not read there
     exponent = gap.clamp(max=formula.max_log_ratio)
     k3 = exponent.exp() - exponent - 1
     reference: ReferencePolicy = "sequence" if objective.reference == "sequence" else "rollout"
@@ -90,7 +90,7 @@ def _kl(formula: LossFormula, objective: Objective, tokens: TokenInputs, logprob
         "k3": lambda: k3,
         "k3_ratio": lambda: k3 * _log_ratio(reference, tokens, logprobs, formula.max_log_ratio).exp(),
     }
-    return torch.where(tokens.kl_coef == 0, 0.0, tokens.kl_coef.double() * estimates[formula.kl]())
+    return tokens.kl_coef.double() * estimates[formula.kl]()
 
 
 def _surrogate(

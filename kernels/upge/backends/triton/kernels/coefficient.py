@@ -114,14 +114,14 @@ def coefficient_kernel(
     if HAS_KL:
         penalty = tl.load(kl_coef + row, mask=live, other=0.0)
         gap = tl.where(penalty != 0.0, tl.load(ref_logprobs + row, mask=live, other=0.0) - l, 0.0)
-        small = tl.where(tl.abs(gap) < 0.25, gap, 0.0)
+        below = tl.minimum(gap, max_log_ratio)
+        near = tl.abs(below) < 0.25
+        small = tl.where(near, below, 0.0)
         # e^x - 1 - x as x^2 (1/2 + x/6 + ...): a subtraction would cancel all digits of a small gap.
         tail = small * small * (1 / 2 + small * (1 / 6 + small * (1 / 24 + small * (1 / 120 + small * (1 / 720)))))
-        below = tl.minimum(gap, max_log_ratio)
         expm1 = tl.exp(below) - 1.0
-        near = tl.abs(gap) < 0.25
         value += w * penalty * tl.where(near, tail, expm1 - below)
-        g -= w * penalty * tl.where(near, tail + small, tl.where(gap <= max_log_ratio, expm1, 0.0))
+        g -= w * penalty * tl.where(gap > max_log_ratio, 0.0, tl.where(near, tail + small, expm1))
     tl.store(loss + i, value, mask=live)
     tl.store(coefficient + i, g, mask=live)
     tl.store(ratio + i, r, mask=live)

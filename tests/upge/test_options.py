@@ -1,0 +1,303 @@
+"""The options of a call, against formulas written out in float64 and on every backend."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import upge
+from upge.token_loss import LossFormula
+
+BACKENDS = ["torch", "triton", "reference"]
+
+
+@pytest.fixture(params=BACKENDS)
+def any_backend(request):
+    return request.param
+
+
+def plain(p, temperature=1.0):
+    """log pi(y), entropy and log-sum-exp in float64, differentiable."""
+    z = (p.hidden.double() @ p.weight.double().t() + p.bias.double()) / temperature
+    log_p = torch.log_softmax(z, -1)
+    l = log_p.gather(1, p.targets[:, None]).squeeze(1)
+    return l, -(log_p.exp() * log_p).sum(1), torch.logsumexp(z, 1)
+
+
+def assert_gradients(got, want):
+    for a, b in zip(got, want, strict=True):
+        assert float((a.double() - b.double()).norm() / b.double().norm()) <= 2e-5
+
+
+def check(p, backend, objective, want, **changes):
+    """The loss and its gradients against `want`, the loss written out."""
+    wanted = torch.autograd.grad(want, p.leaves, retain_graph=True)
+    out, grads = p.loss(objective, backend, **changes)
+    torch.testing.assert_close(out.loss.double(), want.detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(out.token_loss.sum(), out.loss.detach(), rtol=1e-5, atol=1e-6)
+    assert_gradients(grads, wanted)
+    return out
+
+
+def test_shapes_follow_the_targets(problem, any_backend):
+    p = problem(n=24)
+    flat, grads = p.loss(upge.GRPO(), any_backend, temperature=torch.linspace(0.5, 2, 24))
+    for shape in ((2, 12), (2, 3, 4), (24,)):
+        inputs = {k: None if v is None else v.view(shape) for k, v in p.inputs.items()}
+        out = upge.fused_policy_loss(
+            p.hidden.view(*shape, -1), p.weight, p.targets.view(shape), upge.GRPO(), bias=p.bias, backend=any_backend,
+            temperature=torch.linspace(0.5, 2, 24).view(shape), **inputs,
+        )  # fmt: skip
+        assert all(x.shape == shape for x in out[1:])
+        assert all(torch.equal(a.flatten(), b) for a, b in zip(out[1:], flat[1:], strict=True))
+        assert_gradients(torch.autograd.grad(out.loss, p.leaves), grads)
+        values = upge.linear_logprobs(
+            p.hidden.view(*shape, -1), p.weight, p.targets.view(shape), bias=p.bias, entropy=True, lse=True, top1=True,
+            backend=any_backend,
+        )  # fmt: skip
+        assert all(x.shape == shape for x in values)
+    one = upge.fused_policy_loss(p.hidden[0], p.weight, p.targets[0], upge.SFT(), bias=p.bias, backend=any_backend)
+    assert one.logprobs.shape == ()
+
+
+def test_ignored_targets_are_masked_tokens(problem, any_backend):
+    p = problem(n=40)
+    want, want_grads = p.loss(upge.GRPO(), any_backend)
+    p.inputs["mask"], dropped = None, ~p.inputs["mask"]
+    for ignore in (-100, -1, 7):
+        targets = p.targets.masked_fill(dropped, ignore)
+        kept = dropped | (p.targets != ignore)
+        assert kept.all() or ignore == 7
+        p.targets, saved = targets, p.targets
+        if kept.all():
+            out, grads = p.loss(upge.GRPO(), any_backend, ignore_index=ignore)
+            assert all(torch.equal(a, b) for a, b in zip([*out, *grads], [*want, *want_grads], strict=True))
+            values = upge.linear_logprobs(
+                p.hidden, p.weight, targets, bias=p.bias, ignore_index=ignore, entropy=True, backend=any_backend
+            )
+            assert not values.logprobs[dropped].any()
+            assert (values.entropy[~dropped] > 0).all()
+            assert not torch.autograd.grad(values.logprobs.sum(), p.hidden)[0][dropped].any()
+        p.targets = saved
+
+
+def test_masked_rows_of_linear_logprobs_are_never_read(problem, any_backend):
+    p = problem(n=40)
+    mask = p.inputs["mask"]
+    hidden = p.hidden.detach().masked_fill(~mask[:, None], float("nan")).requires_grad_()
+    call = lambda h, m: upge.linear_logprobs(
+        h, p.weight, p.targets, mask=m, bias=p.bias, entropy=True, lse=True, top1=True, backend=any_backend
+    )
+    out, want = call(hidden, mask.long()), call(p.hidden, None)
+    for a, b in zip(out, want, strict=True):
+        assert torch.equal(a, torch.where(mask, b, torch.zeros_like(b)))
+    loss = lambda o: (o.logprobs + o.entropy + o.lse)[mask].sum()
+    got = torch.autograd.grad(loss(out), [hidden, p.weight, p.bias])
+    assert_gradients(got, torch.autograd.grad(loss(want), p.leaves))
+
+
+@pytest.mark.parametrize("kind", ["k1", "k2", "abs", "k3", "k3_ratio"])
+@pytest.mark.parametrize("objective", [upge.GRPO(), upge.GSPO(0.03, 0.04), upge.SFT()], ids=lambda o: o.name)
+def test_kl_kinds(kind, objective, problem, any_backend):
+    p = problem(n=40)
+    x, m = p.inputs, p.inputs["mask"]
+    l, _, _ = plain(p)
+    l = l[m]
+    d = x["ref_logprobs"][m].double() - l
+    log_r, ids = l - x["old_logprobs"][m].double(), x["sequence_ids"][m]
+    if objective.name == "GSPO":
+        log_r = torch.stack([log_r[ids == i].mean() for i in ids])
+    k3 = d.exp() - d - 1
+    term = {"k1": -d, "k2": d**2 / 2, "abs": d.abs(), "k3": k3, "k3_ratio": k3 * log_r.exp()}[kind]
+    coefficient = torch.rand(40).masked_fill(torch.arange(40) % 3 == 0, 0.0)
+    x["ref_logprobs"] = x["ref_logprobs"].masked_fill(coefficient == 0, float("nan"))  # not read there
+    want = (x["weights"][m] * torch.where(coefficient[m] == 0, 0.0, coefficient[m] * term)).sum()
+    zero = torch.zeros(40)
+    index = {"weights": x["weights"]}
+    if objective.advantage == "given":
+        index["advantages"] = zero
+    else:
+        want = want - (x["weights"][m] * l).sum()
+    check(p, any_backend, objective, want, kl=kind, kl_coef=coefficient, rollout_logprobs=None, **index)
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("mode", ["clip", "mask"])
+@pytest.mark.parametrize("low", [None, 0.8])
+def test_truncated_importance_ratios(level, mode, low, problem, any_backend):
+    """The policy's term alone is multiplied."""
+    p = problem(n=40)
+    x, m = p.inputs, p.inputs["mask"]
+    l, entropy, lse = (v[m] for v in plain(p))
+    log_ratio, ids = (x["old_logprobs"] - x["rollout_logprobs"])[m].double(), x["sequence_ids"][m]
+    if level == "sequence":
+        log_ratio = torch.stack([log_ratio[ids == i].sum() for i in ids])
+    ratio = log_ratio.exp()
+    inside = (ratio <= 1.2) & (ratio >= (low or 0))
+    assert 0 < inside.sum() < len(ids)
+    tis = ratio.clamp(low or 0, 1.2) if mode == "clip" else ratio * inside
+    regularisers = -0.1 * entropy + 0.01 * lse**2
+    want = (x["weights"][m] * (-tis * x["advantages"][m] * l + regularisers)).sum()
+    settings = {"tis": level, "tis_mode": mode, "tis_clip": 1.2, "tis_min": low, "entropy_coef": 0.1, "lse_coef": 0.01}
+    check(p, any_backend, upge.REINFORCE(), want, **settings)
+    out, _ = p.loss(upge.REINFORCE(), any_backend, **settings | {"entropy_coef": 0, "lse_coef": 0})
+    skipped = m.nonzero().squeeze(1)[~inside] if mode == "mask" else []
+    assert not out.evaluated[skipped].any()
+
+
+def test_coefficients_per_token(problem, any_backend):
+    p = problem(n=40)
+    x, m = p.inputs, p.inputs["mask"]
+    l, entropy, lse = (v[m] for v in plain(p))
+    coefficients = {name: torch.rand(40, dtype=torch.float64) for name in ("entropy_coef", "lse_coef")}
+    terms = -coefficients["entropy_coef"][m] * entropy + coefficients["lse_coef"][m] * lse**2
+    want = (x["weights"][m] * (-x["advantages"][m] * l + terms)).sum()
+    check(p, any_backend, upge.REINFORCE(), want, rollout_logprobs=None, **coefficients)
+    some = torch.arange(40) % 2 == 0
+    out, _ = p.loss(upge.REINFORCE(), any_backend, advantages=torch.zeros(40), entropy_coef=some.float())
+    assert torch.equal(out.evaluated, some & m)
+
+
+def test_on_policy_without_old_logprobs(problem, any_backend):
+    """r = 1, with PPO's exact value and gradient: that of the call with its own log-probabilities."""
+    p = problem(n=40)
+    p.inputs["rollout_logprobs"] = None
+    now = upge.linear_logprobs(p.hidden, p.weight, p.targets, bias=p.bias, backend=any_backend).logprobs.detach()
+    for objective in (upge.GRPO(), upge.CISPO(), upge.SAPO(), upge.GSPO(0.03, 0.04)):
+        want, want_grads = p.loss(objective, any_backend, old_logprobs=now, kl="k3_ratio", kl_coef=0.1)
+        out, grads = p.loss(objective, any_backend, old_logprobs=None, kl="k3_ratio", kl_coef=0.1)
+        assert (out.ratio[p.inputs["mask"]] == 1).all()
+        torch.testing.assert_close(out.loss, want.loss, rtol=2e-5, atol=1e-7)  # old is rounded to float32
+        assert_gradients(grads, want_grads)
+
+
+def test_evaluate_all(problem, any_backend):
+    """The numbers of tokens without a gradient too, and the same loss and gradients."""
+    p = problem(n=40)
+    p.inputs["advantages"] = p.inputs["advantages"] * (torch.arange(40) % 2)
+    m = p.inputs["mask"]
+    for objective in (upge.GRPO(), upge.GSPO(0.03, 0.04)):
+        want, want_grads = p.loss(objective, any_backend)
+        out, grads = p.loss(objective, any_backend, evaluate="all")
+        assert torch.equal(out.evaluated, m)
+        assert torch.isfinite(out.logprobs).all()
+        full = upge.linear_logprobs(
+            p.hidden, p.weight, p.targets, bias=p.bias, entropy=True, top1=True, backend=any_backend
+        )
+        assert torch.equal(out.logprobs[m], full.logprobs[m])
+        assert torch.equal(out.entropy[m], full.entropy[m])
+        assert torch.equal(out.top1[m], full.top1[m])
+        assert torch.equal(out.loss, want.loss)
+        assert torch.equal(out.coefficient.abs(), want.coefficient.abs())
+        assert all(torch.equal(a, b) for a, b in zip(grads, want_grads, strict=True))
+        assert torch.equal(out.logprobs[want.evaluated], want.logprobs[want.evaluated])
+
+
+def test_max_log_ratio(problem, any_backend):
+    """log r is cut on both sides, and where it is, the gradient through r is 0 and the token not stable."""
+    p = problem(n=40)
+    x, m = p.inputs, p.inputs["mask"]
+    x["rollout_logprobs"] = None
+    l = plain(p)[0][m]
+    log_r = l - x["old_logprobs"][m].double()
+    cut = log_r.detach().abs() > 0.2
+    assert 0 < cut.sum() < len(cut)
+    unclipped = upge.Objective(reference="rollout", likelihood="ratio")
+    want = (x["weights"][m] * -log_r.clamp(-0.2, 0.2).exp() * x["advantages"][m]).sum()
+    out = check(p, any_backend, unclipped, want, max_log_ratio=0.2)
+    assert torch.equal(out.stable[m], ~cut)
+    assert not out.coefficient[m][cut].any()
+    assert out.ratio[m].max() <= torch.tensor(0.2).exp() * (1 + 1e-6)
+    gap = (x["ref_logprobs"][m].double() - l).clamp(max=0.2)
+    want = (x["weights"][m] * (gap.exp() - gap - 1)).sum()
+    check(p, any_backend, upge.REINFORCE(), want, advantages=torch.zeros(40), kl_coef=1.0, max_log_ratio=0.2)
+
+
+def test_cispo_bounds(problem, any_backend):
+    p = problem(n=40)
+    p.inputs["rollout_logprobs"] = None
+    x, m = p.inputs, p.inputs["mask"]
+    l = plain(p)[0][m]
+    r, a = (l - x["old_logprobs"][m].double()).exp().detach(), x["advantages"][m]
+    for objective, weight in (
+        (upge.CISPO(max_ratio=0.9), r.clamp(max=0.9)),
+        (upge.CISPO(0.2, clip_low=0.1), r.clamp(0.9, 1.2)),
+        (upge.CISPO(drop=True, clip_low=0.1), r * ~(((a > 0) & (r > 1.2)) | ((a < 0) & (r < 0.9)))),
+    ):
+        check(p, any_backend, objective, (x["weights"][m] * -weight * a * l).sum())
+
+
+def test_functions_see_entropy_and_columns_and_report(problem, any_backend):
+    """A surrogate on the most uncertain tokens alone, with a term in the entropy that has a gradient."""
+    p = problem(n=40)
+    x, m = p.inputs, p.inputs["mask"]
+    x["rollout_logprobs"] = None
+    scale = torch.rand(40)
+
+    def top_entropy(logprobs, batch):
+        kept = batch.entropy.detach() > batch.entropy.detach().median()
+        loss = -1 * kept * batch.advantages * logprobs * batch.scale - 0.1 * batch.entropy
+        return upge.TokenLoss(loss, ratio=2 * torch.ones_like(logprobs), stable=kept)
+
+    l, entropy, _ = (v[m] for v in plain(p))
+    kept = entropy > entropy.median()
+    per_token = -1 * kept * x["advantages"][m] * l * scale[m] - 0.1 * entropy
+    objective = upge.Objective.from_function(top_entropy)
+    out = check(p, any_backend, objective, (x["weights"][m] * per_token).sum(), columns={"scale": scale})
+    assert torch.equal(out.stable[m], kept)
+    assert (out.ratio[m] == 2).all()
+    both = [objective, upge.SFT()]
+    index = torch.arange(40) % 2
+    mixed, _ = p.loss(both, any_backend, columns={"scale": scale}, objective_index=index, entropy_coef=0.2)
+    assert torch.isfinite(mixed.loss)
+
+
+def test_a_function_without_a_gradient_in_entropy_costs_no_pass(problem, monkeypatch):
+    """The backward of E with an entropy gradient is another pass over E: only where the function asks for it."""
+    seen = []
+    losses = LossFormula.losses
+
+    def spy(self, *args):
+        found = losses(self, *args)
+        seen.append(found.coefficients.q is None)
+        return found
+
+    monkeypatch.setattr(LossFormula, "losses", spy)
+    p = problem(n=9)
+    p.loss(upge.Objective.from_function(lambda l, b: -l * b.entropy.detach(), per_token=True), "torch")
+    p.loss(upge.Objective.from_function(lambda l, b: -l * b.entropy, per_token=True), "torch")
+    assert seen == [True, False]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_values_per_token_of_any_float_dtype(dtype, problem, any_backend):
+    p = problem(n=24)
+    narrow = {k: v.to(dtype) if v.is_floating_point() else v for k, v in p.inputs.items()}
+    exact = {k: v.float() if v.is_floating_point() else v for k, v in narrow.items()}
+    (out, grads), (want, want_grads) = (p.loss(upge.GRPO(), any_backend, **x) for x in (narrow, exact))
+    assert all(x.dtype == torch.float32 for x in (out.loss, out.ratio, out.coefficient))
+    assert all(torch.equal(a, b) for a, b in zip([*out, *grads], [*want, *want_grads], strict=True))
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_logit_scale(softcap, problem, any_backend):
+    p = problem(n=24)
+    z = 0.3 * (p.hidden.double() @ p.weight.double().t() + p.bias.double())
+    z = (z if softcap is None else softcap * torch.tanh(z / softcap)) / 0.7
+    want = -torch.log_softmax(z, -1).gather(1, p.targets[:, None]).mean()
+    clear = {"mask": None, "weights": None, "rollout_logprobs": None}
+    check(p, any_backend, upge.SFT(), want, logit_scale=0.3, softcap=softcap, temperature=0.7, **clear)
+
+
+def test_lse_and_top1(problem, any_backend):
+    p = problem(n=60)
+    p.targets = (p.hidden @ p.weight.t() + p.bias).argmax(1).where(torch.arange(60) % 2 == 0, p.targets)
+    l, _, lse = plain(p)
+    out = upge.linear_logprobs(p.hidden, p.weight, p.targets, bias=p.bias, lse=True, top1=True, backend=any_backend)
+    assert out.entropy is None
+    torch.testing.assert_close(out.lse.double(), lse.detach(), rtol=1e-6, atol=2e-6)
+    assert torch.equal(out.top1, (p.hidden @ p.weight.t() + p.bias).argmax(1) == p.targets)
+    assert 0 < out.top1.sum() < 60
+    g, k = torch.randn(60), torch.randn(60)
+    k[:5] = g[:5]  # the non-target entries of these rows have no gradient
+    got = torch.autograd.grad((out.logprobs * g + out.lse * k).sum(), p.leaves)
+    assert_gradients(got, torch.autograd.grad((l * g + lse * k).sum(), p.leaves))
