@@ -27,13 +27,15 @@ class PlainLoss:
         logprobs = every.gather(-1, batch.targets[:, None]).squeeze(-1)
         with torch.set_grad_enabled(policy.entropy_coef != 0):
             entropy = -(every.exp() * every).sum(-1)
-        loss = -(batch.weights * (batch.advantages * logprobs + policy.entropy_coef * entropy)).sum()
+        token_loss = -batch.weights * (batch.advantages * logprobs + policy.entropy_coef * entropy)
         return PolicyLossOutput(
-            loss=loss,
+            loss=token_loss.sum(),
+            token_loss=token_loss.detach(),
             logprobs=logprobs.detach(),
             entropy=entropy.detach(),
             ratio=torch.ones_like(logprobs),
             coefficient=-batch.weights * batch.advantages,
             stable=torch.ones_like(logprobs, dtype=torch.bool),
             evaluated=torch.ones_like(logprobs, dtype=torch.bool),
+            top1=logprobs.detach() == every.detach().amax(-1),
         )

@@ -106,7 +106,7 @@ class _Watch(TrainerCallback):
             torch.cuda.reset_peak_memory_stats()
         self.begun = _clock()
 
-    def reward(self, completion_ids: Sequence[Sequence[int]], **options: Any) -> list[float]:
+    def reward(self, completion_ids: Sequence[Sequence[int]], **options: Any) -> list[float | None]:
         """Random and all different, so that every rollout has an advantage and is trained on."""
         self.rewarded = _clock()
         self.tokens = sum(self.prompt + len(tokens) for tokens in completion_ids)

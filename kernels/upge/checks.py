@@ -27,9 +27,10 @@ def check_head(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | N
     for name, value in (("hidden", hidden), ("weight", weight), ("targets", targets)):
         if not isinstance(value, Tensor):
             raise TypeError(f"{name}: must be a tensor; got {type(value).__name__}")
-    for name, value in (("hidden", hidden), ("weight", weight), ("bias", bias)):
-        if isinstance(value, Tensor):
+        if name != "targets":
             _check_is_plain(name, value)
+    if isinstance(bias, Tensor):
+        _check_is_plain("bias", bias)
     if weight.dim() != 2:
         raise ValueError(f"weight: must have shape (V, D), as torch.nn.Linear stores it; got {tuple(weight.shape)}")
     if hidden.dim() == 0:

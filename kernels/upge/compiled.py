@@ -231,7 +231,8 @@ def _policy_loss(
     tokens: the fields of TokenArguments named in TOKEN_FIELDS. objectives: their keys.
     """
     head = _head_inputs(hidden, weight, targets, bias, temperature, temperatures, softcap)
-    arguments = TokenArguments(**dict(zip(TOKEN_FIELDS, tokens, strict=True)))
+    given: dict[str, Any] = dict(zip(TOKEN_FIELDS, tokens, strict=True))
+    arguments = TokenArguments(**given)
     assert arguments.mask is not None
     make_workspace = _workspace_class(head, arguments.mask, backend)
     formula = LossFormula(

@@ -37,7 +37,8 @@ class Coefficients:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Coefficients:
         """A copy with `change` applied to every tensor."""
-        return Coefficients(*(None if vector is None else change(vector) for vector in (self.g, self.q, self.k)))
+        q, k = (None if vector is None else change(vector) for vector in (self.q, self.k))
+        return Coefficients(change(self.g), q, k)
 
     def nonzero(self) -> Tensor:
         """Positions of the tokens that have a gradient."""

@@ -169,7 +169,7 @@ def test_parts_of_another_type():
         upge.Objective(mask="clip")
     with pytest.raises(TypeError, match=r"mask: .*Clip"):
         upge.Objective(mask=upge.Clip)
-    with pytest.raises(TypeError, match="function: must be callable.*int"):
+    with pytest.raises(TypeError, match=r"function: must be callable.*int"):
         upge.Objective(function=3)
 
 
@@ -214,7 +214,7 @@ def test_the_weight_is_read_in_debug(value):
     weight[3, 1] = value
     call = lambda: upge.fused_policy_loss(torch.ones(N, D), weight, torch.zeros(N, dtype=torch.long), upge.SFT())
     call()
-    with upge.debug(), pytest.raises(ValueError, match="weight.*finite.*row 3"):
+    with upge.debug(), pytest.raises(ValueError, match=r"weight.*finite.*row 3"):
         call()
 
 

@@ -1,4 +1,4 @@
-"""Every combination of the four parts: refused when it is made, or the same on every backend and equal to its meaning."""
+"""Every combination of the four parts: refused when it is made, or with one meaning on every backend."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def written_out(mask, reference, likelihood, l, a, old, ids):
 def test_a_combination_is_refused_or_right_on_every_backend(mask, reference, advantage, likelihood, problem):
     make = lambda: upge.Objective(MASKS[mask], reference, advantage, likelihood)
     if not has_meaning(mask, reference, likelihood):
-        with pytest.raises(ValueError, match="reference: the mask|likelihood: WeightClip"):
+        with pytest.raises(ValueError, match=r"reference: the mask|likelihood: WeightClip"):
             make()
         return
     objective = make()

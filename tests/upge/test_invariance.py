@@ -12,8 +12,8 @@ DTYPES = [torch.float32, torch.bfloat16]
 
 def logprobs(p, rows, backend):
     out = upge.linear_logprobs(
-        p.hidden.detach()[rows], p.weight.detach(), p.targets[rows], bias=p.bias.detach(), entropy=True, lse=True, top1=True,
-        backend=backend,
+        p.hidden.detach()[rows], p.weight.detach(), p.targets[rows], bias=p.bias.detach(),
+        entropy=True, lse=True, top1=True, backend=backend,
     )  # fmt: skip
     return torch.stack([x.float() for x in out])
 
