@@ -6,10 +6,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
 from . import checks, compiled, eager
 from .importance import ImportanceRatio
@@ -17,6 +17,9 @@ from .inputs import HeadInputs, TokenArguments
 from .objective import Objective
 from .outputs import LogprobsOutput, PolicyLossOutput
 from .token_loss import LossFormula
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 def linear_logprobs(
@@ -65,15 +68,15 @@ def linear_logprobs(
 
     Raises ValueError or TypeError naming the argument, what it got and what is allowed.
     """
-    head = _head_inputs(hidden, weight, targets, bias, temperature, softcap, logit_scale, ignore_index, group)
+    head = _head_inputs(hidden, weight, targets, bias, temperature, softcap, logit_scale, ignore_index)
     counted = _counted(mask, hidden, targets, ignore_index)
     with torch.autocast(hidden.device.type, enabled=False):
         if not torch.compiler.is_compiling():
-            values = eager.linear_logprobs(head, counted, backend)
+            values = eager.linear_logprobs(head, counted, backend, group)
         elif group is None:
             values = compiled.linear_logprobs(head, counted, backend, differentiable=(entropy, lse))
         else:
-            values = _uncompiled().linear_logprobs(head, counted, backend)
+            values = _uncompiled().linear_logprobs(head, counted, backend, group)
     results = [value.view(targets.shape) for value in values]
     return LogprobsOutput(
         results[0], results[1] if entropy else None, results[2] if lse else None, results[3] if top1 else None
@@ -155,7 +158,7 @@ def fused_policy_loss(
 
     Raises ValueError or TypeError naming the argument, what it got and what is allowed.
     """
-    head = _head_inputs(hidden, weight, targets, bias, temperature, softcap, logit_scale, ignore_index, group)
+    head = _head_inputs(hidden, weight, targets, bias, temperature, softcap, logit_scale, ignore_index)
     formula = LossFormula(
         checks.check_objectives(objectives, objective_index),
         ImportanceRatio(tis, tis_mode, tis_clip, tis_min),
@@ -180,13 +183,12 @@ def fused_policy_loss(
     checks.check_tokens(arguments, hidden)
     arguments = _flat(replace(arguments, mask=_counted(mask, hidden, targets, ignore_index)))
     with torch.autocast(hidden.device.type, enabled=False):
-        if not torch.compiler.is_compiling() and "torch._dynamo" not in sys.modules:
-            run = eager.policy_loss
-        elif torch.compiler.is_compiling() and not formula.has_functions and group is None:
-            run = compiled.policy_loss
+        if torch.compiler.is_compiling() and not formula.has_functions and group is None:
+            out = compiled.policy_loss(head, arguments, formula, backend)
+        elif torch.compiler.is_compiling() or "torch._dynamo" in sys.modules:
+            out = _uncompiled().policy_loss(head, arguments, formula, backend, group)
         else:
-            run = _uncompiled().policy_loss
-        out = run(head, arguments, formula, backend)
+            out = eager.policy_loss(head, arguments, formula, backend, group)
     return PolicyLossOutput(out.loss, *(value.view(targets.shape) for value in out[1:]))
 
 
@@ -199,7 +201,6 @@ def _head_inputs(
     softcap: float | None,
     logit_scale: float,
     ignore_index: int,
-    group: ProcessGroup | None,
 ) -> HeadInputs:
     """The checked inputs of N tokens. Under autocast, hidden and weight are cast as for torch.nn.functional.linear."""
     checks.check_head(hidden, weight, targets, bias)
@@ -217,9 +218,7 @@ def _head_inputs(
         temperature = temperature / logit_scale
         softcap = None if softcap is None else softcap / logit_scale
     softcap = None if softcap is None else float(softcap)
-    return HeadInputs(
-        hidden.reshape(-1, hidden.shape[-1]), weight, targets.reshape(-1), bias, temperature, softcap, group
-    )
+    return HeadInputs(hidden.reshape(-1, hidden.shape[-1]), weight, targets.reshape(-1), bias, temperature, softcap)
 
 
 def _counted(mask: Tensor | None, hidden: Tensor, targets: Tensor, ignore_index: int) -> Tensor:

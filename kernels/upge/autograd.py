@@ -55,7 +55,7 @@ class LinearLogprobs(torch.autograd.Function):
         temperatures = head.temperature if isinstance(head.temperature, Tensor) else None
         ctx.save_for_backward(hidden, weight, bias, head.targets, temperatures, rows)
         ctx.temperature = head.temperature if temperatures is None else None
-        ctx.softcap, ctx.group, ctx.make_workspace, ctx.needs = head.softcap, head.group, make_workspace, needs
+        ctx.softcap, ctx.shard, ctx.make_workspace, ctx.needs = head.softcap, head.shard, make_workspace, needs
         ctx.set_materialize_grads(False)
         logprobs, entropy, lse, top1 = passes.statistics(make_workspace, head, rows).spread(rows, head.token_count)
         ctx.mark_non_differentiable(top1)
@@ -66,7 +66,7 @@ class LinearLogprobs(torch.autograd.Function):
         _refuse_second_derivatives("linear_logprobs")
         hidden, weight, bias, targets, temperatures, rows = ctx.saved_tensors
         temperature = ctx.temperature if temperatures is None else temperatures
-        head = HeadInputs(hidden, weight, targets, bias, temperature, ctx.softcap, ctx.group)
+        head = HeadInputs(hidden, weight, targets, bias, temperature, ctx.softcap, ctx.shard)
         if g is None:
             g = torch.zeros(head.token_count, dtype=torch.float32, device=hidden.device)
         gradients = passes.gradients(ctx.make_workspace, head, ctx.needs, rows, Coefficients(g, q, k).at(rows))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from . import autograd, backends, checks, value_checks
@@ -13,10 +14,12 @@ from .backends.workspace import Columns, Gradients, MakeWorkspace, Statistics
 from .inputs import HeadInputs, NeededGradients, TokenArguments, TokenInputs
 from .outputs import PolicyLossOutput
 from .token_loss import LossFormula, TokenLosses
+from .vocabulary import VocabularyShard
 
 
-def linear_logprobs(head: HeadInputs, counted: Tensor, backend: str) -> Columns:
+def linear_logprobs(head: HeadInputs, counted: Tensor, backend: str, group: dist.ProcessGroup | None = None) -> Columns:
     """log pi(y), entropy, log-sum-exp (float32) and top1 (bool), each (N,)."""
+    head = _sharded(head, group, backend)
     make_workspace = workspace_class(head, counted, backend)
     rows = counted.nonzero().squeeze(1)
     if make_workspace is None:
@@ -30,7 +33,14 @@ def linear_logprobs(head: HeadInputs, counted: Tensor, backend: str) -> Columns:
     return result
 
 
-def policy_loss(head: HeadInputs, arguments: TokenArguments, formula: LossFormula, backend: str) -> PolicyLossOutput:
+def policy_loss(
+    head: HeadInputs,
+    arguments: TokenArguments,
+    formula: LossFormula,
+    backend: str,
+    group: dist.ProcessGroup | None = None,
+) -> PolicyLossOutput:
+    head = _sharded(head, group, backend)
     assert arguments.mask is not None
     make_workspace = workspace_class(head, arguments.mask, backend)
     tokens = complete_tokens(arguments, head, formula)
@@ -45,6 +55,15 @@ def policy_loss(head: HeadInputs, arguments: TokenArguments, formula: LossFormul
         head.hidden, head.weight, head.bias, out.loss, gradients
     )
     return out._replace(loss=loss)
+
+
+def _sharded(head: HeadInputs, group: dist.ProcessGroup | None, backend: str) -> HeadInputs:
+    """The head whose weight is this rank's shard of the vocabulary, if there is a group."""
+    if group is None:
+        return head
+    if backend == "reference":
+        raise ValueError("backend: 'reference' has no group; use 'torch', or gather the weight")
+    return replace(head, shard=VocabularyShard.of(group, head.weight))
 
 
 def workspace_class(head: HeadInputs, counted: Tensor, backend: str) -> MakeWorkspace | None:

@@ -8,7 +8,8 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup
+
+from .vocabulary import VocabularyShard
 
 
 @dataclass(frozen=True)
@@ -16,8 +17,8 @@ class HeadInputs:
     """What makes the logits z = cap(h W^T + b) / T, where cap(u) = softcap * tanh(u / softcap), as in Gemma 2.
 
     hidden (N, D), weight (V, D) and bias (V,) are bfloat16, float16 or float32. targets (N,) are integers. temperature
-    T is a float or (N,) float32. Masked rows of hidden, targets and temperature are never read. With a group, weight
-    and bias are this rank's share of the vocabulary.
+    T is a float or (N,) float32. Masked rows of hidden, targets and temperature are never read. With a shard, weight
+    and bias are this rank's rows of the vocabulary.
     """
 
     hidden: Tensor
@@ -26,7 +27,7 @@ class HeadInputs:
     bias: Tensor | None = None
     temperature: float | Tensor = 1.0
     softcap: float | None = None
-    group: ProcessGroup | None = None
+    shard: VocabularyShard | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -39,7 +40,13 @@ class HeadInputs:
 
     @property
     def vocabulary_size(self) -> int:
+        """Rows of weight."""
         return self.weight.shape[0]
+
+    def local_targets(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The targets of the tokens at `rows` as rows of weight, (n,) int64, and whether they are (None: all are)."""
+        targets = self.targets.index_select(0, rows).long()
+        return (targets, None) if self.shard is None else self.shard.local(targets)
 
     def at(self, rows: Tensor) -> HeadInputs:
         """The inputs of the tokens at the positions `rows`, (n,) integers. Copies their hidden states."""

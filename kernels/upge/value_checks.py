@@ -16,10 +16,11 @@ def check_head_values(head: HeadInputs, mask: Tensor | None) -> None:
         return
     counted = slice(None) if mask is None else mask
     targets = head.targets[counted]
-    bad = targets[(targets < 0) | (targets >= head.vocabulary_size)]
+    vocabulary = head.vocabulary_size if head.shard is None else head.shard.total
+    bad = targets[(targets < 0) | (targets >= vocabulary)]
     if bad.numel():
         raise ValueError(
-            f"targets: ids must be in [0, {head.vocabulary_size}) where the token counts; got {int(bad[0])}; "
+            f"targets: ids must be in [0, {vocabulary}) where the token counts; got {int(bad[0])}; "
             "leave such tokens out by mask= or ignore_index="
         )
     not_finite = ~torch.isfinite(head.hidden).all(dim=1)
@@ -34,6 +35,9 @@ def check_head_values(head: HeadInputs, mask: Tensor | None) -> None:
         if wrong.numel():
             raise ValueError(f"temperature: must be positive and finite where the token counts; got {float(wrong[0])}")
     if head.bias is not None:
+        if head.shard is not None:
+            targets, here = head.shard.local(targets)
+            targets = targets[here]
         _check_bias(head.bias, targets)
     if debugging.active() and not torch.isfinite(head.weight).all():
         row = int((~torch.isfinite(head.weight).all(dim=1)).nonzero()[0])

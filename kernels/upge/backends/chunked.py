@@ -38,10 +38,12 @@ class ChunkedWorkspace(Workspace):
 
     def __init__(self, head: HeadInputs, needs: NeededGradients):
         device = head.hidden.device
-        super().__init__(head, needs, chunk_rows(head.vocabulary_size, device))
+        # With a sharded vocabulary every rank has the same chunks, since collectives combine them.
+        vocabulary = head.vocabulary_size if head.shard is None else head.shard.largest
+        super().__init__(head, needs, chunk_rows(vocabulary, device))
         self.on_cpu = device.type == "cpu"
         self.granule = GRANULE if self.on_cpu else self.chunk_rows
-        self.block_rows = max(1, BLOCK_BYTES // (4 * head.vocabulary_size)) if self.on_cpu else GRANULE
+        self.block_rows = max(1, BLOCK_BYTES // (4 * vocabulary)) if self.on_cpu else GRANULE
         self.slab_rows = max(256, SLAB_BYTES // (4 * head.weight.shape[1]))
         if self.on_cpu and head.weight.dtype == torch.float32:
             self.slab_rows = head.vocabulary_size
@@ -62,10 +64,15 @@ class ChunkedWorkspace(Workspace):
         for slab in self._slabs():
             self._multiply(hidden, self._operand(head.weight[slab]).t(), self.logits[:padded, slab])
         blocks = zip(self.logits[:padded].split(self.block_rows), positions.split(self.block_rows), strict=True)
-        return Statistics.cat([self._normalise(z, part) for z, part in blocks], rows.device).at(slice(n))
+        sums = [torch.cat(column) for column in zip(*(self._normalise(z, part) for z, part in blocks), strict=True)]
+        return self._statistics(*sums).at(slice(n))
 
-    def _normalise(self, z: Tensor, rows: Tensor) -> Statistics:
-        """Turn the products h W^T (m, V) of the tokens at `rows` into z - anchor, in place."""
+    def _normalise(self, z: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
+        """Turn the products h W^T (m, V) of the tokens at `rows` into z - anchor, in place.
+
+        Returns, each (m,): the anchor; the target's distance z_y - anchor and its exponential; and the sums of
+        exp(z - anchor) and exp(z - anchor) (z - anchor) over all entries but the target.
+        """
         head = self.head
         temperature = self._temperature(rows)
         if head.bias is not None:
@@ -74,24 +81,40 @@ class ChunkedWorkspace(Workspace):
             z.div_(head.softcap).tanh_().mul_(head.softcap)
         if not _is_one(temperature):
             z.div_(_column(temperature))
-        y = head.targets.index_select(0, rows).long()[:, None]
-        anchor = z.amax(1, keepdim=True)
+        targets, here = head.local_targets(rows)
+        y = targets[:, None]
+        anchor = z.amax(1, keepdim=True).clamp_(min=SWITCHED_OFF)
         z -= anchor
         distance = z.gather(1, y).squeeze(1)
         if head.bias is not None:  # a bias of -inf switches an entry off; 0 * -inf would spoil the entropy
             z.clamp_(min=SWITCHED_OFF)
         exponentials = torch.exp(z, out=self.exponentials[: len(z)])
         target_share = exponentials.gather(1, y).squeeze(1)
-        exponentials.scatter_(1, y, 0.0)
+        if here is None:
+            exponentials.scatter_(1, y, 0.0)
+        else:  # the target may be an entry of another rank
+            exponentials.scatter_(1, y, target_share.masked_fill(here, 0.0)[:, None])
+            distance, target_share = distance.masked_fill(~here, -torch.inf), target_share.masked_fill(~here, 0.0)
         others = exponentials.sum(1)
-        mean_distance = exponentials.mul_(z).sum(1) + target_share * distance
+        return anchor.squeeze(1), distance, target_share, others, exponentials.mul_(z).sum(1)
+
+    def _statistics(
+        self, anchor: Tensor, distance: Tensor, target_share: Tensor, others: Tensor, moment: Tensor
+    ) -> Statistics:
+        """From what `_normalise` returned for each token of a chunk."""
+        top = anchor
+        if self.head.shard is not None:
+            shift, distance, others, moment = self.head.shard.combine(anchor, distance, others, moment)
+            top, target_share = anchor - shift, distance.exp()
         total = target_share + others
         log_total = torch.where(distance == 0, others.log1p(), total.log())
+        entropy = log_total - (moment + target_share * distance) / total
         return Statistics(
             logprobs=distance - log_total,
-            entropy=log_total - mean_distance / total,
-            anchor=anchor.squeeze(1),
-            log_total=log_total,
+            entropy=entropy,
+            lse=top + log_total,
+            anchor=anchor,
+            log_total=log_total if self.head.shard is None else log_total - shift,
             top1=distance == 0,
         )
 
@@ -116,7 +139,8 @@ class ChunkedWorkspace(Workspace):
         d loss / d z_y = g (1 - p_y) + k p_y - q p_y (l + H).
         """
         head, l, entropy = self.head, statistics.logprobs, statistics.entropy
-        y = head.targets.index_select(0, rows).long()[:, None]
+        targets, here = head.local_targets(rows)
+        y = targets[:, None]
         temperature = self._temperature(rows)
         cap_slope = None
         if head.softcap is not None:
@@ -134,6 +158,8 @@ class ChunkedWorkspace(Workspace):
             scale = (z + entropy[:, None]).mul_(-q[:, None]).add_(at_others[:, None])
             gradient = z.exp_().mul_(scale)
             at_target = at_target - q * l.exp() * (l + entropy)
+        if here is not None:
+            at_target = at_target.where(here, gradient.gather(1, y).squeeze(1))
         gradient.scatter_(1, y, at_target[:, None])
         if cap_slope is not None:
             gradient *= cap_slope
@@ -154,6 +180,8 @@ class ChunkedWorkspace(Workspace):
                 self._multiply(gradient[:, slab], self._operand(self.head.weight[slab]), hidden_gradient, add=True)
             if isinstance(sums.weight, Tensor):
                 self._multiply(gradient[:, slab].t(), hidden, sums.weight[slab], add=True)
+        if hidden_gradient is not None and self.head.shard is not None:
+            self.head.shard.sum(hidden_gradient)
         if sums.hidden is not None and hidden_gradient is not None:
             sums.hidden.index_copy_(0, rows, hidden_gradient.to(sums.hidden.dtype))
 

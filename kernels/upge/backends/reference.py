@@ -26,12 +26,13 @@ def statistics(head: HeadInputs) -> Statistics:
     temperature = head.temperature
     z = z / (temperature.double()[:, None] if isinstance(temperature, Tensor) else temperature)
     log_p, y = torch.log_softmax(z, dim=1), head.targets.long()[:, None]
-    anchor = z.gather(1, y).squeeze(1)
+    anchor, lse = z.gather(1, y).squeeze(1), torch.logsumexp(z, dim=1)
     return Statistics(
         logprobs=log_p.gather(1, y).squeeze(1),
         entropy=-(log_p.exp() * log_p.clamp(min=-1e30)).sum(1),
+        lse=lse,
         anchor=anchor,
-        log_total=torch.logsumexp(z, dim=1) - anchor,
+        log_total=lse - anchor,
         top1=anchor == z.amax(1),
     )
 

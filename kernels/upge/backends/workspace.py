@@ -18,21 +18,18 @@ Columns = tuple[Tensor, Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Statistics:
-    """Per token, (n,): log pi(y), the entropy, the anchor a and log sum_j exp(z_j - a), float32.
+    """Per token, (n,): log pi(y), the entropy, log sum_j exp(z_j), the anchor a and log sum_j exp(z_j - a), float32.
 
-    top1 is bool: whether no other entry has a larger logit than the target.
+    top1 is bool: whether no other entry has a larger logit than the target. Where the vocabulary is sharded, all are of
+    the whole vocabulary, but each rank has its own anchor.
     """
 
     logprobs: Tensor
     entropy: Tensor
+    lse: Tensor
     anchor: Tensor
     log_total: Tensor
     top1: Tensor
-
-    @property
-    def lse(self) -> Tensor:
-        """log sum_j exp(z_j)."""
-        return self.anchor + self.log_total
 
     def spread(self, rows: Tensor, count: int) -> Columns:
         """Logprobs, entropy, lse (float32) and top1, each (count,): those of self at the positions `rows`, else 0."""
@@ -55,7 +52,7 @@ class Statistics:
         """The tokens of `parts` (maybe none), in order."""
         if not parts:
             empty = torch.empty(0, dtype=torch.float32, device=device)
-            return Statistics(empty, empty, empty, empty, empty.bool())
+            return Statistics(empty, empty, empty, empty, empty, empty.bool())
         return Statistics(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Statistics)))
 
 

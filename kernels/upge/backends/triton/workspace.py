@@ -98,7 +98,7 @@ class TritonWorkspace(Workspace):
             sums, moments, target_logit, anchor, logprobs, entropy, log_total, total, others, n, self.tiles, **block
         )
         self.kept = Kept(hidden, targets, inverse_temperature, total, others) if keep else None
-        return Statistics(logprobs, entropy, anchor, log_total, top1)
+        return Statistics(logprobs, entropy, anchor + log_total, anchor, log_total, top1)
 
     def losses(self, formula: LossFormula, tokens: TokenInputs, rows: Tensor, statistics: Statistics) -> TokenLosses:
         if not can_fuse(formula, tokens):
