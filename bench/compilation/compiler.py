@@ -42,7 +42,7 @@ TENSOR_CORE = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTC[A-Z]*MMA"}
 SHARED_LIMIT = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10}
 
 INTEGER_POINTERS = {"targets": "*i64", "rows": "*i64", "redo": "*i8", "stable": "*i8", "objective_index": "*i32"}
-FLOAT_SCALARS = ("softcap", "limit", "entropy_coef", "kl_coef")
+FLOAT_SCALARS = ("softcap", "limit", "max_log_ratio")
 INTEGER_SCALARS = ("M", "V", "D", "n", "tiles", "weight_stride", "exps_stride", "part_length")
 ALIGNED = ("D", "n", "weight_stride", "exps_stride", "part_length")
 

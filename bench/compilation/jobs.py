@@ -39,7 +39,8 @@ def jobs(capability: tuple[int, int], dtypes: list[str]) -> Iterator[Job]:
     block = {"ROWS": tilings.ROWS, "BLOCK": tilings.BLOCK}
     yield Job("reanchor", "", "", block, {})
     yield Job("rows", "", "", block, {})
-    flags = dict.fromkeys(("HAS_INDEX", "HAS_ADVANTAGES", "HAS_OLD", "HAS_KL"), True)
+    arguments = ("IMPORTANCE", "INDEX", "ADVANTAGES", "OLD", "ENTROPY", "KL")
+    flags = dict.fromkeys((f"HAS_{name}" for name in arguments), True)
     yield Job("coefficient", "", "all", {**flags, "BLOCK": COEFFICIENT_BLOCK}, {})
 
 
