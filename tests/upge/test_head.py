@@ -57,6 +57,48 @@ def test_the_module_equals_plain_pytorch_on_its_layer():
         upge.FusedLMHead(nn.Conv1d(1, 1, 1))
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_without_targets_it_is_the_layer_also_in_generation(tied):
+    """As `lm_head` of a model of transformers, which soft-caps what its head returns."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    torch.manual_seed(0)
+    size = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 16, "head_dim": 8, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "final_logit_softcapping": 3.0}
+    model = Gemma2ForCausalLM(Gemma2Config(**size, **heads, tie_word_embeddings=tied)).eval()
+    ids = torch.randint(0, 50, (2, 5))
+    generate = lambda: model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0)
+    want, logits, hidden = generate(), model(ids).logits, model.model(ids).last_hidden_state
+    model.lm_head = upge.FusedLMHead(model.lm_head, softcap=3.0)
+    assert torch.equal(generate(), want)
+    assert torch.equal(model(ids).logits, logits)
+    got = model.lm_head(hidden[:, :-1], ids[:, 1:])
+    torch.testing.assert_close(got.logprobs, torch.log_softmax(logits[:, :-1], -1).gather(-1, ids[:, 1:, None])[..., 0])
+    with pytest.raises(ValueError, match="targets: must be given with objectives, weights; got None"):
+        model.lm_head(hidden, objectives=upge.SFT(), weights=torch.ones(2, 5))
+
+
+def test_a_scale_of_the_module():
+    layer, hidden, targets = nn.Linear(16, 40), torch.randn(3, 16), torch.arange(3)
+    head = upge.FusedLMHead(layer, logit_scale=0.25)
+    want = torch.log_softmax(0.25 * layer(hidden), -1).gather(1, targets[:, None]).squeeze(1)
+    torch.testing.assert_close(head(hidden, targets).logprobs, want)
+    assert "logit_scale=0.25" in repr(head)
+
+
+def test_a_sharded_weight_says_where_to_gather_it(tmp_path):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    try:
+        weight = distribute_tensor(torch.ones(4, 2), init_device_mesh("cpu", (1,)), [Shard(0)])
+        with pytest.raises(TypeError, match=r"weight: .*DTensor.*FusedLMHead.*to_local\(\) and group="):
+            upge.linear_logprobs(torch.ones(1, 2), weight, torch.zeros(1, dtype=torch.long))
+    finally:
+        dist.destroy_process_group()
+
+
 def on_two_ranks(shard: str, folder: Path) -> dict[bool, dict[str, torch.Tensor]]:
     """The gradients that two processes compute (in this file's `main`), by whether the head is tied."""
     environment = os.environ | {"WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}

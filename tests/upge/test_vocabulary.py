@@ -65,9 +65,7 @@ def on_a_rank(backend: str) -> None:
         with torch.no_grad():
             p.bias[5] = -torch.inf  # switched off
             p.targets[p.targets == 5] = 6
-        hidden, weight, bias = (
-            x.detach().clone().requires_grad_() for x in (p.hidden, p.weight[mine], p.bias[mine])
-        )
+        hidden, weight, bias = (x.detach().clone().requires_grad_() for x in (p.hidden, p.weight[mine], p.bias[mine]))
         for name, objective in PRESETS.items():
             for options in OPTIONS.values():
                 if dtype == torch.bfloat16 and name not in ("SFT", "GSPO"):
@@ -90,7 +88,7 @@ def on_a_rank(backend: str) -> None:
         for a, b in zip(values, wanted, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-6)
         assert_equal_on_all_ranks(torch.stack([x.detach().float() for x in values]))
-        loss = lambda o: (o.logprobs * p.inputs["advantages"] + 0.3 * o.entropy + 0.1 * o.lse).sum()
+        loss = lambda o, p=p: (o.logprobs * p.inputs["advantages"] + 0.3 * o.entropy + 0.1 * o.lse).sum()
         got = torch.autograd.grad(loss(values), [hidden, weight, bias])
         expected = torch.autograd.grad(loss(wanted), p.leaves)
         for a, b in zip(got, (expected[0], expected[1][mine], expected[2][mine]), strict=True):
@@ -120,8 +118,6 @@ def assert_equal_on_all_ranks(*tensors: torch.Tensor) -> None:
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))
     store = dist.FileStore(str(Path(sys.argv[2]) / "store"), int(os.environ["WORLD_SIZE"]))
-    dist.init_process_group(
-        "gloo", store=store, rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"])
-    )
+    dist.init_process_group("gloo", store=store, rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]))
     on_a_rank(sys.argv[1])
     dist.destroy_process_group()
