@@ -45,6 +45,13 @@ def test_dpo_prefers_the_chosen_responses(examples: Path) -> None:
     assert result["losses"][-1] < 0.1
 
 
+def test_sft_in_the_trainer_of_transformers_learns_to_count(examples: Path) -> None:
+    result = run("hf_sft.py")
+    assert result["losses"][-1] < 0.01 < result["losses"][0]
+    assert result["eval_loss"] < 0.01
+    assert result["accuracy"] == 1
+
+
 def test_an_objective_of_ones_own_has_the_coefficients_of_its_formula(examples: Path) -> None:
     by_autograd, by_hand = run("own_objective.py")["main"]()
     torch.testing.assert_close(by_autograd, by_hand)
