@@ -46,8 +46,9 @@ def patch(
     objectives:     an `upge.Objective` or a list of them, as in `upge.fused_policy_loss`. The default, `upge.SFT()`, is
                     the loss that the model computes itself.
     temperature:    of the softmax, positive. With another than 1 SFT has another loss, too.
-    logits_in_eval: in eval mode calls with labels go to the model's own forward, which gives logits. A Trainer with
-                    `compute_metrics` needs that. Otherwise they are fused too, and `eval_loss` needs no logits.
+    logits_in_eval: in eval mode calls with labels go to the model's own forward, which gives logits and its own loss. A
+                    Trainer with `compute_metrics` needs that. Otherwise they are fused too, and `eval_loss` needs no
+                    logits.
 
     A call without labels (`generate`) goes to the model's own forward. A call with labels returns the model's own type
     of output, with `loss` set and `logits` None. As in transformers, labels (B, T) are token ids, each predicted from
