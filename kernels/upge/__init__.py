@@ -6,6 +6,7 @@
 The loss is computed from the hidden states and the weight of the language model's head. The logits are never stored.
 """
 
+from . import integrations
 from .api import fused_policy_loss, linear_logprobs
 from .debugging import debug
 from .lm_head import FusedLMHead
@@ -43,6 +44,7 @@ __all__ = [
     "__version__",
     "debug",
     "fused_policy_loss",
+    "integrations",
     "linear_logprobs",
     "memory_bytes",
 ]

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .importance import LEVELS, MODES
 from .inputs import TokenArguments
@@ -171,6 +172,9 @@ def _check_is_plain(name: str, value: Tensor) -> None:
         raise TypeError(f"{name}: must be dense; got layout {_name(value.layout)}. Pass {name}.to_dense()")
     if torch.compiler.is_compiling():
         return
+    is_quantized = is_traceable_wrapper_subclass(value)  # or wraps other tensors for another reason
+    if is_quantized:
+        raise TypeError(f"{name}: must be a plain tensor; got {type(value).__name__}. Dequantize it")
     if torch._C._functorch.is_functorch_wrapped_tensor(value):
         raise TypeError(
             f"{name}: torch.func transforms (grad, vmap, jvp) are not supported; "

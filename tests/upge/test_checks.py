@@ -232,6 +232,15 @@ def test_a_function_that_is_not_finite(function, message):
         upge.fused_policy_loss(torch.ones(N, D), torch.zeros(V, D), torch.zeros(N, dtype=torch.long), objective)
 
 
+def test_a_quantized_weight_is_refused():
+    """torchao's are wrappers around other tensors, as this one is."""
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    weight = TwoTensor(torch.ones(4, 2), torch.ones(4, 2))
+    with pytest.raises(TypeError, match=r"weight: must be a plain tensor; got TwoTensor. Dequantize"):
+        upge.linear_logprobs(torch.ones(2, 2), weight, torch.zeros(2, dtype=torch.long))
+
+
 def test_function_transforms_are_refused():
     hidden, weight, targets = torch.ones(N, D), torch.zeros(V, D), torch.zeros(N, dtype=torch.long)
     loss = lambda h: upge.fused_policy_loss(h, weight, targets, upge.SFT()).loss

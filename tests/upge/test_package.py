@@ -28,6 +28,14 @@ def test_a_loss_on_a_cpu_imports_only_torch_and_the_standard_library() -> None:
     assert set(result.stdout.split()) - {"torch", *sys.stdlib_module_names} == {"upge"}
 
 
+def test_integrations_are_imported_when_they_are_asked_for() -> None:
+    code = "import sys, upge; print('transformers' in sys.modules); upge.integrations.transformers.patch"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
+    with pytest.raises(AttributeError, match=r"upge.integrations has openrlhf, .*; got 'ollama'"):
+        upge.integrations.ollama  # noqa: B018
+
+
 def test_without_triton_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     x = torch.zeros(1, 1)
