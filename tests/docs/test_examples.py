@@ -52,6 +52,18 @@ def test_sft_in_the_trainer_of_transformers_learns_to_count(examples: Path) -> N
     assert result["accuracy"] == 1
 
 
+def test_grpo_by_trl_learns_from_its_rewards(examples: Path) -> None:
+    rewards = run("trl_grpo.py")["rewards"]
+    assert rewards[-1] > rewards[0] + 0.2
+
+
+def test_hpt_by_trl_learns_by_sft_first_and_then_by_its_completions(examples: Path) -> None:
+    lines = run("trl_hpt.py")["lines"]
+    assert (lines[0]["gate/sft_share"], lines[0]["reward"]) == (1, 0)
+    assert lines[-1]["gate/sft_share"] < 0.1
+    assert lines[-1]["reward"] > 0.6
+
+
 def test_an_objective_of_ones_own_has_the_coefficients_of_its_formula(examples: Path) -> None:
     by_autograd, by_hand = run("own_objective.py")["main"]()
     torch.testing.assert_close(by_autograd, by_hand)
