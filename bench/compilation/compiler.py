@@ -41,8 +41,15 @@ ARCHITECTURES = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
 TENSOR_CORE = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTC[A-Z]*MMA"}
 SHARED_LIMIT = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10}
 
-INTEGER_POINTERS = {"targets": "*i64", "rows": "*i64", "redo": "*i8", "stable": "*i8", "objective_index": "*i32"}
-FLOAT_SCALARS = ("softcap", "limit", "entropy_coef", "kl_coef")
+INTEGER_POINTERS = {
+    "targets": "*i64",
+    "rows": "*i64",
+    "redo": "*i8",
+    "top1": "*i8",
+    "stable": "*i8",
+    "objective_index": "*i32",
+}
+FLOAT_SCALARS = ("softcap", "inverse_softcap", "limit", "max_log_ratio")
 INTEGER_SCALARS = ("M", "V", "D", "n", "tiles", "weight_stride", "exps_stride", "part_length")
 ALIGNED = ("D", "n", "weight_stride", "exps_stride", "part_length")
 

@@ -39,7 +39,7 @@ def jobs(capability: tuple[int, int], dtypes: list[str]) -> Iterator[Job]:
     block = {"ROWS": tilings.ROWS, "BLOCK": tilings.BLOCK}
     yield Job("reanchor", "", "", block, {})
     yield Job("rows", "", "", block, {})
-    flags = dict.fromkeys(("HAS_INDEX", "HAS_ADVANTAGES", "HAS_OLD", "HAS_KL"), True)
+    flags = dict.fromkeys(("HAS_IMPORTANCE", "HAS_INDEX", "HAS_ADVANTAGES", "HAS_OLD", "HAS_ENTROPY", "HAS_KL"), True)
     yield Job("coefficient", "", "all", {**flags, "BLOCK": COEFFICIENT_BLOCK}, {})
 
 
@@ -52,6 +52,8 @@ def _gemms(dtype: str, capability: tuple[int, int]) -> Iterator[Job]:
     yield _gemm("logits", dtype, "", plain, even)
     yield _gemm("logits", dtype, "no_grad", plain | {"KEEP": False}, even)
     yield _gemm("logits", dtype, "redo", plain | {"REDO": True}, even)
+    yield _gemm("logits", dtype, "bias", plain | {"HAS_BIAS": True}, even)
+    yield _gemm("logits", dtype, "softcap", plain | {"HAS_SOFTCAP": True}, even)
     yield _gemm("logits", dtype, "bias, softcap", plain | {"HAS_BIAS": True, "HAS_SOFTCAP": True}, even)
     yield _gemm("hidden", dtype, "", {}, even)
     yield _gemm("weight", dtype, "", has_low, even)
