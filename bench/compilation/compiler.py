@@ -19,6 +19,7 @@ from upge.backends.triton.kernels.hidden import hidden_kernel
 from upge.backends.triton.kernels.logit_gradient import logit_gradient_kernel
 from upge.backends.triton.kernels.logits import logits_kernel
 from upge.backends.triton.kernels.reanchor import reanchor_kernel
+from upge.backends.triton.kernels.row_factor import row_factor_kernel
 from upge.backends.triton.kernels.rows import rows_kernel
 from upge.backends.triton.kernels.split import finish_kernel
 from upge.backends.triton.kernels.weight import weight_kernel
@@ -34,6 +35,7 @@ KERNELS = {
     "logit_gradient": logit_gradient_kernel,
     "logits": logits_kernel,
     "reanchor": reanchor_kernel,
+    "row_factor": row_factor_kernel,
     "rows": rows_kernel,
     "weight": weight_kernel,
 }

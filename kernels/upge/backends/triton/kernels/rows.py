@@ -41,8 +41,8 @@ def rows_kernel(
     entropy,  # out (M,) fp32: H
     scaled_anchor,  # out (M,) fp32: a
     log_total,  # out (M,) fp32
-    total,  # out (M,) fp32
-    others,  # out (M,) fp32: S, so that 1 - p_y = others / total without cancellation
+    share,  # out (M,) fp32: exp(d)
+    others,  # out (M,) fp32: S, so that 1 - p_y = S / total without cancellation
     M,
     tiles,
     ROWS: tl.constexpr,
@@ -65,15 +65,15 @@ def rows_kernel(
     inverse = tl.load(inverse_temperature + rows, mask=live, other=1.0)
     distance = (tl.load(target_logit + rows, mask=live, other=0.0) - a) * inverse
     near = tl.abs(distance) <= NEAR
-    share = tl.exp(distance)
-    whole = share + s
+    own = tl.exp(distance)
+    whole = own + s
     d = tl.where(near, distance, 0.0)
     nll = log1p(s * tl.exp(-d))
     log_whole = tl.where(near, d + nll, tl.log(whole))
-    far_entropy = log_whole - (moment + share * tl.maximum(distance, -1e30)) / whole
+    far_entropy = log_whole - (moment + own * tl.maximum(distance, -1e30)) / whole
     tl.store(logprobs + rows, tl.where(near, 0.0 - nll, distance - log_whole), mask=live)
     tl.store(entropy + rows, tl.where(near, nll - (moment - d * s) / whole, far_entropy), mask=live)
     tl.store(scaled_anchor + rows, a * inverse, mask=live)
     tl.store(log_total + rows, log_whole, mask=live)
-    tl.store(total + rows, whole, mask=live)
+    tl.store(share + rows, own, mask=live)
     tl.store(others + rows, s, mask=live)
