@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     print(f"triton {version('triton')}")
     columns = f"{'regs':>5}{'stack':>6}{'STL':>5}{'LDL':>5}{'shared':>8}  tensor core"
-    print(f"{'arch':<7}{'dtype':<10}{'kernel':<16}{'variant':<15}{columns}")
+    print(f"{'arch':<7}{'dtype':<10}{'kernel':<16}{'variant':<17}{columns}")
     work = [(job, arch) for arch in args.arch for job in jobs(divmod(ARCHITECTURES[arch], 10), args.dtype)]
     results = []
     with ProcessPoolExecutor(args.processes, multiprocessing.get_context("spawn")) as pool:
@@ -48,4 +48,4 @@ def _line(result: Compiled) -> str:
     instruction = f"{result.tensor_core} {result.instruction}" if result.tensor_core else "-"
     numbers = f"{result.registers:>5}{result.stack:>6}{result.stores:>5}{result.loads:>5}{result.shared:>8}"
     fault = f" <- {result.fault}" if result.fault else ""
-    return f"{result.arch:<7}{result.dtype:<10}{result.kernel:<16}{result.variant:<15}{numbers}  {instruction}{fault}"
+    return f"{result.arch:<7}{result.dtype:<10}{result.kernel:<16}{result.variant:<17}{numbers}  {instruction}{fault}"

@@ -19,6 +19,7 @@ from upge.backends.triton.kernels.hidden import hidden_kernel
 from upge.backends.triton.kernels.logit_gradient import logit_gradient_kernel
 from upge.backends.triton.kernels.logits import logits_kernel
 from upge.backends.triton.kernels.reanchor import reanchor_kernel
+from upge.backends.triton.kernels.row_factor import row_factor_kernel
 from upge.backends.triton.kernels.rows import rows_kernel
 from upge.backends.triton.kernels.split import finish_kernel
 from upge.backends.triton.kernels.weight import weight_kernel
@@ -34,6 +35,7 @@ KERNELS = {
     "logit_gradient": logit_gradient_kernel,
     "logits": logits_kernel,
     "reanchor": reanchor_kernel,
+    "row_factor": row_factor_kernel,
     "rows": rows_kernel,
     "weight": weight_kernel,
 }
@@ -41,8 +43,15 @@ ARCHITECTURES = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
 TENSOR_CORE = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTC[A-Z]*MMA"}
 SHARED_LIMIT = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10}
 
-INTEGER_POINTERS = {"targets": "*i64", "rows": "*i64", "redo": "*i8", "stable": "*i8", "objective_index": "*i32"}
-FLOAT_SCALARS = ("softcap", "limit", "max_log_ratio")
+INTEGER_POINTERS = {
+    "targets": "*i64",
+    "rows": "*i64",
+    "redo": "*i8",
+    "top1": "*i8",
+    "stable": "*i8",
+    "objective_index": "*i32",
+}
+FLOAT_SCALARS = ("softcap", "inverse_softcap", "limit", "max_log_ratio")
 INTEGER_SCALARS = ("M", "V", "D", "n", "tiles", "weight_stride", "exps_stride", "part_length")
 ALIGNED = ("D", "n", "weight_stride", "exps_stride", "part_length")
 

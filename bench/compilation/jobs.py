@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from upge.backends import tiling as tilings
 from upge.backends.triton.weight_sum import FINISH_BLOCK
-from upge.backends.triton.workspace import COEFFICIENT_BLOCK
+from upge.backends.triton.workspace import VECTOR_BLOCK
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
@@ -39,20 +39,29 @@ def jobs(capability: tuple[int, int], dtypes: list[str]) -> Iterator[Job]:
     block = {"ROWS": tilings.ROWS, "BLOCK": tilings.BLOCK}
     yield Job("reanchor", "", "", block, {})
     yield Job("rows", "", "", block, {})
-    arguments = ("IMPORTANCE", "INDEX", "ADVANTAGES", "OLD", "ENTROPY", "KL")
-    flags = dict.fromkeys((f"HAS_{name}" for name in arguments), True)
-    yield Job("coefficient", "", "all", {**flags, "BLOCK": COEFFICIENT_BLOCK}, {})
+    flags = dict.fromkeys(("HAS_IMPORTANCE", "HAS_INDEX", "HAS_ADVANTAGES", "HAS_OLD", "HAS_ENTROPY", "HAS_KL"), True)
+    yield Job("coefficient", "", "all", {**flags, "BLOCK": VECTOR_BLOCK}, {})
 
 
 def _gemms(dtype: str, capability: tuple[int, int]) -> Iterator[Job]:
     """The three GEMMs, with the head's options where they change the code, and for a width that BK does not divide."""
     even = tilings.tiling_for(DTYPES[dtype], capability, 4096)
     odd = tilings.tiling_for(DTYPES[dtype], capability, 4095)
-    plain = {"KEEP": True, "REDO": False, "EVEN_D": True, "HAS_BIAS": False, "HAS_SOFTCAP": False}
+    plain = {
+        "KEEP": True,
+        "KEEP_DISTANCES": False,
+        "REDO": False,
+        "EVEN_D": True,
+        "HAS_BIAS": False,
+        "HAS_SOFTCAP": False,
+    }
     has_low = {"HAS_LOW": dtype != "float32"}
     yield _gemm("logits", dtype, "", plain, even)
     yield _gemm("logits", dtype, "no_grad", plain | {"KEEP": False}, even)
     yield _gemm("logits", dtype, "redo", plain | {"REDO": True}, even)
+    yield _gemm("logits", dtype, "bias", plain | {"HAS_BIAS": True}, even)
+    yield _gemm("logits", dtype, "softcap", plain | {"HAS_SOFTCAP": True}, even)
+    yield _gemm("logits", dtype, "softcap, entropy", plain | {"HAS_SOFTCAP": True, "KEEP_DISTANCES": True}, even)
     yield _gemm("logits", dtype, "bias, softcap", plain | {"HAS_BIAS": True, "HAS_SOFTCAP": True}, even)
     yield _gemm("hidden", dtype, "", {}, even)
     yield _gemm("weight", dtype, "", has_low, even)
@@ -81,7 +90,9 @@ def _passes(dtype: str, capability: tuple[int, int]) -> Iterator[Job]:
     block = {"ROWS": tilings.ROWS, "BLOCK": tilings.BLOCK}
     yield Job("anchor", dtype, "bias, softcap", {"HAS_BIAS": True, "HAS_SOFTCAP": True, **block}, pointers)
     if tiling.exps == DTYPES[dtype]:  # fp16 has the E of fp32
-        yield Job("logit_gradient", dtype, "softcap", {"HAS_SOFTCAP": True, **block}, pointers)
+        yield Job("logit_gradient", dtype, "softcap, k", {"HAS_SOFTCAP": True, "HAS_K": True, **block}, pointers)
+        factor = {"HAS_SOFTCAP": True, "HAS_K": True, "BLOCK": VECTOR_BLOCK}
+        yield Job("row_factor", dtype, "softcap, k", factor, pointers)
         yield Job("bias", dtype, "", {"BM": 64, "BN": 128}, pointers)
     if dtype != "float32":
         out = "*i16" if dtype == "bfloat16" else POINTERS[DTYPES[dtype]]
@@ -90,4 +101,10 @@ def _passes(dtype: str, capability: tuple[int, int]) -> Iterator[Job]:
 
 def _pointers(dtype: str, tiling: tilings.Tiling) -> dict[str, str]:
     head = POINTERS[DTYPES[dtype]]
-    return {"hidden": head, "weight": head, "bias": head, "exps": POINTERS[tiling.exps]}
+    return {
+        "hidden": head,
+        "weight": head,
+        "bias": head,
+        "exps": POINTERS[tiling.exps],
+        "distances": POINTERS[tiling.exps],
+    }

@@ -243,7 +243,9 @@ def _policy_loss(
         evaluate,
     )
     complete = eager.complete_tokens(arguments, head, formula)
-    out, gradients = eager.chunked_loss(make_workspace, head, complete, formula, NeededGradients(*needs))
+    out, gradients = eager.chunked_loss(
+        make_workspace, head, complete, formula, NeededGradients(*needs, entropy=complete.entropy_coef is not None)
+    )
     return (*out, *_gradient_tensors(gradients, _gradient_dtypes(hidden, weight, bias, widen_fp16=True), hidden))
 
 

@@ -46,7 +46,8 @@ def policy_loss(
     tokens = complete_tokens(arguments, head, formula)
     if make_workspace is None:
         return _reference_loss(head, tokens, formula)
-    needs = NeededGradients.of(head)
+    entropy = formula.has_functions or tokens.entropy_coef is not None
+    needs = replace(NeededGradients.of(head), entropy=entropy)
     with torch.no_grad():
         out, gradients = chunked_loss(make_workspace, head, tokens, formula, needs)
     if not needs:

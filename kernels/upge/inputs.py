@@ -63,11 +63,15 @@ class HeadInputs:
 
 @dataclass(frozen=True)
 class NeededGradients:
-    """Which gradients a call has to compute."""
+    """Which gradients a call has to compute.
+
+    entropy: whether the loss may depend on the entropies. Soft-capped heads take more memory for it.
+    """
 
     hidden: bool = False
     weight: bool = False
     bias: bool = False
+    entropy: bool = True
 
     @classmethod
     def of(cls, head: HeadInputs) -> NeededGradients:

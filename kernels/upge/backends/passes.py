@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -21,7 +23,7 @@ def gradients(
 ) -> Gradients:
     """The gradients of the tokens at the positions `rows` (n,). Computes the logits again: 6 NVD."""
     with torch.cuda.device_of(head.hidden):
-        workspace = make_workspace(head, needs)
+        workspace = make_workspace(head, replace(needs, entropy=coefficients.q is not None))
         _backward(workspace, rows, coefficients)
         return workspace.gradients
 

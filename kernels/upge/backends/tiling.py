@@ -33,7 +33,7 @@ class Tile:
     BK: int
     num_warps: int
     num_stages: int
-    SPLIT: bool = False  # whether the epilogue works on parts of the tile in turn
+    SPLIT: bool = False  # whether the epilogue works on parts of the tile in turn, for fewer registers
 
 
 @dataclass(frozen=True)
@@ -49,18 +49,22 @@ class Tiling:
     # Largest z - anchor that E may hold. exp overflows at 88. But the row's factor g / total, which multiplies E in the
     # GEMMs, must not underflow either: e^40 leaves it 20 decades.
     limit: float = 40.0
+    per_entry: int = 1  # how many numbers of that dtype are stored per token and vocabulary entry
 
 
 WIDE = Tile(128, 256, 64, 8, 3, SPLIT=True)
-SQUARE = Tile(128, 128, 64, 8, 3)
+SQUARE = Tile(128, 128, 64, 8, 3, SPLIT=True)
 # If BK does not divide D, loads need masks and addresses are not aligned: larger tiles spill.
 UNEVEN = Tile(64, 128, 32, 8, 3)
 TF32 = Tile(128, 128, 32, 8, 3)
 FP32 = Tile(64, 128, 32, 8, 3)
 
 
-def tiling_for(dtype: torch.dtype, capability: tuple[int, int], width: int) -> Tiling:
-    """The tiling for a head of a dtype and width D on a GPU of compute capability (major, minor)."""
+def tiling_for(dtype: torch.dtype, capability: tuple[int, int], width: int, per_entry: int = 1) -> Tiling:
+    """The tiling for a head of a dtype and width D on a GPU of compute capability (major, minor).
+
+    per_entry: 2 for a head with a soft-cap whose entropies need gradients, else 1.
+    """
     if INTERPRETED:
         logits, gradients = Tile(64, 128, 16, 1, 1), Tile(64, 32, 64, 1, 1)
     elif dtype == torch.float32:
@@ -72,10 +76,10 @@ def tiling_for(dtype: torch.dtype, capability: tuple[int, int], width: int) -> T
     else:
         logits = gradients = WIDE if capability[0] in (9, 10) else SQUARE
     if dtype == torch.bfloat16:
-        return Tiling(dtype, logits, gradients, gradients, exps=torch.bfloat16, precision="ieee")
+        return Tiling(dtype, logits, gradients, gradients, exps=torch.bfloat16, precision="ieee", per_entry=per_entry)
     # E in fp16 would overflow from e^11 on. tf32 holds an fp16 operand exactly and has the exponents of fp32.
     precision = "tf32" if dtype == torch.float16 else "ieee"
-    return Tiling(dtype, logits, gradients, gradients, exps=torch.float32, precision=precision)
+    return Tiling(dtype, logits, gradients, gradients, exps=torch.float32, precision=precision, per_entry=per_entry)
 
 
 def exps_stride(tiling: Tiling, vocabulary: int) -> int:
@@ -94,7 +98,7 @@ def row_bytes(tiling: Tiling, vocabulary: int, width: int) -> dict[str, int]:
     rounding = width * 2 if tiling.dtype == torch.bfloat16 else 0
     return {
         "hidden": width * tiling.dtype.itemsize,
-        "E": exps_stride(tiling, vocabulary) * tiling.exps.itemsize,
+        "E": exps_stride(tiling, vocabulary) * tiling.exps.itemsize * tiling.per_entry,
         "dh": max((HIDDEN_PARTS + 1) * width * 4 + rounding, 3 * tiles * 4),
     }
 

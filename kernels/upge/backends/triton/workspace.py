@@ -20,25 +20,48 @@ from .kernels.hidden import hidden_kernel
 from .kernels.logit_gradient import logit_gradient_kernel
 from .kernels.logits import logits_kernel
 from .kernels.reanchor import reanchor_kernel
+from .kernels.row_factor import row_factor_kernel
 from .kernels.rows import rows_kernel
 from .kernels.weight import weight_kernel
 from .objective_table import can_fuse, objective_table
 from .weight_sum import SplitSum
 
-COEFFICIENT_BLOCK = 256
+VECTOR_BLOCK = 256
+BLOCK = {"ROWS": tilings.ROWS, "BLOCK": tilings.BLOCK}
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What a chunk's backward needs in addition to E: its hidden states (n, D), and per token (n,).
-
-    total is the sum of exp(z_j - a) over all entries, others that over all but the target.
-    """
+class Chunk:
+    """The inputs of a chunk of tokens: hidden states (n, D), and per token (n,)."""
 
     hidden: Tensor
     targets: Tensor
     inverse_temperature: Tensor
-    total: Tensor
+
+
+@dataclass(frozen=True)
+class Partials:
+    """What the logits kernel finds: the target's raw logit and the cap's slope there, each (n,), and sums and maxima of
+    vocabulary tiles, (n, tiles).
+    """
+
+    target_logit: Tensor
+    target_slope: Tensor
+    sums: Tensor
+    moments: Tensor
+    tops: Tensor
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a chunk's backward needs in addition to E.
+
+    Per token (n,): the cap's slope at the target, exp(z_y - a), and the sum of exp(z_j - a) over the other entries.
+    """
+
+    chunk: Chunk
+    target_slope: Tensor
+    share: Tensor
     others: Tensor
 
 
@@ -49,12 +72,17 @@ class TritonWorkspace(Workspace):
         device = head.weight.device
         capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
         vocabulary, width = head.weight.shape
-        self.tiling = tilings.tiling_for(head.weight.dtype, capability, width)
+        # With a soft-cap, the gradient of entropies needs z - a in addition to E.
+        per_entry = 2 if head.softcap is not None and needs.entropy else 1
+        self.tiling = tilings.tiling_for(head.weight.dtype, capability, width, per_entry)
         self.tiles = triton.cdiv(vocabulary, self.tiling.logits.BN)
         self.stride = tilings.exps_stride(self.tiling, vocabulary)
         super().__init__(head, needs, tilings.chunk_rows(self.tiling, vocabulary, width, needs.weight))
         self.weight = head.weight if head.weight.stride(1) == 1 else head.weight.contiguous()
-        self.exps: Tensor | None = None
+        self.bias = head.bias if head.bias is not None else self.weight  # unused without HAS_BIAS
+        self.softcap = float(head.softcap or 1.0)
+        self.options = {"HAS_BIAS": head.bias is not None, "HAS_SOFTCAP": head.softcap is not None}
+        self.exps: tuple[Tensor, ...] | None = None
         self.kept: Kept | None = None
 
     def weight_sum(self) -> Tensor | WeightSum:
@@ -62,43 +90,70 @@ class TritonWorkspace(Workspace):
         return super().weight_sum() if weight.dtype == torch.float32 else SplitSum(weight)
 
     def forward(self, rows: Tensor, keep: bool) -> Statistics:
-        head, tile, n = self.head, self.tiling.logits, rows.numel()
-        hidden = head.hidden.index_select(0, rows)
-        targets = head.targets.index_select(0, rows).long()
-        inverse_temperature = self._inverse_temperature(rows)
-        if keep and (self.exps is None or self.exps.shape[0] < n):
+        chunk = self._chunk(rows)
+        if keep and (self.exps is None or self.exps[0].shape[0] < rows.numel()):
             # Zeros, because no kernel writes past the last vocabulary tile.
-            self.exps = torch.zeros(n, self.stride, dtype=self.tiling.exps, device=rows.device)
-        exps = self.exps if self.exps is not None else hidden  # unused unless kept
-        target_logit, logprobs, entropy, log_total, total, others = (_vector(rows) for _ in range(6))
-        sums, moments, tops = (rows.new_empty(n, self.tiles, dtype=torch.float32) for _ in range(3))
-        redo = rows.new_empty(n, dtype=torch.int8)
-        bias = head.bias if head.bias is not None else self.weight  # unused without HAS_BIAS
-        softcap = float(head.softcap or 1.0)
-        options = {"HAS_BIAS": head.bias is not None, "HAS_SOFTCAP": head.softcap is not None}
-        width, weight_stride = hidden.shape[1], self.weight.stride(0)
-        by_rows = (triton.cdiv(n, tilings.ROWS),)
-        block = {"ROWS": tilings.ROWS, "BLOCK": tilings.BLOCK}
+            shape = (self.tiling.per_entry, rows.numel(), self.stride)
+            self.exps = torch.zeros(shape, dtype=self.tiling.exps, device=rows.device).unbind()
+        tiles = (rows.new_empty(rows.numel(), self.tiles, dtype=torch.float32) for _ in range(3))
+        partials = Partials(_vector(rows), _vector(rows), *tiles)
+        anchor = self._anchor(chunk)
+        self._logits(chunk, anchor, partials, keep)
+        redo, top1 = self._reanchor(chunk, anchor, partials)
+        self._logits(chunk, anchor, partials, keep, redo)
+        return self._statistics(chunk, anchor, partials, top1, keep)
 
-        anchor_kernel[by_rows](
-            hidden, self.weight, bias, targets, inverse_temperature, target_logit,
-            n, width, weight_stride, softcap, **options, **block,
+    def _chunk(self, rows: Tensor) -> Chunk:
+        head, temperature = self.head, self.head.temperature
+        if isinstance(temperature, Tensor):
+            inverse = 1.0 / temperature.index_select(0, rows)
+        else:
+            inverse = torch.full((rows.numel(),), 1.0 / temperature, dtype=torch.float32, device=rows.device)
+        return Chunk(head.hidden.index_select(0, rows), head.targets.index_select(0, rows).long(), inverse)
+
+    def _anchor(self, chunk: Chunk) -> Tensor:
+        """About the target's raw logit, (n,)."""
+        n, width = chunk.hidden.shape
+        anchor = _vector(chunk.targets)
+        anchor_kernel[self._by_rows(n)](
+            chunk.hidden, self.weight, self.bias, chunk.targets, anchor,
+            n, width, self.weight.stride(0), self.softcap, 1.0 / self.softcap, **self.options, **BLOCK,
         )  # fmt: skip
-        anchor = target_logit.clone()
-        for again in (False, True):
-            logits_kernel[(triton.cdiv(n, tile.BM), self.tiles)](
-                hidden, self.weight, bias, targets, inverse_temperature, anchor, redo, exps, sums, moments, tops,
-                n, head.vocabulary_size, width, weight_stride, self.stride, self.tiles, softcap,
-                **options, KEEP=keep, REDO=again, EVEN_D=width % tile.BK == 0, **self._tile_options(tile),
-            )  # fmt: skip
-            if not again:
-                top1 = tops.amax(1) <= 0
-                reanchor_kernel[by_rows](tops, anchor, redo, n, self.tiles, self.tiling.limit, **block)
-        rows_kernel[by_rows](
-            sums, moments, target_logit, anchor, logprobs, entropy, log_total, total, others, n, self.tiles, **block
-        )
-        self.kept = Kept(hidden, targets, inverse_temperature, total, others) if keep else None
-        return Statistics(logprobs, entropy, anchor + log_total, anchor, log_total, top1)
+        return anchor
+
+    def _logits(self, chunk: Chunk, anchor: Tensor, partials: Partials, keep: bool, redo: Tensor | None = None) -> None:
+        """Fill `partials` and, if `keep`, E. With redo (n,), only where a row of the tile has to be computed again."""
+        tile, (n, width) = self.tiling.logits, chunk.hidden.shape
+        exps = (anchor,) if self.exps is None else self.exps  # unused unless kept
+        logits_kernel[(triton.cdiv(n, tile.BM), self.tiles)](
+            chunk.hidden, self.weight, self.bias, chunk.targets, chunk.inverse_temperature, anchor,
+            chunk.targets if redo is None else redo, partials.target_logit, partials.target_slope, exps[0], exps[-1],
+            partials.sums, partials.moments, partials.tops,
+            n, self.head.vocabulary_size, width, self.weight.stride(0), self.stride, self.tiles,
+            self.softcap, 1.0 / self.softcap, **self.options,
+            KEEP=keep, KEEP_DISTANCES=keep and len(exps) > 1, REDO=redo is not None,
+            EVEN_D=width % tile.BK == 0, **self._tile_options(tile),
+        )  # fmt: skip
+
+    def _reanchor(self, chunk: Chunk, anchor: Tensor, partials: Partials) -> tuple[Tensor, Tensor]:
+        """Give rows with a bad anchor another one. Returns which, int8, and top1, bool; both (n,)."""
+        n = anchor.numel()
+        redo, top1 = (torch.empty(n, dtype=dtype, device=anchor.device) for dtype in (torch.int8, torch.bool))
+        reanchor_kernel[self._by_rows(n)](
+            partials.tops, partials.target_logit, chunk.inverse_temperature, anchor, redo, top1.view(torch.int8),
+            n, self.tiles, self.tiling.limit, **BLOCK,
+        )  # fmt: skip
+        return redo, top1
+
+    def _statistics(self, chunk: Chunk, anchor: Tensor, partials: Partials, top1: Tensor, keep: bool) -> Statistics:
+        n = anchor.numel()
+        logprobs, entropy, scaled_anchor, log_total, share, others = (_vector(anchor) for _ in range(6))
+        rows_kernel[self._by_rows(n)](
+            partials.sums, partials.moments, partials.target_logit, anchor, chunk.inverse_temperature,
+            logprobs, entropy, scaled_anchor, log_total, share, others, n, self.tiles, **BLOCK,
+        )  # fmt: skip
+        self.kept = Kept(chunk, partials.target_slope, share, others) if keep else None
+        return Statistics(logprobs, entropy, scaled_anchor + log_total, scaled_anchor, log_total, top1)
 
     def losses(self, formula: LossFormula, tokens: TokenInputs, rows: Tensor, statistics: Statistics) -> TokenLosses:
         if not can_fuse(formula, tokens):
@@ -107,7 +162,7 @@ class TritonWorkspace(Workspace):
         loss, coefficient, ratio = (_vector(rows) for _ in range(3))
         stable = rows.new_empty(n, dtype=torch.int8)
         unused = tokens.weights  # stands for arguments that the call was not given
-        coefficient_kernel[(triton.cdiv(n, COEFFICIENT_BLOCK),)](
+        coefficient_kernel[(triton.cdiv(n, VECTOR_BLOCK),)](
             rows,
             statistics.logprobs,
             statistics.entropy,
@@ -132,7 +187,7 @@ class TritonWorkspace(Workspace):
             HAS_OLD=tokens.old_logprobs is not None,
             HAS_ENTROPY=tokens.entropy_coef is not None,
             HAS_KL=tokens.kl_coef is not None,
-            BLOCK=COEFFICIENT_BLOCK,
+            BLOCK=VECTOR_BLOCK,
         )
         q = None
         if tokens.entropy_coef is not None:
@@ -141,31 +196,39 @@ class TritonWorkspace(Workspace):
 
     def backward(self, rows: Tensor, statistics: Statistics, coefficients: Coefficients) -> None:
         assert self.kept is not None
-        assert coefficients.k is None  # TODO
-        g, q = coefficients.g, coefficients.q
         assert self.exps is not None
-        head, kept, sums, n = self.head, self.kept, self.gradients, rows.numel()
-        exps = self.exps[:n]
-        if q is None and head.softcap is None:
-            # d loss / d z_j = -(g / total) E_j, and the target's entry is g others / total.
-            scale = -g / kept.total * kept.inverse_temperature
-            exps.scatter_(1, kept.targets[:, None], -kept.others[:, None].to(exps.dtype))
-        else:
-            scale = kept.inverse_temperature
-            logit_gradient_kernel[(triton.cdiv(n, tilings.ROWS), triton.cdiv(head.vocabulary_size, tilings.BLOCK))](
-                exps, kept.targets, statistics.logprobs, statistics.entropy, statistics.anchor, statistics.log_total,
-                kept.total, kept.others, kept.inverse_temperature, g, torch.zeros_like(g) if q is None else q,
-                n, head.vocabulary_size, self.stride, float(head.softcap or 1.0),
-                HAS_SOFTCAP=head.softcap is not None, ROWS=tilings.ROWS, BLOCK=tilings.BLOCK,
-            )  # fmt: skip
+        chunk, sums, n = self.kept.chunk, self.gradients, rows.numel()
+        factor = self._logit_gradient(self.kept, statistics, coefficients)
+        exps = self.exps[0][:n]
         if sums.hidden is not None:
-            sums.hidden.index_copy_(0, rows, self._hidden_gradient(exps, scale).to(sums.hidden.dtype))
+            sums.hidden.index_copy_(0, rows, self._hidden_gradient(exps, factor).to(sums.hidden.dtype))
         if sums.weight is not None:
-            self._add_weight_gradient(exps, (kept.hidden * scale[:, None]).to(exps.dtype), sums.weight)
+            self._add_weight_gradient(exps, (chunk.hidden * factor[:, None]).to(exps.dtype), sums.weight)
         if sums.bias is not None:
-            bias_kernel[(triton.cdiv(head.vocabulary_size, 128),)](
-                exps, scale, sums.bias, n, head.vocabulary_size, self.stride, BM=64, BN=128
+            bias_kernel[(triton.cdiv(self.head.vocabulary_size, 128),)](
+                exps, factor, sums.bias, n, self.head.vocabulary_size, self.stride, BM=64, BN=128
             )
+
+    def _logit_gradient(self, kept: Kept, statistics: Statistics, coefficients: Coefficients) -> Tensor:
+        """Turn E into d loss / d (h W^T + b), but for a factor of each row, which is returned, (n,)."""
+        assert self.exps is not None
+        chunk, exps, (g, q, k) = kept.chunk, self.exps, (coefficients.g, coefficients.q, coefficients.k)
+        options = {"HAS_SOFTCAP": self.options["HAS_SOFTCAP"], "HAS_K": k is not None}
+        unused, n = g, g.numel()
+        if q is None:
+            factor = _vector(g)
+            row_factor_kernel[(triton.cdiv(n, VECTOR_BLOCK),)](
+                exps[0], chunk.targets, kept.target_slope, kept.share, kept.others, chunk.inverse_temperature,
+                g, unused if k is None else k, factor, n, self.stride, **options, BLOCK=VECTOR_BLOCK,
+            )  # fmt: skip
+            return factor
+        assert len(exps) == 2 or not self.options["HAS_SOFTCAP"], "made for calls without an entropy coefficient"
+        logit_gradient_kernel[(*self._by_rows(n), triton.cdiv(self.head.vocabulary_size, tilings.BLOCK))](
+            exps[0], exps[-1], chunk.targets, kept.target_slope, statistics.logprobs, statistics.entropy,
+            statistics.log_total, kept.share, kept.others, g, q, unused if k is None else k,
+            n, self.head.vocabulary_size, self.stride, **options, **BLOCK,
+        )  # fmt: skip
+        return chunk.inverse_temperature
 
     def _hidden_gradient(self, exps: Tensor, scale: Tensor) -> Tensor:
         """dh of the chunk, (n, D) fp32."""
@@ -192,13 +255,10 @@ class TritonWorkspace(Workspace):
     def _tile_options(self, tile: tilings.Tile) -> dict[str, Any]:
         return {"PRECISION": self.tiling.precision, **vars(tile)}
 
-    def _inverse_temperature(self, rows: Tensor) -> Tensor:
-        temperature = self.head.temperature
-        if isinstance(temperature, Tensor):
-            return 1.0 / temperature.index_select(0, rows)
-        return torch.full((rows.numel(),), 1.0 / temperature, dtype=torch.float32, device=rows.device)
+    def _by_rows(self, n: int) -> tuple[int]:
+        return (triton.cdiv(n, tilings.ROWS),)
 
 
-def _vector(rows: Tensor) -> Tensor:
-    """Uninitialised float32, one per token."""
-    return rows.new_empty(rows.numel(), dtype=torch.float32)
+def _vector(like: Tensor) -> Tensor:
+    """Uninitialised float32, one per token, as many as `like` has."""
+    return like.new_empty(like.numel(), dtype=torch.float32)

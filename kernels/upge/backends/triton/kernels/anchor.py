@@ -1,13 +1,14 @@
-"""The anchor of each row: its target's logit, as a gathered dot product.
+"""The anchor of each row: about its target's raw logit, as a gathered dot product.
 
-Any number near z_y would do. Log-probabilities are sums of exp(z_j - a) over j != y, plus exp(a - a) = 1 for the target
-itself. So the target's logit enters once, here, and has the rounding of a dot product of D terms.
+Log-probabilities are sums of exp(z_j - a), and any a near the target's logit makes them numbers that fp32 can hold. So
+the anchor need not be the target's logit to the last bit, and it is not: this dot product adds in another order than
+the GEMM, which computes the target's logit together with all others (see `logits.py`).
 """
 
 import triton
 import triton.language as tl
 
-from .scaled_logit import scaled_logit
+from .raw_logit import raw_logit
 
 
 @triton.jit
@@ -16,12 +17,12 @@ def anchor_kernel(
     weight,  # (V, D), rows weight_stride apart
     bias,  # (V,)
     targets,  # (M,) int64
-    inverse_temperature,  # (M,) fp32
     anchor,  # out (M,) fp32
     M,
     D,
     weight_stride,
     softcap,
+    inverse_softcap,
     HAS_BIAS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     ROWS: tl.constexpr,
@@ -41,6 +42,5 @@ def anchor_kernel(
     b = 0.0
     if HAS_BIAS:
         b = tl.load(bias + y).to(tl.float32)
-    inverse = tl.load(inverse_temperature + rows, mask=live, other=1.0)
-    z = scaled_logit(tl.sum(products, 1), b, inverse, softcap, HAS_BIAS, HAS_SOFTCAP)
-    tl.store(anchor + rows, z, mask=live)
+    u, _ = raw_logit(tl.sum(products, 1), b, softcap, inverse_softcap, HAS_BIAS, HAS_SOFTCAP)
+    tl.store(anchor + rows, u, mask=live)

@@ -1,30 +1,46 @@
-"""Rows whose target is so unlikely that exp(z - z_y) could overflow fp32 get their maximum as the anchor."""
+"""The rows that have to be computed again with another anchor, and whether the target has the largest logit.
+
+An anchor is good if no exp(z_j - a) of another entry can overflow fp32, and if the target's own logit is near it: then
+S / exp(z_y - a) is S relative to the target, with all its digits. The first anchor fails the former where the target
+is very unlikely, and the latter where logits are so large that two orders of summation differ by more than 1. The
+second anchor is a logit of the GEMM: the target's, or the largest where that is too far above it.
+"""
 
 import triton
 import triton.language as tl
 
+NEAR = tl.constexpr(1.0)  # largest |z_y - a| of a target that counts as near its anchor
+
 
 @triton.jit
 def reanchor_kernel(
-    tops,  # (M, tiles) fp32: max of z - anchor over each vocabulary tile
+    tops,  # (M, tiles) fp32: the largest raw logit but the target's, in each vocabulary tile
+    target_logit,  # (M,) fp32: the target's raw logit
+    inverse_temperature,  # (M,) fp32
     anchor,  # in and out (M,) fp32
     redo,  # out (M,) int8: 1 where the anchor changed
+    top1,  # out (M,) int8: 1 where no other entry has a larger logit
     M,
     tiles,
-    limit,  # differences up to here are safe
+    limit,  # the largest z_j - a
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Grid (ceil(M / ROWS),)."""
     rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     live = rows < M
-    top = tl.full([ROWS, BLOCK], float("-inf"), tl.float32)
+    partial = tl.full([ROWS, BLOCK], float("-inf"), tl.float32)
     for start in range(0, tiles, BLOCK):
         tile = start + tl.arange(0, BLOCK)
         inside = live[:, None] & (tile < tiles)[None, :]
-        top = tl.maximum(top, tl.load(tops + rows[:, None] * tiles + tile[None, :], mask=inside, other=float("-inf")))
-    highest = tl.max(top, 1)
-    unsafe = highest > limit
-    z = tl.load(anchor + rows, mask=live, other=0.0)
-    tl.store(anchor + rows, tl.where(unsafe, z + highest, z), mask=live)
-    tl.store(redo + rows, unsafe.to(tl.int8), mask=live)
+        found = tl.load(tops + rows[:, None] * tiles + tile[None, :], mask=inside, other=float("-inf"))
+        partial = tl.maximum(partial, found)
+    top = tl.max(partial, 1)
+    u = tl.load(target_logit + rows, mask=live, other=0.0)
+    a = tl.load(anchor + rows, mask=live, other=0.0)
+    inverse = tl.load(inverse_temperature + rows, mask=live, other=1.0)
+    good = (tl.abs(u - a) * inverse <= NEAR) & ((top - a) * inverse <= limit)  # False for NaN
+    second = tl.where((top - u) * inverse <= limit, u, top)
+    tl.store(anchor + rows, tl.where(good, a, second), mask=live)
+    tl.store(redo + rows, tl.where(good, 0, 1).to(tl.int8), mask=live)
+    tl.store(top1 + rows, (u >= top).to(tl.int8), mask=live)

@@ -1,15 +1,24 @@
 """From the partial sums of the tiles to a row's log-probability and entropy.
 
-With d_y = z_y - a (0 unless the row was re-anchored), share = exp(d_y) and total = share + S:
+With d = z_y - a, S the sum of exp(z_j - a) over j != y, and m the sum of exp(z_j - a) (z_j - a) over the same,
 
-    l = d_y - log(total),   H = log(total) - (sum_j exp(z_j - a)(z_j - a) + share d_y) / total.
+    total = exp(d) + S,   l = d - log(total),   H = log(total) - (m + exp(d) d) / total.
 
-At d_y = 0, log(total) = log1p(S), computed as 2 artanh(S / (2 + S)) for S < 1. The hardware's logarithm has an absolute
-error of 2^-22 near 1, which could be as large as l itself for a confident token.
+Where the target is near its anchor, the same relative to the target keeps the digits that d would cancel:
+
+    log(total) = d + log1p(S exp(-d)),   l = -log1p(S exp(-d)),   H = -l - (m - d S) / total,   1 - p_y = S / total.
+
+Elsewhere the anchor is the largest logit, far above the target's, and nothing cancels.
+
+log1p(s) is 2 artanh(s / (2 + s)) for s < 1. The hardware's logarithm has an absolute error of 2^-22 near 1, which could
+be as large as l itself for a confident token.
 """
 
 import triton
 import triton.language as tl
+
+from .raw_logit import LOG2E
+from .reanchor import NEAR
 
 
 @triton.jit
@@ -24,14 +33,16 @@ def log1p(s):
 @triton.jit
 def rows_kernel(
     sums,  # (M, tiles) fp32
-    moments,  # (M, tiles) fp32
-    target_logit,  # (M,) fp32: z_y
-    anchor,  # (M,) fp32
+    moments,  # (M, tiles) fp32, in units of log(2)
+    target_logit,  # (M,) fp32: the target's raw logit
+    anchor,  # (M,) fp32: a T
+    inverse_temperature,  # (M,) fp32
     logprobs,  # out (M,) fp32: l
     entropy,  # out (M,) fp32: H
+    scaled_anchor,  # out (M,) fp32: a
     log_total,  # out (M,) fp32
-    total,  # out (M,) fp32: share + S
-    others,  # out (M,) fp32: S, so that 1 - p_y = others / total without cancellation
+    share,  # out (M,) fp32: exp(d)
+    others,  # out (M,) fp32: S, so that 1 - p_y = S / total without cancellation
     M,
     tiles,
     ROWS: tl.constexpr,
@@ -49,14 +60,20 @@ def rows_kernel(
         partial_sums += tl.load(sums + slots, mask=inside, other=0.0)
         partial_moments += tl.load(moments + slots, mask=inside, other=0.0)
     s = tl.sum(partial_sums, 1)
-    moment = tl.sum(partial_moments, 1)
-    z = tl.load(target_logit + rows, mask=live, other=0.0)
-    distance = z - tl.load(anchor + rows, mask=live, other=0.0)
-    share = tl.exp(distance)
-    whole = share + s
-    log_whole = tl.where(distance == 0.0, log1p(s), tl.log(whole))
-    tl.store(logprobs + rows, distance - log_whole, mask=live)
-    tl.store(entropy + rows, log_whole - (moment + share * distance) / whole, mask=live)
+    moment = tl.sum(partial_moments, 1) / LOG2E
+    a = tl.load(anchor + rows, mask=live, other=0.0)
+    inverse = tl.load(inverse_temperature + rows, mask=live, other=1.0)
+    distance = (tl.load(target_logit + rows, mask=live, other=0.0) - a) * inverse
+    near = tl.abs(distance) <= NEAR
+    own = tl.exp(distance)
+    whole = own + s
+    d = tl.where(near, distance, 0.0)
+    nll = log1p(s * tl.exp(-d))
+    log_whole = tl.where(near, d + nll, tl.log(whole))
+    far_entropy = log_whole - (moment + own * tl.maximum(distance, -1e30)) / whole
+    tl.store(logprobs + rows, tl.where(near, 0.0 - nll, distance - log_whole), mask=live)
+    tl.store(entropy + rows, tl.where(near, nll - (moment - d * s) / whole, far_entropy), mask=live)
+    tl.store(scaled_anchor + rows, a * inverse, mask=live)
     tl.store(log_total + rows, log_whole, mask=live)
-    tl.store(total + rows, whole, mask=live)
+    tl.store(share + rows, own, mask=live)
     tl.store(others + rows, s, mask=live)
