@@ -47,10 +47,10 @@ def linear_logprobs(
     targets:      (...) int64 or int32 in [0, V).
     mask:         (...) bool or integers, nonzero for tokens that count. Default: all. Other rows are never read.
     ignore_index: a target that does not count either.
-    bias:         (V,) bfloat16, float16 or float32. -inf switches an entry off.
+    bias:         (V,) bfloat16, float16 or float32. Without a soft-cap, -inf switches an entry off.
     temperature:  a float or (...) of any float dtype, positive. Not differentiable.
-    softcap:      a positive float; None switches it off.
-    logit_scale:  a positive float (Granite's 1 / logits_scaling, Cohere's logit_scale).
+    softcap:      a float, positive; None switches it off.
+    logit_scale:  a float, positive (Granite's 1 / logits_scaling, Cohere's logit_scale).
     entropy, lse, top1: whether to return these too.
     group:        the process group over whose ranks the rows of weight (and bias) are sharded, in the order of ranks;
                   shards may differ in size. All other arguments are the same on every rank, and so are the results
@@ -69,6 +69,7 @@ def linear_logprobs(
     Raises ValueError or TypeError naming the argument, what it got and what is allowed.
     """
     head = _head_inputs(hidden, weight, targets, bias, temperature, softcap, logit_scale, ignore_index)
+    checks.check_group(group)
     counted = _counted(mask, hidden, targets, ignore_index)
     with torch.autocast(hidden.device.type, enabled=False):
         if not torch.compiler.is_compiling():
@@ -148,8 +149,8 @@ def fused_policy_loss(
                    (http://joschu.net/blog/kl-approx.html).
     tis, tis_mode, tis_clip, tis_min: the importance ratio of each "token", or of each "sequence" (the product over its
                    counted tokens); "clip" bounds it to [tis_min, tis_clip], "mask" makes it 0 outside.
-    max_log_ratio: log pi - log pi_old, and d from above, are cut at this size, with gradient 0 beyond, so that no
-                   gradient overflows.
+    max_log_ratio: log pi - log pi_old, and d from above in "k3" and "k3_ratio", are cut at this size, with gradient 0
+                   beyond, so that no gradient overflows.
     evaluate:      "needed", or "all" to compute the numbers of tokens without a gradient too (2 NVD for these).
 
     The gradients are computed together with the loss, chunk by chunk, and only for inputs that require them: with a
@@ -167,6 +168,7 @@ def fused_policy_loss(
         evaluate,
     )
     checks.check_formula(formula)
+    checks.check_group(group)
     coefficients = {"entropy_coef": entropy_coef, "kl_coef": kl_coef, "lse_coef": lse_coef}
     arguments = TokenArguments(
         weights=weights,

@@ -5,7 +5,7 @@ Every message names the argument, what it got and what is allowed. In messages, 
 
 from __future__ import annotations
 
-import math
+import keyword
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .importance import LEVELS, MODES
-from .inputs import TokenArguments
+from .inputs import TokenArguments, TokenInputs
 from .objective import Objective
 from .regularizers import KL_KINDS
 from .token_loss import LossFormula
@@ -22,16 +22,15 @@ FLOAT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 VALUE_DTYPES = (*FLOAT_DTYPES, torch.float64)
 INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 EVALUATE = ("needed", "all")
+SCALE = "a positive float, from 1e-30 to 1e30,"
+LARGEST = torch.finfo(torch.float32).max
 
 
 def check_head(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None) -> None:
     for name, value in (("hidden", hidden), ("weight", weight), ("targets", targets)):
         if not isinstance(value, Tensor):
             raise TypeError(f"{name}: must be a tensor; got {type(value).__name__}")
-        if name != "targets":
-            _check_is_plain(name, value)
-    if isinstance(bias, Tensor):
-        _check_is_plain("bias", bias)
+        _check_is_plain(name, value)
     if weight.dim() != 2:
         raise ValueError(f"weight: must have shape (V, D), as torch.nn.Linear stores it; got {tuple(weight.shape)}")
     if hidden.dim() == 0:
@@ -63,14 +62,16 @@ def check_scalars(temperature: float | Tensor, softcap: float | None, logit_scal
     if isinstance(temperature, Tensor):
         if temperature.requires_grad and torch.is_grad_enabled():
             raise ValueError("temperature: must be a constant; got a tensor that requires a gradient: detach it")
-    elif not _is_positive(temperature):
-        raise ValueError(f"temperature: must be a positive float or a tensor (...); got {temperature!r}")
-    if softcap is not None and not _is_positive(softcap):
-        raise ValueError(f"softcap: must be a positive float or None; got {softcap!r}")
-    if not _is_positive(logit_scale):
-        raise ValueError(f"logit_scale: must be a positive float; got {logit_scale!r}")
+    elif not _is_scale(temperature):
+        raise ValueError(f"temperature: must be {SCALE} or a tensor (...); got {temperature!r}")
+    if softcap is not None and not _is_scale(softcap):
+        raise ValueError(f"softcap: must be {SCALE} or None; got {softcap!r}")
+    if not _is_scale(logit_scale):
+        raise ValueError(f"logit_scale: must be a positive float, from 1e-30 to 1e30; got {logit_scale!r}")
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
         raise TypeError(f"ignore_index: must be an int; got {ignore_index!r}")
+    if not -(2**63) <= ignore_index < 2**63:
+        raise ValueError(f"ignore_index: must fit int64; got {ignore_index}")
 
 
 def check_objectives(
@@ -97,13 +98,25 @@ def _objectives_message(got: object) -> str:
     return f"objectives: must be an upge.Objective or a non-empty list of them; got {got!r}{hint}"
 
 
+def check_group(group: object) -> None:
+    """None, or a process group of torch.distributed."""
+    if group is None:
+        return
+    distributed = torch.distributed.is_available()
+    if not distributed or not isinstance(group, torch.distributed.ProcessGroup):
+        raise TypeError(
+            "group: must be a process group, as of torch.distributed.new_group() or DeviceMesh.get_group(); "
+            f"got {type(group).__name__}"
+        )
+
+
 def check_formula(formula: LossFormula) -> None:
     """The settings of a call that are not tensors."""
     ratio = formula.importance
     _check_choice("tis", ratio.level, LEVELS)
     _check_choice("tis_mode", ratio.mode, MODES)
-    if not _is_positive(ratio.high):
-        raise ValueError(f"tis_clip: must be a positive float; got {ratio.high!r}")
+    if not (_is_number(ratio.high) and 0 < ratio.high <= LARGEST):
+        raise ValueError(f"tis_clip: must be a positive, finite float; got {ratio.high!r}")
     if ratio.low is not None and not (_is_number(ratio.low) and 0 <= ratio.low <= ratio.high):
         raise ValueError(f"tis_min: must be None or in [0, tis_clip] = [0, {ratio.high}]; got {ratio.low!r}")
     _check_choice("kl", formula.kl, KL_KINDS)
@@ -117,8 +130,8 @@ def check_coefficient(name: str, value: float | Tensor, hidden: Tensor) -> None:
     """A finite number, or one per token."""
     if isinstance(value, Tensor):
         check_column(name, value, hidden, VALUE_DTYPES)
-    elif not (_is_number(value) and -math.inf < value < math.inf):
-        raise ValueError(f"{name}: must be a finite float or a tensor (...); got {value!r}")
+    elif not (_is_number(value) and -LARGEST <= value <= LARGEST):
+        raise ValueError(f"{name}: must be a finite float (of float32's range) or a tensor (...); got {value!r}")
 
 
 def check_tokens(tokens: TokenArguments, hidden: Tensor) -> None:
@@ -129,11 +142,14 @@ def check_tokens(tokens: TokenArguments, hidden: Tensor) -> None:
     check_column("sequence_ids", tokens.sequence_ids, hidden, INTEGER_DTYPES)
     if not isinstance(tokens.columns, Mapping):
         raise TypeError(f"columns: must be a dict from names to tensors (...); got {type(tokens.columns).__name__}")
-    taken = {*tokens.named()} - {*tokens.columns} | {"entropy"}
+    taken = {"entropy", *TokenInputs.__dataclass_fields__}
     for name, column in tokens.columns.items():
-        if not isinstance(name, str) or not name.isidentifier():
-            raise ValueError(f"columns: names must be identifiers, read as batch.NAME; got {name!r}")
-        if name in TokenArguments.__dataclass_fields__ or name in taken:
+        is_name = isinstance(name, str) and name.isidentifier() and not keyword.iskeyword(name)
+        if not is_name or name.startswith("_"):
+            raise ValueError(
+                f"columns: names must be identifiers without a leading underscore, read as batch.NAME; got {name!r}"
+            )
+        if name in taken:
             raise ValueError(f"columns: {name!r} is the name of an argument; choose another")
         check_column(f"columns[{name!r}]", column, hidden, (*VALUE_DTYPES, *INTEGER_DTYPES, torch.bool))
 
@@ -168,6 +184,10 @@ def _check_is_plain(name: str, value: Tensor) -> None:
             "forward, upge.FusedLMHead, where its weight is gathered. For a head sharded over the vocabulary (tensor "
             "parallelism), pass weight.to_local() and group="
         )
+    if value.is_nested:
+        raise TypeError(
+            f"{name}: must not be a nested tensor; pass its values and a mask, or sequences one after another"
+        )
     if value.layout != torch.strided:
         raise TypeError(f"{name}: must be dense; got layout {_name(value.layout)}. Pass {name}.to_dense()")
     if torch.compiler.is_compiling():
@@ -189,6 +209,7 @@ def _check_tensor(
 ) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: must be a tensor {symbol} of {_names(dtypes)}; got {type(value).__name__}")
+    _check_is_plain(name, value)
     if value.shape != shape:
         raise ValueError(f"{name}: must have shape {symbol} = {shape}; got {tuple(value.shape)}")
     if value.dtype not in dtypes:
@@ -210,8 +231,9 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _is_positive(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+def _is_scale(value: object) -> bool:
+    """Whether a number and its inverse are far from the limits of float32."""
+    return _is_number(value) and 1e-30 <= value <= 1e30  # type: ignore[operator]
 
 
 def _names(dtypes: Sequence[torch.dtype]) -> str:

@@ -8,7 +8,7 @@ gradients are rounded after that, because of their small range.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -244,7 +244,11 @@ def _policy_loss(
     )
     complete = eager.complete_tokens(arguments, head, formula)
     out, gradients = eager.chunked_loss(
-        make_workspace, head, complete, formula, NeededGradients(*needs, entropy=complete.entropy_coef is not None)
+        make_workspace,
+        head,
+        complete,
+        formula,
+        replace(NeededGradients(*needs), entropy=complete.entropy_coef is not None),
     )
     return (*out, *_gradient_tensors(gradients, _gradient_dtypes(hidden, weight, bias, widen_fp16=True), hidden))
 

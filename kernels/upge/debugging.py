@@ -17,7 +17,8 @@ _debug: contextvars.ContextVar[bool] = contextvars.ContextVar("upge_debug", defa
 
 @contextlib.contextmanager
 def debug() -> Iterator[None]:
-    """In this context every call checks the values of all its inputs (target ids, NaN, infinities, indices).
+    """In this context every call checks the values of all its inputs (target ids, NaN, infinities, indices),
+    but for `columns`.
 
     On a CPU this adds the weight to what is always checked. On a GPU it makes the CPU wait for the values.
     """

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .api import fused_policy_loss, linear_logprobs
+from .checks import check_scalars
 from .objective import Objective
 from .outputs import LogprobsOutput, PolicyLossOutput
 
@@ -49,6 +50,7 @@ class FusedLMHead(nn.Module):
         backend: str = "auto",
     ):
         super().__init__()
+        check_scalars(1.0, softcap, logit_scale, -100)
         if not isinstance(layer, (nn.Linear, nn.Embedding)):
             raise TypeError(f"layer: must be a torch.nn.Linear or torch.nn.Embedding; got {type(layer).__name__}")
         self.weight = layer.weight
@@ -80,6 +82,8 @@ class FusedLMHead(nn.Module):
             if objectives is not None or options:
                 given = ", ".join((["objectives"] if objectives is not None else []) + list(options))
                 raise ValueError(f"targets: must be given with {given}; got None")
+            if hidden.shape[-1:] != self.weight.shape[1:]:
+                raise ValueError(f"hidden: must have shape (..., {self.weight.shape[1]}); got {tuple(hidden.shape)}")
             return F.linear(hidden, self.weight, self.bias)
         for name in ROUNDED:
             value = options.get(name)

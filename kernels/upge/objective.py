@@ -76,6 +76,8 @@ class WeightClip:
     max_ratio: float | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.drop, bool):
+            raise TypeError(f"WeightClip drop: must be True or False; got {self.drop!r}")
         check_number("WeightClip high", self.high, "at least 0", lambda x: x >= 0)
         if self.low is not None:
             check_number("WeightClip low", self.low, "between 0 and 1 or None", lambda x: 0 <= x <= 1)
@@ -188,6 +190,15 @@ class Objective:
         _check_choice("likelihood", self.likelihood, Likelihood)
         if self.function is not None and not callable(self.function):
             raise TypeError(_function_message(self.function))
+        if not isinstance(self.name, str):
+            raise TypeError(f"name: must be a string; got {self.name!r}")
+        if not isinstance(self.per_token, bool):
+            raise TypeError(f"per_token: must be True or False; got {self.per_token!r}")
+        parts = (self.mask, self.reference, self.advantage, self.likelihood)
+        if self.function is not None and parts != (Unmasked(), "policy", "given", "log"):
+            raise ValueError(
+                "function: takes the place of mask, reference, advantage and likelihood; give one or the other"
+            )
         mask = type(self.mask).__name__
         if self.reference == "policy" and not isinstance(self.mask, Unmasked):
             raise ValueError(
@@ -239,7 +250,8 @@ class Objective:
         `columns` under their names, each (n,); reading one that the call was not given raises ValueError. The result
         must be (n,) and depend on logprobs, or be a `TokenLoss` that also reports `ratio` and `stable`. The loss is
         multiplied by `weights` and by the truncated importance ratio, and summed. Autograd on (n,) vectors gives each
-        token's coefficient.
+        token's coefficient. Gradients reach logprobs and entropy alone: parameters and columns that the function reads
+        are constants.
 
         By default the function sees all its tokens at once, so it may couple them (sequence-level ratios, batch
         statistics). That takes a second pass over the logits. With `per_token=True` you promise that a token's loss

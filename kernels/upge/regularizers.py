@@ -38,11 +38,12 @@ def kl_penalty(
         return scale * value, scale * slope
     by_sequence = objective.reference == "sequence"
     r = policy_ratio("sequence" if by_sequence else "rollout", tokens, logprobs, max_log_ratio)
-    through_ratio = scale * value * r.value * r.uncut
+    ratio = torch.where(tokens.kl_coef == 0, 1.0, r.value)  # old_logprobs may be NaN there
+    through_ratio = scale * value * ratio * r.uncut
     if by_sequence:
         assert tokens.sequence_ids is not None
         through_ratio = sequence_mean(through_ratio.double(), tokens.sequence_ids).float()
-    return scale * value * r.value, scale * slope * r.value + through_ratio
+    return scale * value * ratio, scale * slope * ratio + through_ratio
 
 
 def _estimate(kind: str, d: Tensor, max_log_ratio: float) -> tuple[Tensor, Tensor]:

@@ -130,8 +130,10 @@ def call_function(objective: Objective, tokens: TokenInputs, logprobs: Tensor, e
     found = result if isinstance(result, TokenLoss) else TokenLoss(result)  # type: ignore[arg-type]
     required = f"objective {objective.name!r}: its function must return one loss per token,"
     _check_column(f"{required} a tensor", found.loss, logprobs)
-    if not found.loss.requires_grad:
-        raise ValueError(f"{required} that depends on logprobs; got one that does not (was it detached?)")
+    if not found.loss.is_floating_point():
+        raise TypeError(f"{required} of a float dtype; got {found.loss.dtype}")
+    if logprobs.requires_grad and not found.loss.requires_grad:
+        raise ValueError(f"{required} that depends on logprobs or entropy; got one that does not (was it detached?)")
     for name in ("ratio", "stable"):
         if getattr(found, name) is not None:
             _check_column(

@@ -84,6 +84,17 @@ CASES = [
     ({"columns": {"advantages": torch.ones(N)}}, ValueError, "columns.*'advantages' is the name of an argument"),
     ({"columns": {"entropy": torch.ones(N)}}, ValueError, "columns.*'entropy' is the name of an argument"),
     ({"columns": {"my column": torch.ones(N)}}, ValueError, "columns.*identifiers.*'my column'"),
+    ({"columns": {"_values": torch.ones(N)}}, ValueError, "columns.*leading underscore.*'_values'"),
+    ({"columns": {"class": torch.ones(N)}}, ValueError, "columns.*identifiers.*'class'"),
+    ({"columns": {"importance": torch.ones(N)}}, ValueError, "columns.*'importance' is the name of an argument"),
+    ({"softcap": 1e39}, ValueError, r"softcap.*1e30.*1e\+39"),
+    ({"temperature": 10**400}, ValueError, "temperature.*1e30"),
+    ({"ignore_index": 2**70}, ValueError, "ignore_index.*int64"),
+    ({"entropy_coef": 1e300}, ValueError, r"entropy_coef.*float32.*1e\+300"),
+    ({"weights": torch.ones(N).to_sparse()}, TypeError, "weights.*dense.*sparse_coo"),
+    ({"mask": torch.ones(N, dtype=torch.bool).to_sparse()}, TypeError, "mask.*dense.*sparse_coo"),
+    ({"targets": torch.zeros(N, dtype=torch.long).to_sparse()}, TypeError, "targets.*dense.*sparse_coo"),
+    ({"group": 1}, TypeError, "group: must be a process group.*int"),
     ({"bias": torch.tensor([0, nan, 0, 0, 0])}, ValueError, "bias.*-inf.*nan"),
     ({"bias": torch.tensor([0, inf, 0, 0, 0])}, ValueError, "bias.*-inf.*inf"),
     ({"bias": torch.tensor([-inf, 0, 0, 0, 0])}, ValueError, "bias.*targets.*entry 0 is -inf"),
@@ -173,6 +184,15 @@ def test_parts_of_another_type():
         upge.Objective(function=3)
 
 
+def test_parts_with_a_function():
+    with pytest.raises(TypeError, match=r"WeightClip drop: must be True or False; got 'no'"):
+        upge.WeightClip(0.2, "no")
+    with pytest.raises(TypeError, match=r"per_token: must be True or False; got 'no'"):
+        upge.Objective.from_function(lambda l, b: -l, per_token="no")
+    with pytest.raises(ValueError, match=r"function: takes the place of mask, reference"):
+        upge.Objective(upge.Clip(0.2, 0.2), "rollout", function=lambda l, b: -l)
+
+
 def test_bad_user_function():
     def call(function):
         upge.fused_policy_loss(
@@ -188,6 +208,8 @@ def test_bad_user_function():
         call(lambda l, b: l.sum())
     with pytest.raises(ValueError, match="depends on logprobs"):
         call(lambda l, b: -l.detach())
+    with pytest.raises(TypeError, match=r"float dtype; got torch.complex64"):
+        call(lambda l, b: -l * 1j)
     with pytest.raises(TypeError, match=r"per token.*float"):
         call(lambda l, b: 0.0)
     with pytest.raises(ValueError, match=r"advantages.*was not given"):
@@ -245,12 +267,14 @@ def test_function_transforms_are_refused():
     hidden, weight, targets = torch.ones(N, D), torch.zeros(V, D), torch.zeros(N, dtype=torch.long)
     loss = lambda h: upge.fused_policy_loss(h, weight, targets, upge.SFT()).loss
     logprobs = lambda h: upge.linear_logprobs(h, weight, targets).logprobs
+    weighted = lambda w: upge.fused_policy_loss(hidden, weight, targets, upge.SFT(), weights=w).loss
     for call in (
         lambda: torch.func.grad(loss)(hidden),
         lambda: torch.func.vmap(logprobs)(hidden[None]),
+        lambda: torch.func.grad(weighted)(torch.ones(N)),
         lambda: torch.func.jvp(logprobs, (hidden,), (hidden,)),
     ):
-        with pytest.raises(TypeError, match=r"hidden: .*torch.func|hidden: forward-mode"):
+        with pytest.raises(TypeError, match=r"(hidden|weights): .*torch.func|hidden: forward-mode"):
             call()
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(hidden, hidden)

@@ -268,6 +268,41 @@ def test_a_function_without_a_gradient_in_entropy_costs_no_pass(problem, monkeyp
     assert seen == [True, False]
 
 
+def test_a_function_of_the_entropy_alone_and_without_gradients(problem, any_backend):
+    p = problem(n=9)
+    l, entropy, _ = plain(p)
+    m, w = p.inputs["mask"], p.inputs["weights"]
+    p.inputs["rollout_logprobs"] = None
+    out = check(p, any_backend, upge.Objective.from_function(lambda l, b: b.entropy), (w[m] * entropy[m]).sum())
+    assert not out.coefficient.any()
+    constants = p.hidden.detach(), p.weight.detach(), p.targets
+    objective = upge.Objective.from_function(lambda l, b: -l)
+    got = upge.fused_policy_loss(*constants, objective, bias=p.bias.detach(), backend=any_backend, **p.inputs).loss
+    torch.testing.assert_close(got.double(), -(w[m] * l[m]).sum().detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_log_probabilities_that_the_kl_does_not_read_may_be_nan(problem, any_backend):
+    """SFT tokens without a KL term, in a batch whose rollouts have k3_ratio."""
+    p = problem(n=40)
+    is_sft = torch.arange(40) % 2 == 0
+    p.inputs |= {"rollout_logprobs": None, "objective_index": (~is_sft).long()}
+    options = {"kl": "k3_ratio", "kl_coef": torch.where(is_sft, 0.0, 0.1)}
+    want, grads = p.loss([upge.SFT(), upge.GRPO()], any_backend, **options)
+    unread = {name: p.inputs[name].masked_fill(is_sft, float("nan")) for name in ("old_logprobs", "ref_logprobs")}
+    out, got = p.loss([upge.SFT(), upge.GRPO()], any_backend, **options, **unread)
+    assert all(torch.equal(a, b) for a, b in zip([*out, *got], [*want, *grads], strict=True))
+
+
+def test_a_log_ratio_at_the_cut_is_not_cut(any_backend):
+    hidden, weight, y = torch.zeros(1, 2, requires_grad=True), torch.zeros(2, 2), torch.zeros(1, dtype=torch.long)
+    old = upge.linear_logprobs(hidden, weight, y).logprobs.detach() - 2
+    out = upge.fused_policy_loss(
+        hidden, weight, y, upge.PPO(clip_high=9.0), advantages=torch.ones(1), old_logprobs=old, max_log_ratio=2.0,
+        backend=any_backend,
+    )  # fmt: skip
+    torch.testing.assert_close(out.ratio, torch.full((1,), 2.0).exp())
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_values_per_token_of_any_float_dtype(dtype, problem, any_backend):
     p = problem(n=24)

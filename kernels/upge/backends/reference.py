@@ -6,6 +6,8 @@ loss. That makes it worth comparing with. For tests: it needs about 40 bytes per
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -43,8 +45,9 @@ def policy_loss(tokens: TokenInputs, formula: LossFormula, values: Statistics) -
     with torch.inference_mode(False):
         copies = tokens.map(torch.clone)
         leaf, entropy, lse = (x.detach().clone() for x in (values.logprobs, values.entropy, values.lse))
-        per_token, ratio, stable = _per_token(copies, formula, leaf.requires_grad_(), entropy, lse)
-        (coefficient,) = torch.autograd.grad(per_token.sum(), leaf)
+        leaf, entropy = leaf.requires_grad_(), entropy.requires_grad_()  # a function may depend on either
+        per_token, ratio, stable = _per_token(copies, formula, leaf, entropy, lse)
+        (coefficient,) = torch.autograd.grad(per_token.sum(), leaf, materialize_grads=True)
     if torch.is_grad_enabled():
         per_token = _per_token(tokens, formula, values.logprobs, values.entropy, values.lse)[0]
     return per_token.sum(), TokenLosses(per_token.detach(), Coefficients(coefficient), ratio.detach(), stable)
@@ -80,18 +83,22 @@ def _kl(formula: LossFormula, objective: Objective, tokens: TokenInputs, logprob
     """The KL penalty of each token before its weight."""
     assert tokens.ref_logprobs is not None
     assert tokens.kl_coef is not None
-    gap = (tokens.ref_logprobs.double() - logprobs).masked_fill(tokens.kl_coef == 0, 0.0)  # not read there
+    kl_coef = tokens.kl_coef
+    reference: ReferencePolicy = "sequence" if objective.reference == "sequence" else "rollout"
+    unread = kl_coef == 0  # log-probabilities may be NaN there
+    gap = (tokens.ref_logprobs.double() - logprobs).masked_fill(unread, 0.0)
+    if tokens.old_logprobs is not None and reference == "rollout":
+        tokens = replace(tokens, old_logprobs=tokens.old_logprobs.masked_fill(unread, 0.0))
     exponent = gap.clamp(max=formula.max_log_ratio)
     k3 = exponent.exp() - exponent - 1
-    reference: ReferencePolicy = "sequence" if objective.reference == "sequence" else "rollout"
     estimates = {
         "k1": lambda: -gap,
         "k2": lambda: gap.square() / 2,
         "abs": lambda: gap.abs(),
         "k3": lambda: k3,
-        "k3_ratio": lambda: k3 * _log_ratio(reference, tokens, logprobs, formula.max_log_ratio).exp(),
+        "k3_ratio": lambda: k3 * _log_ratio(reference, tokens, logprobs, formula.max_log_ratio)[0].exp(),
     }
-    return tokens.kl_coef.double() * estimates[formula.kl]()
+    return kl_coef.double() * estimates[formula.kl]()
 
 
 def _surrogate(
@@ -103,9 +110,8 @@ def _surrogate(
         found = call_function(objective, tokens, logprobs, entropy)
         ratio = torch.ones_like(logprobs) if found.ratio is None else found.ratio
         return found.loss, ratio, always if found.stable is None else found.stable
-    log_r = _log_ratio(objective.reference, tokens, logprobs, max_log_ratio)
+    log_r, uncut = _log_ratio(objective.reference, tokens, logprobs, max_log_ratio)
     r = log_r.exp()
-    uncut = always if objective.reference == "one" else log_r.detach().abs() < max_log_ratio
     a = torch.ones_like(logprobs)
     if objective.advantage == "given":
         assert tokens.advantages is not None
@@ -148,10 +154,12 @@ def _gain(mask: StabilizationMask, r: Tensor, a: Tensor) -> tuple[Tensor, Tensor
     return r, always
 
 
-def _log_ratio(reference: ReferencePolicy, tokens: TokenInputs, logprobs: Tensor, max_log_ratio: float) -> Tensor:
-    """log r = log pi - log pi_ref, differentiable."""
+def _log_ratio(
+    reference: ReferencePolicy, tokens: TokenInputs, logprobs: Tensor, max_log_ratio: float
+) -> tuple[Tensor, Tensor]:
+    """log r = log pi - log pi_ref, differentiable, and whether it is within the cut."""
     if reference == "one":
-        return logprobs
+        return logprobs, torch.ones_like(logprobs, dtype=torch.bool)
     if reference == "policy" or tokens.old_logprobs is None:
         log_ratio = logprobs - logprobs.detach()
     else:
@@ -160,4 +168,4 @@ def _log_ratio(reference: ReferencePolicy, tokens: TokenInputs, logprobs: Tensor
         assert tokens.sequence_ids is not None
         same = tokens.sequence_ids[:, None] == tokens.sequence_ids[None, :]
         log_ratio = (same.double() @ log_ratio) / same.sum(1)
-    return log_ratio.clamp(-max_log_ratio, max_log_ratio)
+    return log_ratio.clamp(-max_log_ratio, max_log_ratio), log_ratio.detach().abs() <= max_log_ratio

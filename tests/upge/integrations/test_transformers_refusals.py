@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import pickle
 import re
 import sys
 from collections.abc import Callable
@@ -137,3 +138,30 @@ def test_a_missing_package_or_a_moved_name_is_said(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r'pip install "transformers'):
         importlib.import_module("upge.integrations.transformers")
+
+
+def test_arguments_of_another_type():
+    model = patch(make("qwen2"))
+    ids = torch.arange(6).view(1, 6)
+    for changes, message in (
+        ({"upge": ["x"]}, "upge: must be a dict.*list"),
+        ({"upge": {"columns": [ids]}}, r"upge\['columns'\]: must be a dict.*list"),
+        ({"labels": ids.tolist()}, "labels: must be a tensor; got list"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            model(ids, **{"labels": ids} | changes)
+    with pytest.raises(ValueError, match="num_items_in_batch: must be one number"):
+        model(ids, labels=ids, num_items_in_batch=torch.tensor([3, 4]))
+    with pytest.raises(TypeError, match="logits_in_eval: must be True or False; got 'no'"):
+        patch(model, logits_in_eval="no")
+    with pytest.raises(ValueError, match="temperature: must be a positive float; got True"):
+        patch(model, temperature=True)
+
+
+def test_a_patched_model_can_be_pickled():
+    model = patch(make("qwen2"))
+    ids = torch.arange(6).view(1, 6)
+    copied = pickle.loads(pickle.dumps(model))
+    assert torch.equal(copied(ids, labels=ids).loss, model(ids, labels=ids).loss)
+    assert copied(ids, labels=ids).logits is None
+    assert type(copied) is type(model)

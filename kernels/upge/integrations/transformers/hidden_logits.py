@@ -149,6 +149,8 @@ def _fused_loss(
     options = checked_options(call.arguments, given)
     if num_items_in_batch is not None and options.get("weights") is None:
         count = torch.as_tensor(num_items_in_batch, dtype=torch.float32)
+        if count.numel() != 1:
+            raise ValueError(f"num_items_in_batch: must be one number; got {num_items_in_batch!r}")
         options["weights"] = (1 / count).reshape(()).expand(given.shape)
     if shift_labels is None:
         given = F.pad(given[..., 1:], (0, 1), value=ignore_index)
@@ -193,6 +195,8 @@ def checked_options(arguments: Mapping[str, Any], labels: Tensor) -> dict[str, A
             raise TypeError(f"upge: no argument {name!r}; it may hold {', '.join(ARGUMENTS)}")
     options = {name: check(f"upge[{name!r}]", value) for name, value in arguments.items()}
     if options.get("columns") is not None:
+        if not isinstance(options["columns"], Mapping):
+            raise TypeError(f"upge['columns']: must be a dict; got {type(options['columns']).__name__}")
         columns = options["columns"].items()
         options["columns"] = {name: check(f"upge['columns'][{name!r}]", value) for name, value in columns}
     return options

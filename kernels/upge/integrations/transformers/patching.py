@@ -9,12 +9,12 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, make_dataclass
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.loss.loss_utils import ForCausalLMLoss
 
@@ -67,7 +67,7 @@ def patch(
     token t, and position 0, which nothing predicts, does not count. Float arguments per token must be float32.
     `weights` are global already, so `num_items_in_batch` is not read beside them.
 
-    Patching a patched model replaces its settings. Returns the model.
+    Patching a patched model replaces its settings. Returns the model. Only one thread at a time may call it.
 
     Raises TypeError or ValueError for an argument or a model that is not supported. The first call with labels raises
     NotImplementedError where the model's forward does more to its logits than to scale and soft-cap them.
@@ -77,9 +77,11 @@ def patch(
         hint = ": patch the model inside, before it is wrapped" if hasattr(base, "module") else ""
         raise TypeError(f"model: must be a transformers.PreTrainedModel or PeftModel; got {type(base).__name__}{hint}")
     _check_objectives(objectives)
-    if not (isinstance(temperature, (int, float)) and 0 < temperature < math.inf):
+    if isinstance(temperature, bool) or not (isinstance(temperature, (int, float)) and 0 < temperature < math.inf):
         raise ValueError(f"temperature: must be a positive float; got {temperature!r}")
-    settings = Settings(objectives, float(temperature), bool(logits_in_eval), _find_head(base))
+    if not isinstance(logits_in_eval, bool):
+        raise TypeError(f"logits_in_eval: must be True or False; got {logits_in_eval!r}")
+    settings = Settings(objectives, float(temperature), logits_in_eval, _find_head(base))
     if SETTINGS not in vars(base):
         _replace_forward(base)
     setattr(base, SETTINGS, settings)
@@ -105,6 +107,8 @@ def _check_objectives(objectives: Any) -> None:
 def _find_head(model: Any) -> str:
     """The dotted name of the module that makes the logits."""
     name = type(model).__name__
+    if model.config.is_encoder_decoder:
+        raise ValueError(f"model: must be a causal language model; {name} is an encoder and a decoder")
     if model.loss_function not in (ForCausalLMLoss, causal_lm_loss):
         raise ValueError(
             f"model: {name} has another loss_function than transformers' next-token loss: {model.loss_function!r}"
@@ -161,7 +165,17 @@ def _fused_class(cls: Any) -> Any:
     forward.__signature__ = _with_upge(signature)  # type: ignore[attr-defined]
     forward.__doc__ = cls.forward.__doc__
     same = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
-    return type(cls.__name__, (cls,), same | {"forward": forward})
+
+    def reduce(self: Any, protocol: Any) -> Any:
+        return _unpickled, (cls,), vars(self)
+
+    return type(cls.__name__, (cls,), same | {"forward": forward, "__reduce_ex__": reduce})
+
+
+def _unpickled(cls: Any) -> Any:
+    """An empty model of the fused class of `cls`, which pickle cannot find by its name."""
+    fused = _fused_class(cls)
+    return fused.__new__(fused)
 
 
 def _with_upge(signature: inspect.Signature) -> inspect.Signature:
@@ -176,6 +190,10 @@ def _forward(
     model: Any, own: Callable[..., Any], labels: Any, arguments: dict[str, Any] | None, args: Any, kwargs: Any
 ) -> Any:
     settings: Settings | None = vars(model).get(SETTINGS)
+    if arguments is not None and not isinstance(arguments, Mapping):
+        raise TypeError(f"upge: must be a dict of arguments of fused_policy_loss; got {type(arguments).__name__}")
+    if labels is not None and not isinstance(labels, Tensor):
+        raise TypeError(f"labels: must be a tensor; got {type(labels).__name__}")
     if arguments is not None and (settings is None or labels is None):
         raise ValueError("upge: needs a patched model and labels=, which say which tokens count")
     if settings is None or labels is None or (settings.logits_in_eval and not model.training and arguments is None):
