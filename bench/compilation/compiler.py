@@ -91,6 +91,8 @@ def compile_job(job: Job, arch: str) -> Compiled:
         faults.append("spills")
     if job.gemm and job.dtype != "float32" and not tensor_core:
         faults.append(f"no {TENSOR_CORE[arch]}")
+    if job.dtype == "float32" and tensor_core:
+        faults.append("float32 rounded for tensor cores")
     if job.gemm and job.aligned and not job.constants.get("HAS_BIAS") and _count(r"LDG\.E\.U16(?:\.\w+)*", code):
         faults.append("operands loaded entry by entry")
     if shared > SHARED_LIMIT[arch]:

@@ -65,6 +65,11 @@ def _gemms(dtype: str, capability: tuple[int, int]) -> Iterator[Job]:
     yield _gemm("logits", dtype, "bias, softcap", plain | {"HAS_BIAS": True, "HAS_SOFTCAP": True}, even)
     yield _gemm("hidden", dtype, "", {}, even)
     yield _gemm("weight", dtype, "", has_low, even)
+    if dtype == "float32":  # and a weight in bf16, whose gradient is summed in three bytes
+        mixed = tilings.tiling_for(torch.float32, capability, 4096, torch.bfloat16)
+        yield _gemm("logits", dtype, "bf16 weight", plain, mixed)
+        yield _gemm("hidden", dtype, "bf16 weight", {}, mixed)
+        yield _gemm("weight", dtype, "bf16 weight", {"HAS_LOW": True}, mixed)
     yield _gemm("logits", dtype, "odd D", plain | {"EVEN_D": False}, odd, aligned=False)
     yield _gemm("hidden", dtype, "odd D", {}, odd, aligned=False)
     yield _gemm("weight", dtype, "odd D", has_low, odd, aligned=False)
@@ -78,7 +83,7 @@ def _gemm(
     pointers = _pointers(dtype, tiling)
     if kernel == "weight":
         pointers["hidden"] = pointers["exps"]
-        if dtype != "float32":
+        if constants["HAS_LOW"]:
             pointers |= SPLIT_SUM
     return Job(kernel, dtype, variant, shape | constants, pointers, tile.num_warps, tile.num_stages, True, aligned)
 
@@ -100,11 +105,11 @@ def _passes(dtype: str, capability: tuple[int, int]) -> Iterator[Job]:
 
 
 def _pointers(dtype: str, tiling: tilings.Tiling) -> dict[str, str]:
-    head = POINTERS[DTYPES[dtype]]
+    weight = POINTERS[tiling.weight_dtype or DTYPES[dtype]]
     return {
-        "hidden": head,
-        "weight": head,
-        "bias": head,
+        "hidden": POINTERS[DTYPES[dtype]],
+        "weight": weight,
+        "bias": weight,
         "exps": POINTERS[tiling.exps],
         "distances": POINTERS[tiling.exps],
     }

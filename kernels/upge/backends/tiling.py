@@ -38,9 +38,9 @@ class Tile:
 
 @dataclass(frozen=True)
 class Tiling:
-    """The kernels' settings for one dtype of hidden states and weight."""
+    """The kernels' settings for one dtype of hidden states and one of the weight."""
 
-    dtype: torch.dtype
+    dtype: torch.dtype  # in which they are multiplied: the wider of the two, float32 for bfloat16 with float16
     logits: Tile
     hidden: Tile
     weight: Tile
@@ -49,6 +49,8 @@ class Tiling:
     # Largest z - anchor that E may hold. exp overflows at 88. But the row's factor g / total, which multiplies E in the
     # GEMMs, must not underflow either: e^40 leaves it 20 decades.
     limit: float = 40.0
+    hidden_dtype: torch.dtype | None = None  # None: `dtype`
+    weight_dtype: torch.dtype | None = None
     per_entry: int = 1  # how many numbers of that dtype are stored per token and vocabulary entry
 
 
@@ -58,13 +60,22 @@ SQUARE = Tile(128, 128, 64, 8, 3, SPLIT=True)
 UNEVEN = Tile(64, 128, 32, 8, 3)
 TF32 = Tile(128, 128, 32, 8, 3)
 FP32 = Tile(64, 128, 32, 8, 3)
+# For a 16-bit weight that is widened in registers. With more rows Triton 3.7 multiplies in tf32 on sm_100, whatever the
+# precision, and with loads in flight it widens a whole tile at once, which does not fit the registers.
+WIDENED = Tile(32, 128, 32, 8, 1)
 
 
-def tiling_for(dtype: torch.dtype, capability: tuple[int, int], width: int, per_entry: int = 1) -> Tiling:
-    """The tiling for a head of a dtype and width D on a GPU of compute capability (major, minor).
+def tiling_for(
+    hidden: torch.dtype, capability: tuple[int, int], width: int, weight: torch.dtype | None = None, per_entry: int = 1
+) -> Tiling:
+    """The tiling for hidden states (N, D) and a weight (V, D) on a GPU of compute capability (major, minor).
 
-    per_entry: 2 for a head with a soft-cap whose entropies need gradients, else 1.
+    hidden, weight: their dtypes; the weight's is that of the hidden states unless given.
+    width:          D.
+    per_entry:      2 for a head with a soft-cap whose entropies need gradients, else 1.
     """
+    weight = hidden if weight is None else weight
+    dtype = torch.promote_types(hidden, weight)
     if INTERPRETED:
         logits, gradients = Tile(64, 128, 16, 1, 1), Tile(64, 32, 64, 1, 1)
     elif dtype == torch.float32:
@@ -75,11 +86,21 @@ def tiling_for(dtype: torch.dtype, capability: tuple[int, int], width: int, per_
         logits, gradients = SQUARE, TF32
     else:
         logits = gradients = WIDE if capability[0] in (9, 10) else SQUARE
-    if dtype == torch.bfloat16:
-        return Tiling(dtype, logits, gradients, gradients, exps=torch.bfloat16, precision="ieee", per_entry=per_entry)
+    widens = dtype == torch.float32 and weight != dtype and not INTERPRETED
     # E in fp16 would overflow from e^11 on. tf32 holds an fp16 operand exactly and has the exponents of fp32.
+    exps = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
     precision = "tf32" if dtype == torch.float16 else "ieee"
-    return Tiling(dtype, logits, gradients, gradients, exps=torch.float32, precision=precision, per_entry=per_entry)
+    return Tiling(
+        dtype,
+        logits=WIDENED if widens else logits,
+        hidden=WIDENED if widens else gradients,
+        weight=gradients,
+        exps=exps,
+        precision=precision,
+        hidden_dtype=hidden,
+        weight_dtype=weight,
+        per_entry=per_entry,
+    )
 
 
 def exps_stride(tiling: Tiling, vocabulary: int) -> int:
@@ -95,7 +116,7 @@ def row_bytes(tiling: Tiling, vocabulary: int, width: int) -> dict[str, int]:
     numbers per vocabulary tile, which come before, are more.
     """
     tiles = -(-vocabulary // tiling.logits.BN)
-    rounding = width * 2 if tiling.dtype == torch.bfloat16 else 0
+    rounding = width * 2 if (tiling.hidden_dtype or tiling.dtype) == torch.bfloat16 else 0
     return {
         "hidden": width * tiling.dtype.itemsize,
         "E": exps_stride(tiling, vocabulary) * tiling.exps.itemsize * tiling.per_entry,
@@ -117,6 +138,7 @@ def extra_bytes(tiling: Tiling, tokens: int, vocabulary: int, width: int, sums_w
     """
     rows = min(tokens, chunk_rows(tiling, vocabulary, width, sums_weight))
     parts = {name: rows * size for name, size in row_bytes(tiling, vocabulary, width).items()}
-    parts["dW"] = vocabulary * width if sums_weight and tiling.dtype.itemsize == 2 else 0  # the third byte of its sum
-    parts["dh in fp32"] = tokens * width * 2 if tiling.dtype == torch.float16 else 0  # until a loss scale multiplied it
+    hidden, weight = tiling.hidden_dtype or tiling.dtype, tiling.weight_dtype or tiling.dtype
+    parts["dW"] = vocabulary * width if sums_weight and weight.itemsize == 2 else 0  # the third byte of its sum
+    parts["dh in fp32"] = tokens * width * 2 if hidden == torch.float16 else 0  # until a loss scale multiplied it
     return parts

@@ -74,7 +74,7 @@ class TritonWorkspace(Workspace):
         vocabulary, width = head.weight.shape
         # With a soft-cap, the gradient of entropies needs z - a in addition to E.
         per_entry = 2 if head.softcap is not None and needs.entropy else 1
-        self.tiling = tilings.tiling_for(head.weight.dtype, capability, width, per_entry)
+        self.tiling = tilings.tiling_for(head.hidden.dtype, capability, width, head.weight.dtype, per_entry)
         self.tiles = triton.cdiv(vocabulary, self.tiling.logits.BN)
         self.stride = tilings.exps_stride(self.tiling, vocabulary)
         super().__init__(head, needs, tilings.chunk_rows(self.tiling, vocabulary, width, needs.weight))
@@ -109,7 +109,8 @@ class TritonWorkspace(Workspace):
             inverse = 1.0 / temperature.index_select(0, rows)
         else:
             inverse = torch.full((rows.numel(),), 1.0 / temperature, dtype=torch.float32, device=rows.device)
-        return Chunk(head.hidden.index_select(0, rows), head.targets.index_select(0, rows).long(), inverse)
+        hidden = head.hidden.index_select(0, rows).to(head.dtype)
+        return Chunk(hidden, head.targets.index_select(0, rows).long(), inverse)
 
     def _anchor(self, chunk: Chunk) -> Tensor:
         """About the target's raw logit, (n,)."""

@@ -100,7 +100,7 @@ def _epilogue(
 @triton.jit
 def logits_kernel(
     hidden,  # (M, D)
-    weight,  # (V, D), rows weight_stride apart
+    weight,  # (V, D), rows weight_stride apart; in a dtype that the one of hidden holds
     bias,  # (V,)
     targets,  # (M,) int64
     inverse_temperature,  # (M,) fp32
@@ -159,7 +159,7 @@ def logits_kernel(
         else:
             h = tl.load(h_pointers, mask=(start + k)[None, :] < D, other=0.0)
             w = tl.load(w_pointers, mask=(start + k)[:, None] < D, other=0.0)
-        product = add_dot(product, h, w, PRECISION)
+        product = add_dot(product, h, w.to(h.dtype), PRECISION)
         h_pointers += BK
         w_pointers += BK
 
