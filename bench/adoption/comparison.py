@@ -14,7 +14,6 @@ import torch
 
 from .shapes import Shape
 from .variants import CASES
-from .worker import serve
 
 IMPORTS = ["bench.adoption.worker", "trl.trainer.grpo_trainer", "trl.trainer.sft_trainer", "upge.integrations.trl"]
 
@@ -52,7 +51,7 @@ def compare(case: str, settings: Settings) -> list[dict[str, Any]]:
             try:
                 return workers[name].step(request)
             except Failed as why:
-                rows[name] = {"case": case, "variant": name, "failed": str(why)}
+                rows[name]["failed"] = str(why)
                 return {}
 
         for name in rows:
@@ -63,10 +62,10 @@ def compare(case: str, settings: Settings) -> list[dict[str, Any]]:
             for name in rows:
                 if answer := ask(name, {}):
                     rows[name].setdefault("seconds_all", []).append(answer["seconds"])
+        for row in rows.values():
+            if "failed" not in row:
+                row["seconds"] = min(row["seconds_all"])
         first, *others = rows
-        for name in rows:
-            if "failed" not in rows[name]:
-                rows[name]["seconds"] = min(rows[name]["seconds_all"])
         for name in others:
             if "failed" not in rows[first] and "failed" not in rows[name]:
                 rows[name]["of_first"] = rows[name]["seconds"] / rows[first]["seconds"]
@@ -75,14 +74,23 @@ def compare(case: str, settings: Settings) -> list[dict[str, Any]]:
 
 
 def difference(path: Path, other: Path) -> float:
-    """The norm of the difference of two files of gradients, relative to the norm of the second."""
+    """The norm of the difference of two files of gradients, relative to the norm of the second.
+
+    A gradient that is in one file alone counts as zeros in the other.
+    """
     a, b = (torch.load(file, mmap=True) for file in (path, other))
-    if a.keys() != b.keys():
-        raise Failed(f"gradients of other parameters: {', '.join(sorted(a.keys() ^ b.keys()))}")
-    # One parameter at a time, since float64 takes room.
-    squares = [((a[name].double() - b[name].double()).square().sum(), b[name].double().square().sum()) for name in b]
-    apart, whole = (float(sum(column)) for column in zip(*squares, strict=True))
+    apart = whole = 0.0
+    for name in a.keys() | b.keys():  # one at a time, since float64 takes room
+        ours, theirs = (grads[name].double() if name in grads else torch.zeros(()) for grads in (a, b))
+        apart += float((ours - theirs).square().sum())
+        whole += float(theirs.square().sum())
     return (apart / whole) ** 0.5
+
+
+def _serve(*arguments: Any) -> None:
+    from .worker import serve  # imports transformers
+
+    serve(*arguments)
 
 
 class _Worker:
@@ -96,7 +104,7 @@ class _Worker:
         self.connection, other = context.Pipe()
         self.seconds = settings.seconds
         arguments = (other, case, variant, settings.shape, settings.repeats + 2, settings.device, settings.threads)
-        self.process = context.Process(target=serve, args=arguments, daemon=True)
+        self.process = context.Process(target=_serve, args=arguments, daemon=True)
         self.process.start()
         other.close()
 

@@ -8,18 +8,21 @@ from typing import Any
 
 Report = dict[str, Any]
 
-READING = """\
-Each step is the trainer's own, from its `on_step_begin` to its `on_step_end`: forward, backward and AdamW; in GRPO also
-rewards and advantages, but not the generation: the rollouts are made up. seconds: the best of {repeats} steps, variants
-taking turns, and by how much the slowest took longer{clock}. extra MiB: the peak of a step beyond what was there before
-it (weights and optimizer states), each variant in its own process; the gradients of all weights are part of it.
-gradients' difference: the norm of the difference of all gradients from the first variant's, relative to their norm, for
-the same weights and tokens."""
-ON_A_CPU = """\
-What these figures do not show: a GPU, whose matrix products, memory and launches cost otherwise; bf16; and a real
-model, whose body takes most of a step: here the head has {head_share:.0%} of the weights in matrix products (in
-Qwen2.5-1.5B it has 15%), so less of a real step changes. On a CPU, TRL's own log-probabilities are slow, and nothing
-follows from that for a GPU."""
+NOTES = """\
+- A step is the trainer's own, from its `on_step_begin` to its `on_step_end`: forward, backward and AdamW. In GRPO it
+  has rewards and advantages, too, but no generation: rollouts are made up, on-policy and without a reference model.
+- seconds: the best step of {repeats}, and by how much the slowest took longer. Trainers take turns.{clock}
+- extra MiB: the peak of a step beyond what was there before it (weights and optimizer states). Gradients are part of
+  it. Each trainer has its own process.
+- gradients' difference: the norm of the difference of all gradients from those of the first trainer, relative to the
+  norm of the latter, for the same weights and tokens."""
+CLOCK = """
+  A second is one that the cores worked for the process."""
+CPU_NOTES = """
+- What this does not show: a GPU, where products, memory and launches cost otherwise; bf16; a model of usual size. The
+  head has {head_share:.0%} of the weights in matrix products here, and 15% in Qwen2.5-1.5B: the smaller its share, the
+  less of a step changes.
+- TRL's own log-probabilities are slow on a CPU. From that nothing follows for a GPU."""
 
 
 def table(report: Report) -> str:
@@ -36,11 +39,9 @@ def table(report: Report) -> str:
         "|---|---|---|---|---|---|",
     ]
     lines += [_line(row) for row in report["rows"]]
-    on_a_cpu = settings["device"] == "cpu"
-    clock = ", in seconds that the cores worked for the process" if on_a_cpu else ""
-    lines += ["", READING.format(repeats=settings["repeats"], clock=clock)]
-    if on_a_cpu:
-        lines += ["", ON_A_CPU.format(head_share=settings["head_share"])]
+    notes = NOTES + CPU_NOTES if settings["device"] == "cpu" else NOTES
+    clock = CLOCK if settings["device"] == "cpu" else ""
+    lines += ["", notes.format(repeats=settings["repeats"], clock=clock, head_share=settings["head_share"])]
     return "\n".join(lines)
 
 

@@ -1,21 +1,13 @@
-"""Models of random weights, and the batches that they are trained on."""
+"""The sizes of models and batches."""
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A Qwen2 model with tied embeddings, and a batch of `rows` sequences, of which the loss takes `length` tokens each.
-
-    Of its linear weights vocabulary x width are the head's, and the rest is the body's.
-    """
+    """A Qwen2 model with tied embeddings, and a batch of `rows` sequences with `length` trained tokens each."""
 
     vocabulary: int
     width: int
@@ -38,60 +30,7 @@ class Shape:
 
 SHAPES = {
     "small": Shape(49152, 128, 512, 2, 4, 2, rows=8, length=128, dtype="float32"),
-    "smollm2-135m": Shape(49152, 576, 1536, 30, 9, 3, rows=8, length=128, dtype="float32"),
+    "smollm2-135m": Shape(49152, 576, 1536, 30, 9, 3, rows=4, length=128, dtype="float32"),
     "qwen2.5-1.5b": Shape(151936, 1536, 8960, 28, 12, 2, rows=8, length=1024, dtype="bfloat16", checkpointing=True),
     "tiny": Shape(256, 32, 64, 1, 4, 2, rows=4, length=8, dtype="float32"),
 }
-PROMPT = 16  # tokens before each rollout
-GROUP = 4  # rollouts of a prompt
-
-
-def make_model(shape: Shape, device: str) -> PreTrainedModel:
-    """The same weights in every process. The logits have a standard deviation of about 3, as a trained model's."""
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.width,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.key_value_heads,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=shape.vocabulary - 1,
-        pad_token_id=shape.vocabulary - 1,
-    )
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, shape.dtype))
-        torch.nn.init.normal_(model.get_output_embeddings().weight, std=3 / shape.width**0.5)
-    return model
-
-
-def examples(shape: Shape) -> list[dict[str, Any]]:
-    """Rows of random tokens for SFT. The first token of a row is predicted from nothing, so a row has one more."""
-    draw = random.Random(0)
-    rows = [_tokens(shape, shape.length + 1, draw) for _ in range(shape.rows)]
-    return [{"input_ids": row, "labels": row, "attention_mask": [1] * len(row)} for row in rows]
-
-
-class MadeUpRollouts:
-    """Rollouts of random tokens and random rewards, in the forms that TRL asks for. The same in every process.
-
-    No two rewards are equal, so that every rollout has an advantage.
-    """
-
-    def __init__(self, shape: Shape):
-        self.shape, self.draw = shape, random.Random(0)
-
-    def generate(self, prompts: list[Any], trainer: Any) -> dict[str, Any]:
-        """TRL's rollout_func."""
-        prompt = _tokens(self.shape, PROMPT, random.Random(0))
-        completions = [_tokens(self.shape, self.shape.length, self.draw) for _ in prompts]
-        return {"prompt_ids": [prompt] * len(prompts), "completion_ids": completions, "logprobs": None}
-
-    def reward(self, completions: list[Any], **columns: Any) -> list[float]:
-        return [self.draw.random() for _ in completions]
-
-
-def _tokens(shape: Shape, length: int, draw: random.Random) -> list[int]:
-    return [draw.randrange(shape.vocabulary - 1) for _ in range(length)]

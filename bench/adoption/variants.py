@@ -1,23 +1,24 @@
 """The trainers that are compared: each case has the trainer as it is first, then the same one with upge.
 
 A variant trains a model of random weights for some steps. Everything that is not set here is the trainer's default.
+Trainers are imported where they are used, since that takes 10 s and most processes need only names.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer, TrainerCallback, TrainingArguments
+from .shapes import Shape
 
-from ..training.word_tokenizer import word_tokenizer
-from .shapes import GROUP, MadeUpRollouts, Shape, examples, make_model
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,6 @@ class Setup:
     steps: int
     callback: TrainerCallback
     folder: Path
-
-    def model(self) -> PreTrainedModel:
-        return make_model(self.shape, self.device)
-
-    def tokenizer(self) -> PreTrainedTokenizerFast:
-        return word_tokenizer(self.shape.vocabulary)
 
     def arguments(self) -> dict[str, Any]:
         """Arguments that TrainingArguments, SFTConfig and GRPOConfig share."""
@@ -55,7 +50,12 @@ class Setup:
 
 
 def hf_sft(setup: Setup, *, patched: bool) -> None:
-    model = setup.model()
+    from datasets import Dataset
+    from transformers import Trainer, TrainingArguments
+
+    from .batches import examples, make_model
+
+    model = make_model(setup.shape, setup.device)
     if patched:
         from upge.integrations.transformers import patch
 
@@ -67,11 +67,16 @@ def hf_sft(setup: Setup, *, patched: bool) -> None:
 
 def trl_sft(setup: Setup, *, fused: bool) -> None:
     theirs, ours = _trl()
+    from datasets import Dataset
+
+    from ..training.word_tokenizer import word_tokenizer
+    from .batches import examples, make_model
+
     trainer = (ours if fused else theirs).SFTTrainer(
-        setup.model(),
+        make_model(setup.shape, setup.device),
         theirs.SFTConfig(**setup.arguments(), max_length=None),
         train_dataset=Dataset.from_list(examples(setup.shape)),
-        processing_class=setup.tokenizer(),
+        processing_class=word_tokenizer(setup.shape.vocabulary),
         callbacks=[setup.callback],
     )
     trainer.train()
@@ -80,17 +85,22 @@ def trl_sft(setup: Setup, *, fused: bool) -> None:
 def trl_grpo(setup: Setup, *, fused: bool = False, logprobs: bool = False) -> None:
     """The rollouts are made up in no time, so a step is all but their generation."""
     theirs, ours = _trl()
+    from datasets import Dataset
+
+    from ..training.word_tokenizer import word_tokenizer
+    from .batches import GROUP, MadeUpRollouts, make_model
+
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"  # rollout_func is experimental
     rollouts = MadeUpRollouts(setup.shape)
     trainer = (ours if fused else theirs).GRPOTrainer(
-        model=setup.model(),
+        model=make_model(setup.shape, setup.device),
         reward_funcs=rollouts.reward,
         rollout_func=rollouts.generate,
         args=theirs.GRPOConfig(
             **setup.arguments(), num_generations=GROUP, max_completion_length=setup.shape.length, beta=0.0
         ),
         train_dataset=Dataset.from_dict({"prompt": ["?"] * (setup.shape.rows // GROUP)}),
-        processing_class=setup.tokenizer(),
+        processing_class=word_tokenizer(setup.shape.vocabulary),
         callbacks=[setup.callback],
     )
     context: AbstractContextManager[None] = ours.use_logprobs() if logprobs else nullcontext()
@@ -99,12 +109,9 @@ def trl_grpo(setup: Setup, *, fused: bool = False, logprobs: bool = False) -> No
 
 
 def _trl() -> tuple[ModuleType, ModuleType]:
-    """TRL and upge's part for it, which raises ImportError, naming what to install, where TRL is not as it needs it."""
-    import upge.integrations.trl as ours
-
-    import trl as theirs
-
-    return theirs, ours
+    """TRL, and upge's part for it. That one first: where TRL is missing, it says what to install."""
+    ours = importlib.import_module("upge.integrations.trl")
+    return importlib.import_module("trl"), ours
 
 
 Variant = Callable[[Setup], None]

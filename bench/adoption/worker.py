@@ -54,9 +54,10 @@ class Steps(transformers.TrainerCallback):
         self.peak = PeakMemory(self.device) if self.request.get("memory") else None
         self.begun = clock(self.device)
 
-    def on_pre_optimizer_step(self, *args: Any, model: torch.nn.Module, **options: Any) -> None:
+    def on_pre_optimizer_step(self, *args: Any, **options: Any) -> None:
         if "gradients" in self.request:
-            found = {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
+            parameters = options["model"].named_parameters()
+            found = {name: p.grad.cpu() for name, p in parameters if p.grad is not None}
             torch.save(found, self.request["gradients"])
 
     def on_step_end(self, *args: Any, **options: Any) -> None:

@@ -66,10 +66,9 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.device == "cuda" and not cuda:
         parser.error("argument --device: PyTorch sees no GPU here")
-    if args.quick:
-        args.shape, args.repeats = args.shape or "tiny", args.repeats or 1
-    args.shape = args.shape or ("qwen2.5-1.5b" if args.device == "cuda" else "small")
-    args.repeats = (10 if args.device == "cuda" else 5) if args.repeats is None else args.repeats
+    usual = ("tiny", 1) if args.quick else ("qwen2.5-1.5b", 10) if args.device == "cuda" else ("small", 5)
+    args.shape = args.shape or usual[0]
+    args.repeats = usual[1] if args.repeats is None else args.repeats
     for name in ("repeats", "threads", "seconds"):
         if getattr(args, name) < 1:
             parser.error(f"argument --{name}: must be at least 1, got {getattr(args, name):g}")
