@@ -113,6 +113,7 @@ class _Worker:
             with contextlib.suppress(BrokenPipeError):  # its last answer says why
                 self.connection.send(request)
             if not self.connection.poll(self.seconds):
+                self.process.kill()
                 raise Failed(f"a step was not done after {self.seconds:g} s")
             answer: dict[str, Any] = self.connection.recv()
         except (EOFError, ConnectionError):

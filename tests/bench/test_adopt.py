@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
 import multiprocessing
@@ -94,13 +95,21 @@ def test_a_missing_trl_is_a_row_that_says_what_to_install(monkeypatch: pytest.Mo
 
 
 def test_a_process_that_takes_too_long_or_ends_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = comparison.Settings(SHAPES["tiny"], "cpu", 1, 1, seconds=0.0)
-    with comparison._worker("hf-sft", "transformers.Trainer", settings) as worker:
-        with pytest.raises(comparison.Failed, match="not done after 0 s"):
-            worker.step({})
-        worker.process.kill()
-        with pytest.raises(comparison.Failed, match="ended with exit status -9"):
-            worker.step({})
+    monkeypatch.setattr(comparison, "IMPORTS", [])
+    settings = comparison.Settings(SHAPES["tiny"], "cpu", repeats=1, threads=1, seconds=0.0)
+    with (
+        comparison._worker("hf-sft", "transformers.Trainer", settings) as worker,
+        pytest.raises(comparison.Failed, match="not done after 0 s"),
+    ):
+        worker.step({})
+    assert not worker.process.is_alive()
+    monkeypatch.setattr(comparison, "_serve", print)  # ends at once
+    settings = dataclasses.replace(settings, seconds=60.0)
+    with (
+        comparison._worker("hf-sft", "transformers.Trainer", settings) as worker,
+        pytest.raises(comparison.Failed, match="ended with exit status 0"),
+    ):
+        worker.step({})
 
 
 @pytest.mark.parametrize("option", ["--repeats", "--threads", "--seconds"])
