@@ -88,6 +88,7 @@ def test_a_missing_trl_is_a_row_that_says_what_to_install(monkeypatch: pytest.Mo
 
     for module in [name for name in sys.modules if name.startswith("upge.integrations.trl")]:
         monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "trl", None)
     monkeypatch.setattr(importlib.metadata, "version", missing)
     ours, theirs = multiprocessing.Pipe()
     serve(theirs, "trl-sft", "trl.SFTTrainer", SHAPES["tiny"], 3, "cpu", None)
