@@ -16,6 +16,8 @@ NOTES = """\
   it. Each trainer has its own process.
 - gradients' difference: the norm of the difference of all gradients from those of the first trainer, relative to the
   norm of the latter, for the same weights and tokens."""
+BF16_NOTE = """
+  In bfloat16 both round, which alone sets them apart by some 1e-3."""
 CLOCK = """
   A second is one that the cores worked for the process."""
 CPU_NOTES = """
@@ -39,8 +41,9 @@ def table(report: Report) -> str:
         "|---|---|---|---|---|---|",
     ]
     lines += [_line(row) for row in report["rows"]]
-    notes = NOTES + CPU_NOTES if settings["device"] == "cpu" else NOTES
-    clock = CLOCK if settings["device"] == "cpu" else ""
+    on_a_cpu = settings["device"] == "cpu"
+    notes = NOTES + (BF16_NOTE if settings["dtype"] == "bfloat16" else "") + (CPU_NOTES if on_a_cpu else "")
+    clock = CLOCK if on_a_cpu else ""
     lines += ["", notes.format(repeats=settings["repeats"], clock=clock, head_share=settings["head_share"])]
     return "\n".join(lines)
 
