@@ -31,7 +31,7 @@ def table(report: Report) -> str:
     """The report as Markdown."""
     settings = report["settings"]
     versions = ", ".join(f"{name} {version}" for name, version in settings["versions"].items())
-    threads = f", {settings['threads']} threads" if settings["threads"] else ""
+    threads = f", threads: {settings['threads']}" if settings["threads"] else ""
     lines = [
         f"{settings['shape']} (D {settings['width']}, V {settings['vocabulary']}, {settings['layers']} layers), "
         f"{settings['rows']} rows of {settings['length']} tokens, {settings['dtype']}, {settings['processor']}"

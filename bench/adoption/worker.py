@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import tempfile
 import time
-import warnings
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -30,9 +28,6 @@ def serve(
     """Answer `steps` requests, each with a dict; with {"failed": why} if the variant raises."""
     if threads:
         torch.set_num_threads(threads)
-    warnings.simplefilter("ignore")
-    transformers.utils.logging.set_verbosity_error()
-    logging.disable(logging.INFO)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         try:
             CASES[case][variant](Setup(shape, device, steps, Steps(connection, device), Path(folder)))
