@@ -35,7 +35,7 @@ def table(report: Report) -> str:
     lines = [
         f"{settings['shape']} (D {settings['width']}, V {settings['vocabulary']}, {settings['layers']} layers), "
         f"{settings['rows']} rows of {settings['length']} tokens, {settings['dtype']}, {settings['processor']}"
-        f"{threads}; {versions}; commit {settings['commit']}",
+        f"{threads}; {versions} of commit {settings['commit']}",
         "",
         "| case | trainer | seconds | of first | extra MiB | gradients' difference |",
         "|---|---|---|---|---|---|",

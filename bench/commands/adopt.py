@@ -22,6 +22,8 @@ from ..adoption.shapes import SHAPES
 from ..adoption.variants import CASES
 from ..losses.measure import processor
 
+KERNELS = Path(__file__).parents[2] / "kernels"
+
 
 def main(argv: list[str]) -> int:
     args = _arguments(argv)
@@ -83,7 +85,11 @@ def _version(package: str) -> str:
 
 
 def _commit() -> str:
-    """The commit of this checkout, with "-dirty" if files differ from it."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
-    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
+    """The last commit that changed upge, with "-dirty" if its files differ from it."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments, "--", KERNELS], cwd=KERNELS, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    commit = git("log", "-1", "--abbrev=10", "--format=%h")
+    return f"{commit}-dirty" if commit and git("status", "--porcelain") else commit or "unknown"
