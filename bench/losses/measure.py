@@ -53,20 +53,32 @@ def processor(device: str) -> str:
 
 def extra_bytes(run: Callable[[], object], device: str, gradients: int) -> int:
     """Peak memory of `run`, without what was allocated before and without `gradients`, the bytes of its gradients."""
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.empty_cache()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        run()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before - gradients
-    # Linux: return freed memory first, or the call would reuse it unnoticed. Writing 5 resets the peak.
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _resident("VmRSS")
+    peak = PeakMemory(device)
     run()
-    return _resident("VmHWM") - before - gradients
+    return peak.growth() - gradients
+
+
+class PeakMemory:
+    """The peak memory from here on. before: bytes that are in use now, on a CPU those of the whole process."""
+
+    def __init__(self, device: str):
+        self.device = device
+        gc.collect()
+        if device == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated()
+        else:
+            # Linux: return freed memory first, or it would be used again unnoticed. Writing 5 resets the peak.
+            ctypes.CDLL(None).malloc_trim(0)
+            Path("/proc/self/clear_refs").write_text("5")
+            self.before = _resident("VmRSS")
+
+    def growth(self) -> int:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+            return torch.cuda.max_memory_allocated() - self.before
+        return _resident("VmHWM") - self.before
 
 
 def _resident(field: str) -> int:

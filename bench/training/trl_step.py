@@ -11,16 +11,14 @@ import torch
 import trl
 from datasets import Dataset
 from peft import LoraConfig
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import AutoConfig, PreTrainedTokenizerFast, TrainerCallback
+from transformers import AutoConfig, TrainerCallback
 
 from hpt.config.schema import Config
 from hpt.model.attention import attention_kind
 from hpt.support.device import pick_device
 
 from .synthetic import Renderer, random_questions
+from .word_tokenizer import word_tokenizer
 
 
 def grpo_step(config: Config, *, prompt: int) -> dict[str, Any]:
@@ -32,7 +30,7 @@ def grpo_step(config: Config, *, prompt: int) -> dict[str, Any]:
     """
     settings, lora = config.rollout, config.model.lora
     assert lora is not None  # every case with TRL has it
-    tokenizer = _word_tokenizer(AutoConfig.from_pretrained(config.model.path).vocab_size)
+    tokenizer = word_tokenizer(AutoConfig.from_pretrained(config.model.path).vocab_size)
     prompts = Renderer(len(tokenizer), prompt, 0).encode_prompts(random_questions(config))
     group = settings.n * (prompt + settings.max_tokens)
     whole = [n for n in range(1, len(prompts) + 1) if len(prompts) % n == 0 and n * group <= config.batch.tokens]
@@ -82,14 +80,6 @@ def grpo_step(config: Config, *, prompt: int) -> dict[str, Any]:
             "step": watch.ended - watch.begun,
         },
     }
-
-
-def _word_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
-    """One word for each token id; the last one ends a response."""
-    words = {f"w{number}": number for number in range(vocabulary - 1)} | {"<end>": vocabulary - 1}
-    tokenizer = Tokenizer(WordLevel(words, unk_token="<end>"))
-    tokenizer.pre_tokenizer = WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>")
 
 
 class _Watch(TrainerCallback):

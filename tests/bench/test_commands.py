@@ -10,7 +10,7 @@ from bench.__main__ import descriptions, main
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert set(descriptions()) == {"compile", "demo", "gpu", "loss", "memory", "reproduce", "train"}
+    assert set(descriptions()) == {"adopt", "compile", "demo", "gpu", "loss", "memory", "reproduce", "train"}
     assert main(["--help"]) == 0
     printed = capsys.readouterr().out
     for name, description in descriptions().items():
@@ -23,7 +23,7 @@ def test_an_unknown_command_is_an_error(capsys: pytest.CaptureFixture[str]) -> N
     assert "no command 'compare'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["demo", "gpu", "loss", "memory", "reproduce", "train"])
+@pytest.mark.parametrize("command", ["adopt", "demo", "gpu", "loss", "memory", "reproduce", "train"])
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         importlib.import_module(f"bench.commands.{command}").main(["--help"])

@@ -45,12 +45,13 @@ def test_without_trl_its_row_says_what_to_install(tmp_path: Path) -> None:
 
 def test_a_step_of_trl_trains_on_the_same_prompts(tmp_path: Path) -> None:
     pytest.importorskip("trl")
-    from bench.training.trl_step import _word_tokenizer, grpo_step
+    from bench.training.trl_step import grpo_step
+    from bench.training.word_tokenizer import word_tokenizer
 
     synthetic.write_random_model(bench._architecture("tiny"), torch.bfloat16, "cpu", tmp_path)
     args = Namespace(tokens=8, questions=2)
     config = bench._config(args, tmp_path, bench.DRAWN, None)
-    tokenizer = _word_tokenizer(512)
+    tokenizer = word_tokenizer(512)
     ids = [0, 7, 510, 511, 3]
     assert tokenizer(tokenizer.decode(ids))["input_ids"] == ids
     step = grpo_step(config, prompt=5)

@@ -1,0 +1,95 @@
+"""Whole training steps inside Hugging Face's Trainer and TRL, as they are and with the loss of upge.
+
+SFT by transformers' Trainer, SFT and GRPO by TRL's trainers: seconds and peak memory of a step, and how far the
+gradients are apart. Models have random weights, and rollouts are made up, so generation is no part of a step. Each
+trainer runs in its own process, and they take turns step by step.
+
+The shape qwen2.5-1.5b is meant for a GPU, and has not run on one yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from ..adoption.comparison import Settings, compare
+from ..adoption.report import table, write
+from ..adoption.shapes import SHAPES
+from ..adoption.variants import CASES
+from ..losses.measure import processor
+
+KERNELS = Path(__file__).parents[2] / "kernels"
+
+
+def main(argv: list[str]) -> int:
+    args = _arguments(argv)
+    shape = SHAPES[args.shape]
+    settings = Settings(shape, args.device, args.repeats, args.threads if args.device == "cpu" else None, args.seconds)
+    report = {
+        "settings": {
+            "shape": args.shape,
+            "vocabulary": shape.vocabulary,
+            "width": shape.width,
+            "layers": shape.layers,
+            "head_share": shape.head_share,
+            "rows": shape.rows,
+            "length": shape.length,
+            "dtype": shape.dtype,
+            "device": args.device,
+            "processor": processor(args.device),
+            "threads": settings.threads,
+            "repeats": args.repeats,
+            "versions": {name: _version(name) for name in ("torch", "transformers", "trl", "upge")},
+            "commit": _commit(),
+        },
+        "rows": [row for case in args.cases for row in compare(case, settings)],
+    }
+    print(table(report))
+    if args.out:
+        write(report, args.out)
+    return 1 if any("failed" in row for row in report["rows"]) else 0
+
+
+def _arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench adopt", description=__doc__)
+    cuda = torch.cuda.is_available()
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if cuda else "cpu")
+    parser.add_argument("--shape", choices=SHAPES, help="default: qwen2.5-1.5b on a GPU, small on a CPU")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--repeats", type=int, help="timed steps of each trainer (default 10 on a GPU, 5 on a CPU)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch on a CPU (default 1)")
+    parser.add_argument("--seconds", type=float, default=300, help="time limit of a step (default 300)")
+    parser.add_argument("--quick", action="store_true", help="a tiny model and one repeat, as a test")
+    parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
+    args = parser.parse_args(argv)
+    if args.device == "cuda" and not cuda:
+        parser.error("argument --device: PyTorch sees no GPU here")
+    usual = ("tiny", 1) if args.quick else ("qwen2.5-1.5b", 10) if args.device == "cuda" else ("small", 5)
+    args.shape = args.shape or usual[0]
+    args.repeats = usual[1] if args.repeats is None else args.repeats
+    for name in ("repeats", "threads", "seconds"):
+        if getattr(args, name) < 1:
+            parser.error(f"argument --{name}: must be at least 1, got {getattr(args, name):g}")
+    return args
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _commit() -> str:
+    """The last commit that changed upge, with "-dirty" if its files differ from it."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments, "--", KERNELS], cwd=KERNELS, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    commit = git("log", "-1", "--abbrev=10", "--format=%h")
+    return f"{commit}-dirty" if commit and git("status", "--porcelain") else commit or "unknown"
