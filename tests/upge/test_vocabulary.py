@@ -49,7 +49,11 @@ def test_ranks_get_the_numbers_of_one_process(ranks, backend, tmp_path):
 def test_the_reference_has_no_group():
     with pytest.raises(ValueError, match="backend: 'reference' has no group"):
         upge.linear_logprobs(
-            torch.ones(1, 2), torch.ones(3, 2), torch.zeros(1, dtype=torch.long), group=dist.ProcessGroup(0, 1), backend="reference"
+            torch.ones(1, 2),
+            torch.ones(3, 2),
+            torch.zeros(1, dtype=torch.long),
+            group=dist.ProcessGroup(0, 1),
+            backend="reference",
         )
 
 

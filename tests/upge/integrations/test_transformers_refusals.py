@@ -141,7 +141,7 @@ def test_a_missing_package_or_a_moved_name_is_said(monkeypatch):
 
 
 def test_arguments_of_another_type():
-    model = patch(make("qwen2"))
+    model = patch(make())
     ids = torch.arange(6).view(1, 6)
     for changes, message in (
         ({"upge": ["x"]}, "upge: must be a dict.*list"),
@@ -159,7 +159,7 @@ def test_arguments_of_another_type():
 
 
 def test_a_patched_model_can_be_pickled():
-    model = patch(make("qwen2"))
+    model = patch(make())
     ids = torch.arange(6).view(1, 6)
     copied = pickle.loads(pickle.dumps(model))
     assert torch.equal(copied(ids, labels=ids).loss, model(ids, labels=ids).loss)
