@@ -2,12 +2,13 @@
 
 The host code is in `workspace.py`; `kernels/` has one kernel per file, with its algebra above it:
 
-    anchor          a = z_y                                    a gathered dot product
-    logits          E = exp(z - a), sums of E and E (z - a)    GEMM, 2 NVD
-    reanchor        rows with nll > 40: logits runs again with their maximum as the anchor
+    anchor          a near z_y                                 a gathered dot product
+    logits          E = exp(z - a), z_y, sums of E, E (z - a)  GEMM, 2 NVD
+    reanchor        rows with a bad anchor (nll > 40): logits runs again with another one
     rows            l, H
     coefficient     g, from the objectives of UPGE
-    logit_gradient  only with an entropy bonus or a soft-cap
+    row_factor      scale, and the target's entry of E
+    logit_gradient  in place of it where the entropy has a gradient
     hidden          dh = scale E W                             GEMM, 2 NVD
     weight          dW += E^T (scale h)                        GEMM, 2 NVD
     bias            db += sum of scale E
