@@ -69,7 +69,7 @@ def _sharded(head: HeadInputs, group: dist.ProcessGroup | None, backend: str) ->
 
 def workspace_class(head: HeadInputs, counted: Tensor, backend: str) -> MakeWorkspace | None:
     """The backend's workspace class, or None for the reference backend. Checks the head's values."""
-    found = backends.workspace_class(backend, head.hidden.device)
+    found = backends.workspace_class(backend, head.hidden.device, sharded=head.shard is not None)
     value_checks.check_head_values(head, counted)
     return found
 

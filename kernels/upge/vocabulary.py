@@ -54,7 +54,7 @@ class VocabularyShard:
 
     def combine(self, top: Tensor, distance: Tensor, others: Tensor, moment: Tensor) -> tuple[Tensor, ...]:
         """m, d, S and M of this rank, each (n,), to shift, d*, S* and M*; the latter are equal on every rank."""
-        gathered = _gathered(torch.stack([top, distance, others, moment]), self.group)
+        gathered = self.gathered(torch.stack([top, distance, others, moment]))
         tops, distances, sums, moments = gathered.unbind(1)
         highest = tops.amax(0)
         shifts = tops - highest
@@ -65,6 +65,10 @@ class VocabularyShard:
             (scales * sums).sum(0),
             (scales * (moments + shifts * sums)).sum(0),
         )
+
+    def gathered(self, values: Tensor) -> Tensor:
+        """The `values` of all ranks, stacked, so that reductions over the first axis are equal on every rank."""
+        return _gathered(values, self.group)
 
     def sum(self, values: Tensor) -> Tensor:
         """Add up `values` over the ranks, in place."""

@@ -17,8 +17,10 @@ from .workspace import MakeWorkspace
 NAMES = ("auto", "triton", "torch", "reference")
 
 
-def workspace_class(backend: str, device: torch.device) -> MakeWorkspace | None:
+def workspace_class(backend: str, device: torch.device, *, sharded: bool) -> MakeWorkspace | None:
     """The workspace class of a backend, or None for the reference. "auto" takes triton on a GPU, torch elsewhere.
+
+    sharded: whether the vocabulary is, over the ranks of a group.
 
     Raises ValueError where the name is unknown or the device cannot run it.
     """
@@ -30,9 +32,9 @@ def workspace_class(backend: str, device: torch.device) -> MakeWorkspace | None:
     if backend == "triton" and missing:
         raise ValueError(f"backend: 'triton' {missing}; use 'torch' (any device) or 'auto'")
     if backend == "triton" or (backend == "auto" and not missing and device.type == "cuda"):
-        from .triton import TritonWorkspace  # imports triton
+        from .triton import ShardedTritonWorkspace, TritonWorkspace  # imports triton
 
-        return TritonWorkspace
+        return ShardedTritonWorkspace if sharded else TritonWorkspace
     return ChunkedWorkspace
 
 

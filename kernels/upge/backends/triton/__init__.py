@@ -18,6 +18,7 @@ Of the logits, only E of one chunk of tokens is stored, in bf16 for bf16 inputs.
 shapes do not depend on the number of tokens, and every sum has a fixed order.
 """
 
+from .sharded_workspace import ShardedTritonWorkspace
 from .workspace import TritonWorkspace
 
-__all__ = ["TritonWorkspace"]
+__all__ = ["ShardedTritonWorkspace", "TritonWorkspace"]

@@ -77,7 +77,9 @@ class TritonWorkspace(Workspace):
         self.tiling = tilings.tiling_for(head.hidden.dtype, capability, width, head.weight.dtype, per_entry)
         self.tiles = triton.cdiv(vocabulary, self.tiling.logits.BN)
         self.stride = tilings.exps_stride(self.tiling, vocabulary)
-        super().__init__(head, needs, tilings.chunk_rows(self.tiling, vocabulary, width, needs.weight))
+        # With a sharded vocabulary every rank has the same chunks, since collectives combine them.
+        largest = vocabulary if head.shard is None else head.shard.largest
+        super().__init__(head, needs, tilings.chunk_rows(self.tiling, largest, width, needs.weight))
         self.weight = head.weight if head.weight.stride(1) == 1 else head.weight.contiguous()
         self.bias = head.bias if head.bias is not None else self.weight  # unused without HAS_BIAS
         self.softcap = float(head.softcap or 1.0)
@@ -142,7 +144,7 @@ class TritonWorkspace(Workspace):
         redo, top1 = (torch.empty(n, dtype=dtype, device=anchor.device) for dtype in (torch.int8, torch.bool))
         reanchor_kernel[self._by_rows(n)](
             partials.tops, partials.target_logit, chunk.inverse_temperature, anchor, redo, top1.view(torch.int8),
-            n, self.tiles, self.tiling.limit, **BLOCK,
+            n, partials.tops.shape[1], self.tiling.limit, **BLOCK,
         )  # fmt: skip
         return redo, top1
 
@@ -151,7 +153,7 @@ class TritonWorkspace(Workspace):
         logprobs, entropy, scaled_anchor, log_total, share, others = (_vector(anchor) for _ in range(6))
         rows_kernel[self._by_rows(n)](
             partials.sums, partials.moments, partials.target_logit, anchor, chunk.inverse_temperature,
-            logprobs, entropy, scaled_anchor, log_total, share, others, n, self.tiles, **BLOCK,
+            logprobs, entropy, scaled_anchor, log_total, share, others, n, partials.sums.shape[1], **BLOCK,
         )  # fmt: skip
         self.kept = Kept(chunk, partials.target_slope, share, others) if keep else None
         return Statistics(logprobs, entropy, scaled_anchor + log_total, scaled_anchor, log_total, top1)

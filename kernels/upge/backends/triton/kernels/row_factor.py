@@ -18,7 +18,7 @@ import triton.language as tl
 @triton.jit
 def row_factor_kernel(
     exps,  # in and out (M, exps_stride); only the target's entry is written
-    targets,  # (M,) int64
+    targets,  # (M,) int64; below 0 where another rank holds the target
     target_slope,  # (M,) fp32: the cap's slope at the target; read where HAS_SOFTCAP
     share,  # (M,) fp32: exp(z_y - a)
     others,  # (M,) fp32: S
@@ -50,4 +50,5 @@ def row_factor_kernel(
         entry *= tl.load(target_slope + rows, mask=live, other=0.0)
     inverse = tl.load(inverse_temperature + rows, mask=live, other=1.0)
     tl.store(factor + rows, -difference / (p + s) * inverse, mask=live)
-    tl.store(exps + rows.to(tl.int64) * exps_stride + y, entry.to(exps.dtype.element_ty), mask=live)
+    here = live & (y >= 0)  # of a sharded vocabulary, another rank may hold the target
+    tl.store(exps + rows.to(tl.int64) * exps_stride + y, entry.to(exps.dtype.element_ty), mask=here)
