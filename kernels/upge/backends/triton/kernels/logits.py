@@ -13,7 +13,7 @@ Rows whose anchor turns out to be bad (`reanchor.py`) are computed again with an
 
 With a soft-cap, what is stored is E times the slope of the cap (`raw_logit.py`), since the gradient of h W^T + b is a
 multiple of that. An entropy coefficient then also needs the distance d = z - a, which cannot be told from the product
-(KEEP_DISTANCES). It is stored as (exp(|d|) - 1) sign(d), which bf16 holds with an error of 2^-9 min(1, |d|) in d.
+(KEEP_DISTANCES). It is stored as (exp(|d|) - 1) sign(d), which bf16 holds with an error of 2^-8 min(1, |d|) in d.
 
 exp(z - a) is 2^((u - a) log2(e) / T) with the raw logit u and the anchor as a raw logit. Partial sums go to one slot
 per (row, vocabulary tile) and are added in a fixed order later, without atomics.
