@@ -76,6 +76,7 @@ class HPTTrainer(GRPOTrainer):
             check_lengths(dataset, self._demonstration_tokens, self._longest)
         self._questions: list[dict[str, Any]] = []
         self._rewards: Tensor | None = None
+        self._keeps_rewards = False
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -86,7 +87,7 @@ class HPTTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """TRL's batch, in which completions of the questions that go to SFT carry no signal, and the first of each is
         its demonstration."""
-        self._questions = inputs
+        self._questions, self._rewards = inputs, None  # a step that failed may have left some
         batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
         if self._trains:
             is_demonstration = self._is_demonstration.to(batch["advantages"].device)
@@ -112,8 +113,12 @@ class HPTTrainer(GRPOTrainer):
                     question[name] = values
                 elif row < len(values):
                     question[name] = values[row]
-        self._rewards = super()._calculate_rewards(self._questions, prompts, completions, completion_ids)
-        self._choose_signals(self._rewards, len(prompts))
+        self._keeps_rewards = True
+        try:
+            rewards = self._calculate_rewards(self._questions, prompts, completions, completion_ids)
+        finally:
+            self._keeps_rewards = False
+        self._choose_signals(rewards, len(prompts))
         for row in self._is_demonstration.nonzero().flatten().tolist():
             tokens = self._tokens_of(self._questions[row])
             completion_ids[row] = tokens
@@ -126,7 +131,11 @@ class HPTTrainer(GRPOTrainer):
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         """Those of `_generate`, where it has scored the completions already."""
         rewards, self._rewards = self._rewards, None
-        return super()._calculate_rewards(*args, **kwargs) if rewards is None else rewards
+        if rewards is None:
+            rewards = super()._calculate_rewards(*args, **kwargs)
+        if self._keeps_rewards:
+            self._rewards = rewards
+        return rewards
 
     def _choose_signals(self, rewards: Tensor, local_rows: int) -> None:
         """The gate. rewards: (completions of all ranks, reward functions), NaN where a function returned None.

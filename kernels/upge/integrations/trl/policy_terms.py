@@ -86,9 +86,10 @@ def policy_terms(trainer: Any, inputs: Mapping[str, Any]) -> PolicyTerms:
         advantages = advantages * inputs["importance_sampling_ratio"]
     old_logprobs = inputs.get("old_per_token_logps")
     kl = "k3_ratio" if trainer.args.use_bias_correction_kl else "k3"
-    # On-policy a sequence's ratio is 1, as a token's, and the surrogate has the same gradient: then one pass is enough.
+    # On-policy a sequence's ratio is 1, as a token's, and the surrogate has the same gradient where its tokens share an
+    # advantage: then one pass is enough.
     by_sequence = trainer.importance_sampling_level == "sequence" and (
-        old_logprobs is not None or (trainer.beta != 0 and kl == "k3_ratio")
+        old_logprobs is not None or inputs["advantages"].dim() > 1 or (trainer.beta != 0 and kl == "k3_ratio")
     )
     weights = _weights(trainer, inputs, mask)
     return PolicyTerms(
