@@ -34,6 +34,7 @@ def connected(config: Config) -> Iterator[World]:
         )
     if dist.is_initialized():
         raise HptError("engine: deepspeed connects its processes itself, but torch.distributed is in use already")
+    alone = "LOCAL_RANK" not in os.environ
     local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))  # DeepSpeed reads it even if there is one process
     backend = "gloo"
     if torch.cuda.is_available() and config.device != "cpu":
@@ -49,4 +50,7 @@ def connected(config: Config) -> Iterator[World]:
             dist.destroy_process_group()
         # With several processes another rank may still be waiting: the launcher ends it once this process has left.
         raise
+    finally:
+        if alone:  # else accelerate would take this process for a launched one
+            os.environ.pop("LOCAL_RANK", None)
     dist.destroy_process_group()

@@ -11,10 +11,9 @@ from upge import compiled
 
 
 @pytest.fixture(autouse=True)
-def fresh_dynamo(monkeypatch):
+def fresh_dynamo():
     """As in a new process, with the compiler switched on, whatever other tests have left behind."""
     torch._dynamo.reset()
-    monkeypatch.setattr(torch._dynamo.config, "disable", False)
     with torch.compiler.set_stance("default"):
         yield
 
