@@ -161,7 +161,7 @@ def fused_policy_loss(
     """
     head = _head_inputs(hidden, weight, targets, bias, temperature, softcap, logit_scale, ignore_index)
     formula = LossFormula(
-        checks.check_objectives(objectives, objective_index),
+        checks.check_objectives(objectives),
         ImportanceRatio(tis, tis_mode, tis_clip, tis_min),
         kl,
         max_log_ratio,

@@ -22,12 +22,12 @@ FLOAT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 VALUE_DTYPES = (*FLOAT_DTYPES, torch.float64)
 INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 EVALUATE = ("needed", "all")
-SCALE = "a positive float, from 1e-30 to 1e30,"
+SCALE = "a positive float from 1e-30 to 1e30"
 LARGEST = torch.finfo(torch.float32).max
 
 
 def check_head(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None) -> None:
-    for name, value in (("hidden", hidden), ("weight", weight), ("targets", targets)):
+    for name, value in (("hidden", hidden), ("weight", weight)):
         if not isinstance(value, Tensor):
             raise TypeError(f"{name}: must be a tensor; got {type(value).__name__}")
         _check_is_plain(name, value)
@@ -67,16 +67,14 @@ def check_scalars(temperature: float | Tensor, softcap: float | None, logit_scal
     if softcap is not None and not _is_scale(softcap):
         raise ValueError(f"softcap: must be {SCALE} or None; got {softcap!r}")
     if not _is_scale(logit_scale):
-        raise ValueError(f"logit_scale: must be a positive float, from 1e-30 to 1e30; got {logit_scale!r}")
+        raise ValueError(f"logit_scale: must be {SCALE}; got {logit_scale!r}")
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
         raise TypeError(f"ignore_index: must be an int; got {ignore_index!r}")
     if not -(2**63) <= ignore_index < 2**63:
         raise ValueError(f"ignore_index: must fit int64; got {ignore_index}")
 
 
-def check_objectives(
-    objectives: Objective | Sequence[Objective], objective_index: Tensor | None
-) -> tuple[Objective, ...]:
+def check_objectives(objectives: Objective | Sequence[Objective]) -> tuple[Objective, ...]:
     """The objectives as a tuple."""
     if isinstance(objectives, Objective):
         return (objectives,)
@@ -85,17 +83,24 @@ def check_objectives(
     for objective in objectives:
         if not isinstance(objective, Objective):
             raise TypeError(_objectives_message(objective))
-    if len(objectives) > 1 and objective_index is None:
-        raise ValueError(
-            f"objective_index: {len(objectives)} objectives need the index of the one that each token follows, "
-            "(...) integers; got None"
-        )
     return tuple(objectives)
 
 
 def _objectives_message(got: object) -> str:
     hint = "; call the preset, e.g. upge.GRPO()" if callable(got) else ""
     return f"objectives: must be an upge.Objective or a non-empty list of them; got {got!r}{hint}"
+
+
+def check_unrounded(name: str, value: object) -> None:
+    """Refuse a 16-bit tensor per token where a wrapper of a module may have cast it.
+
+    bfloat16 would spoil it: the ratio of log-probabilities near 10 would be off by 6%.
+    """
+    if isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16):
+        raise TypeError(
+            f"{name}: must be float32; got {_name(value.dtype)}. A MixedPrecisionPolicy of FSDP2 casts it unless "
+            "cast_forward_inputs=False"
+        )
 
 
 def check_group(group: object) -> None:
@@ -137,7 +142,6 @@ def check_coefficient(name: str, value: float | Tensor, hidden: Tensor) -> None:
 def check_tokens(tokens: TokenArguments, hidden: Tensor) -> None:
     for name in ("weights", "advantages", "old_logprobs", "ref_logprobs", "rollout_logprobs"):
         check_column(name, getattr(tokens, name), hidden, VALUE_DTYPES)
-    check_column("mask", tokens.mask, hidden, (torch.bool, *INTEGER_DTYPES))
     check_column("objective_index", tokens.objective_index, hidden, INTEGER_DTYPES)
     check_column("sequence_ids", tokens.sequence_ids, hidden, INTEGER_DTYPES)
     if not isinstance(tokens.columns, Mapping):
@@ -156,6 +160,11 @@ def check_tokens(tokens: TokenArguments, hidden: Tensor) -> None:
 
 def check_needs(tokens: TokenArguments, formula: LossFormula) -> None:
     """Whether the call was given what its objectives and options read."""
+    if len(formula.objectives) > 1 and tokens.objective_index is None:
+        raise ValueError(
+            f"objective_index: {len(formula.objectives)} objectives need the index of the one that each token follows, "
+            "(...) integers; got None"
+        )
     for objective in formula.objectives:
         name = objective.name
         if objective.needs_advantages and tokens.advantages is None:

@@ -110,7 +110,6 @@ def _reference_loss(head: HeadInputs, tokens: TokenInputs, formula: LossFormula)
 
 def _evaluated(tokens: TokenInputs, formula: LossFormula) -> tuple[Tensor, Tensor]:
     """Positions of the tokens that can have a gradient, and of the others whose numbers are asked for."""
-    assert tokens.mask is not None
     trained = formula.tokens_with_gradient(tokens)
     others = tokens.mask & ~trained if formula.evaluate == "all" else torch.zeros_like(trained)
     return trained.nonzero().squeeze(1), others.nonzero().squeeze(1)
@@ -120,7 +119,6 @@ def _output(
     loss: Tensor, tokens: TokenInputs, rows: Tensor, statistics: Statistics, losses: TokenLosses
 ) -> PolicyLossOutput:
     """Spread the values of the evaluated tokens, at the positions `rows` (n,), over all N."""
-    assert tokens.mask is not None
     zeros, no = torch.zeros_like(tokens.weights), torch.zeros_like(tokens.mask)
     unknown = zeros.masked_fill(tokens.mask, float("nan"))
 

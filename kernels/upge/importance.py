@@ -32,11 +32,9 @@ class ImportanceRatio:
     high: float = 2.0
     low: float | None = None
 
-    def of(self, old: Tensor, rollout: Tensor, sequence_ids: Tensor | None, mask: Tensor | None) -> Tensor:
+    def of(self, old: Tensor, rollout: Tensor, sequence_ids: Tensor | None, mask: Tensor) -> Tensor:
         """The truncated ratio, (N,) float32. Where a token does not count, it is 1."""
-        log_ratio = old - rollout
-        if mask is not None:
-            log_ratio = log_ratio.masked_fill(~mask, 0.0)
+        log_ratio = (old - rollout).masked_fill(~mask, 0.0)
         if self.level == "sequence":
             assert sequence_ids is not None
             log_ratio = sequence_sum(log_ratio.double(), sequence_ids)
@@ -46,4 +44,4 @@ class ImportanceRatio:
             ratio = ratio.clamp(low, self.high)
         else:
             ratio = torch.where((ratio >= low) & (ratio <= self.high), ratio, 0.0)
-        return ratio if mask is None else ratio.masked_fill(~mask, 1.0)
+        return ratio.masked_fill(~mask, 1.0)

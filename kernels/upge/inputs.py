@@ -114,12 +114,13 @@ class TokenArguments:
 
 @dataclass(frozen=True)
 class TokenInputs(TokenArguments):
-    """Checked per-token arguments, float32 where they are not integers or bool. `weights` is always there.
+    """Checked per-token arguments, float32 where they are not integers or bool. `weights` and `mask` are always there.
 
     importance: the truncated importance ratio, (N,); None: 1.
     """
 
     weights: Tensor
+    mask: Tensor
     importance: Tensor | None = None
 
     @property
@@ -147,8 +148,7 @@ class UserBatch:
     """The `batch` that a user-defined objective receives: entropies and the call's values per token as attributes."""
 
     def __init__(self, tokens: TokenInputs, entropy: Tensor, objective: str):
-        self._values = {"mask": torch.ones_like(tokens.weights, dtype=torch.bool)} | tokens.named()
-        self._values["entropy"] = entropy
+        self._values = tokens.named() | {"entropy": entropy}
         self._objective = objective
 
     def __getattr__(self, name: str) -> Tensor:

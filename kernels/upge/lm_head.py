@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, overload
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .api import fused_policy_loss, linear_logprobs
-from .checks import check_scalars
+from .checks import check_scalars, check_unrounded
 from .objective import Objective
 from .outputs import LogprobsOutput, PolicyLossOutput
 
-# Arguments that bfloat16 would spoil: the ratio of log-probabilities near 10 would be off by 6%.
+# Arguments that bfloat16 would spoil.
 ROUNDED = ("weights", "advantages", "old_logprobs", "ref_logprobs", "rollout_logprobs")
 
 
@@ -86,12 +85,7 @@ class FusedLMHead(nn.Module):
                 raise ValueError(f"hidden: must have shape (..., {self.weight.shape[1]}); got {tuple(hidden.shape)}")
             return F.linear(hidden, self.weight, self.bias)
         for name in ROUNDED:
-            value = options.get(name)
-            if isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16):
-                raise TypeError(
-                    f"{name}: must be float32 for a module; got {str(value.dtype).removeprefix('torch.')}. A "
-                    "MixedPrecisionPolicy of FSDP2 casts it unless cast_forward_inputs=False"
-                )
+            check_unrounded(name, options.get(name))
         settings = {"softcap": self.softcap, "logit_scale": self.logit_scale, "backend": self.backend}
         shared = {"bias": self.bias, **settings, **options}
         if objectives is None:

@@ -22,7 +22,7 @@ from .sequences import sequence_mean
 
 
 @dataclass(frozen=True)
-class PolicyLoss:
+class SurrogateLoss:
     """Per token, each (n,), detached: the weighted loss, g, r and stable, and q = d loss / d entropy (None: 0)."""
 
     loss: Tensor
@@ -40,7 +40,7 @@ class Ratio:
     uncut: Tensor
 
 
-def preset_loss(objective: Objective, tokens: TokenInputs, logprobs: Tensor, max_log_ratio: float) -> PolicyLoss:
+def preset_loss(objective: Objective, tokens: TokenInputs, logprobs: Tensor, max_log_ratio: float) -> SurrogateLoss:
     """The loss of the tokens that follow an objective made of the four parts."""
     r = policy_ratio(objective.reference, tokens, logprobs, max_log_ratio)
     if objective.advantage == "one":
@@ -51,13 +51,13 @@ def preset_loss(objective: Objective, tokens: TokenInputs, logprobs: Tensor, max
     gain, factor, stable = _masked(objective, r.value, advantages)
     weighted = tokens.policy_weights * advantages
     if objective.likelihood == "log":
-        return PolicyLoss(-weighted * factor * logprobs, -weighted * factor, r.value, stable & r.uncut)
+        return SurrogateLoss(-weighted * factor * logprobs, -weighted * factor, r.value, stable & r.uncut)
     g = -weighted * (factor * r.uncut)
     if objective.reference == "sequence":
         # log s is the mean of log r over the sequence, so a token's g is the mean of -W factor A over it.
         assert tokens.sequence_ids is not None
         g = sequence_mean(g.double(), tokens.sequence_ids).float()
-    return PolicyLoss(-weighted * gain, g, r.value, stable & r.uncut)
+    return SurrogateLoss(-weighted * gain, g, r.value, stable & r.uncut)
 
 
 def policy_ratio(reference: ReferencePolicy, tokens: TokenInputs, logprobs: Tensor, max_log_ratio: float) -> Ratio:
@@ -103,10 +103,10 @@ def _masked(objective: Objective, r: Tensor, advantages: Tensor) -> tuple[Tensor
     return r, r, unchanged
 
 
-def function_loss(objective: Objective, tokens: TokenInputs, logprobs: Tensor, entropy: Tensor) -> PolicyLoss:
+def function_loss(objective: Objective, tokens: TokenInputs, logprobs: Tensor, entropy: Tensor) -> SurrogateLoss:
     """The same for a user-defined function, by autograd on (n,) vectors."""
     if logprobs.numel() == 0:
-        return PolicyLoss(logprobs, logprobs, logprobs, logprobs.bool())
+        return SurrogateLoss(logprobs, logprobs, logprobs, logprobs.bool())
     # inference_mode(False) also turns gradients on. Tensors made in inference mode cannot have any, so copy them.
     with torch.inference_mode(False):
         tokens = tokens.map(torch.clone)
@@ -120,7 +120,7 @@ def function_loss(objective: Objective, tokens: TokenInputs, logprobs: Tensor, e
         _check_values(objective, f"gradient with respect to {name}", gradient)
     ratio = torch.ones_like(logprobs) if result.ratio is None else result.ratio.detach().float()
     stable = torch.ones_like(logprobs, dtype=torch.bool) if result.stable is None else result.stable
-    return PolicyLoss(loss.detach(), g, ratio, stable, q)
+    return SurrogateLoss(loss.detach(), g, ratio, stable, q)
 
 
 def call_function(objective: Objective, tokens: TokenInputs, logprobs: Tensor, entropy: Tensor) -> TokenLoss:

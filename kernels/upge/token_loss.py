@@ -16,7 +16,7 @@ from .inputs import TokenInputs
 from .objective import Objective
 from .regularizers import kl_penalty
 from .sequences import sequence_mean
-from .surrogate import PolicyLoss, function_loss, preset_loss
+from .surrogate import SurrogateLoss, function_loss, preset_loss
 
 
 @dataclass(frozen=True)
@@ -164,15 +164,17 @@ class LossFormula:
             if not objective.needs_all_tokens:
                 continue
             rows = self._followers(tokens, number)
-            counted = rows if tokens.mask is None else rows[tokens.mask[rows]]
+            counted = rows[tokens.mask[rows]]
             if objective.needs_sequence_ids:
                 assert tokens.sequence_ids is not None
                 keep[counted] = sequence_mean(keep[counted].double(), tokens.sequence_ids[counted]) > 0
             else:
                 keep[counted] = True
-        return keep if tokens.mask is None else keep & tokens.mask
+        return keep & tokens.mask
 
-    def _policy_loss(self, objective: Objective, tokens: TokenInputs, logprobs: Tensor, entropy: Tensor) -> PolicyLoss:
+    def _policy_loss(
+        self, objective: Objective, tokens: TokenInputs, logprobs: Tensor, entropy: Tensor
+    ) -> SurrogateLoss:
         if objective.function is not None:
             return function_loss(objective, tokens, logprobs, entropy)
         return preset_loss(objective, tokens, logprobs, self.max_log_ratio)

@@ -10,11 +10,10 @@ from .inputs import HeadInputs, TokenArguments
 from .token_loss import LossFormula
 
 
-def check_head_values(head: HeadInputs, mask: Tensor | None) -> None:
+def check_head_values(head: HeadInputs, counted: Tensor) -> None:
     """Check the values of counted tokens, and those of the bias and, inside `debug`, of the weight."""
     if not debugging.reads_values(head.hidden.device):
         return
-    counted = slice(None) if mask is None else mask
     targets = head.targets[counted]
     vocabulary = head.vocabulary_size if head.shard is None else head.shard.total
     bad = targets[(targets < 0) | (targets >= vocabulary)]
@@ -23,9 +22,7 @@ def check_head_values(head: HeadInputs, mask: Tensor | None) -> None:
             f"targets: ids must be in [0, {vocabulary}) where the token counts; got {int(bad[0])}; "
             "leave such tokens out by mask= or ignore_index="
         )
-    not_finite = ~torch.isfinite(head.hidden).all(dim=1)
-    if mask is not None:
-        not_finite &= mask
+    not_finite = counted & ~torch.isfinite(head.hidden).all(dim=1)
     if not_finite.any():
         row = int(not_finite.nonzero()[0])
         raise ValueError(f"hidden: must be finite where the token counts; row {row} holds NaN or inf")
@@ -57,9 +54,8 @@ def check_token_values(tokens: TokenArguments, head: HeadInputs, formula: LossFo
     """Check the values of the per-token arguments on the tokens where they are read."""
     if not debugging.reads_values(head.hidden.device):
         return
-    counted = torch.ones(head.token_count, dtype=torch.bool, device=head.hidden.device)
-    if tokens.mask is not None:
-        counted = tokens.mask
+    assert tokens.mask is not None
+    counted = tokens.mask
     index, objectives = tokens.objective_index, formula.objectives
     if index is not None:
         bad = index[counted & ((index < 0) | (index >= len(objectives)))]

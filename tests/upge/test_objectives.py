@@ -169,7 +169,7 @@ def test_reference_gradient_by_finite_differences(name, problem):
     """Objectives without a detached factor: the gradient is the derivative of the loss value."""
     p = problem(n=6, d=3, v=5)
     coefficients = {"entropy_coef": torch.full((6,), 0.3), "kl_coef": torch.rand(6), "lse_coef": torch.full((6,), 0.1)}
-    tokens = TokenInputs(**{k: v for k, v in p.inputs.items() if k != "mask"}, **coefficients)
+    tokens = TokenInputs(**p.inputs | {"mask": torch.ones(6, dtype=torch.bool)}, **coefficients)
     formula = LossFormula((PRESETS[name],), kl="k3_ratio")
 
     def loss(hidden, weight):

@@ -29,7 +29,7 @@ def install() -> None:
 
     It is `verl.utils.experimental.torch_functional.FusedLinearForPPO`, which verl calls for all its models with
     `use_fused_kernels: true` and `fused_kernel_options.impl_backend: torch` (the default) or `liger`. The backend
-    `triton`, and with it Megatron, has a function of its own and stays as it is.
+    `triton`, and with it Megatron, uses another function and stays as it is.
 
     Raises ModuleNotFoundError where verl is not installed, and ImportError where its version differs in that class.
     """

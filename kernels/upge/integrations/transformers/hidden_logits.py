@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from ...api import fused_policy_loss
+from ...checks import check_unrounded
 from ...outputs import PolicyLossOutput
 
 FROM_THE_MODEL = ("hidden", "weight", "targets", "bias", "softcap", "logit_scale", "ignore_index", "group")
@@ -184,10 +185,7 @@ def checked_options(arguments: Mapping[str, Any], labels: Tensor) -> dict[str, A
             return value
         if value.shape != labels.shape:
             raise ValueError(f"{name}: must have the shape of labels, {tuple(labels.shape)}; got {tuple(value.shape)}")
-        if value.dtype in (torch.bfloat16, torch.float16):
-            dtype = str(value.dtype).removeprefix("torch.")
-            hint = "A MixedPrecisionPolicy of FSDP2 casts it unless cast_forward_inputs=False"
-            raise TypeError(f"{name}: must be float32; got {dtype}. {hint}")
+        check_unrounded(name, value)
         return value
 
     for name in arguments:

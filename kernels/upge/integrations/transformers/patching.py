@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.loss.loss_utils import ForCausalLMLoss
 
+from ...checks import check_objectives
 from ...objective import Objective
 from ...outputs import PolicyLossOutput
 from ...presets import SFT
@@ -76,7 +77,7 @@ def patch(
     if not isinstance(base, PreTrainedModel):
         hint = ": patch the model inside, before it is wrapped" if hasattr(base, "module") else ""
         raise TypeError(f"model: must be a transformers.PreTrainedModel or PeftModel; got {type(base).__name__}{hint}")
-    _check_objectives(objectives)
+    check_objectives(objectives)
     if isinstance(temperature, bool) or not (isinstance(temperature, (int, float)) and 0 < temperature < math.inf):
         raise ValueError(f"temperature: must be a positive float; got {temperature!r}")
     if not isinstance(logits_in_eval, bool):
@@ -96,12 +97,6 @@ class Settings:
     temperature: float
     logits_in_eval: bool
     head: str
-
-
-def _check_objectives(objectives: Any) -> None:
-    listed = [objectives] if isinstance(objectives, Objective) else objectives
-    if not isinstance(listed, (list, tuple)) or not listed or not all(isinstance(each, Objective) for each in listed):
-        raise TypeError(f"objectives: must be an upge.Objective or a non-empty list of them; got {objectives!r}")
 
 
 def _find_head(model: Any) -> str:

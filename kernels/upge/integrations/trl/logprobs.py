@@ -40,7 +40,7 @@ def use_logprobs() -> Iterator[None]:
 
 @contextlib.contextmanager
 def scored_by(function: Any) -> Iterator[None]:
-    """In this context, TRL's forward calls `function.apply` in place of its own autograd function's."""
+    """In this context, TRL's forward calls `function.apply` where it would call its autograd function's."""
     module: Any = utils
     previous = module._ChunkedLogProbFunction
     module._ChunkedLogProbFunction = function
