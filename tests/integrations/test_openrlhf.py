@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -12,16 +13,18 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
+import pytest
+
+if importlib.util.find_spec("openrlhf") is None:
+    pytest.skip("OpenRLHF is not installed", allow_module_level=True)
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # OpenRLHF compiles its entropy, which takes longer than the tests
 
-import pytest
 import torch
 from torch import Tensor, nn
 
 sys.modules.setdefault("flash_attn_2_cuda", ModuleType("flash_attn_2_cuda"))  # its padding is plain PyTorch
-theirs = pytest.importorskip("openrlhf.models.actor")
-
 import deepspeed
+import openrlhf.models.actor as theirs
 import ray
 import torch.distributed as dist
 import transformers

@@ -12,10 +12,7 @@ from upge import compiled
 
 @pytest.fixture(autouse=True)
 def fresh_dynamo():
-    """As in a new process, with the compiler switched on, whatever other tests have left behind."""
     torch._dynamo.reset()
-    with torch.compiler.set_stance("default"):
-        yield
 
 
 def step(p, backend):
