@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .backends import chunked
-from .backends.tiling import extra_bytes, tiling_for
+from .backends.plan import extra_bytes, plan_for
 
 VECTORS = 100  # bytes per token of log-probabilities, coefficients and other numbers of one value per token
 
@@ -23,7 +23,7 @@ def memory_bytes(
 
     tokens:        those that are evaluated: counted, and with a gradient.
     width, vocabulary, dtype: of the head's weight (V, D), and of hidden (N, D).
-    device:        "cuda" for the Triton kernels (tiles of sm_90), "cpu" for the torch backend.
+    device:        "cuda" for the Triton kernels (the plan of sm_90), "cpu" for the torch backend.
     trains_weight: whether weight requires a gradient.
 
     Raises ValueError or TypeError naming the argument, what it got and what is allowed.
@@ -37,7 +37,7 @@ def memory_bytes(
         raise ValueError(f"device: must be 'cuda' or 'cpu'; got {device!r}")
     hidden, weight = tokens * width, vocabulary * width if trains_weight else 0
     if device == "cuda":
-        extra = extra_bytes(tiling_for(dtype, (9, 0), width), tokens, vocabulary, width, sums_weight=trains_weight)
+        extra = extra_bytes(plan_for(dtype, dtype, (9, 0), width), tokens, vocabulary, width, sums_weight=trains_weight)
         return (hidden + weight) * dtype.itemsize + sum(extra.values()) + VECTORS * tokens
     return _cpu_bytes(tokens, width, vocabulary, dtype, hidden, weight) + VECTORS * tokens
 

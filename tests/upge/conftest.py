@@ -8,7 +8,7 @@ import pytest
 import torch
 import upge
 from torch import Tensor
-from upge.backends import chunked, tiling
+from upge.backends import chunked, plan
 
 U = 2.0**-24  # unit roundoff of float32
 
@@ -80,8 +80,34 @@ def make_problem(n=150, d=24, v=301, dtype=torch.float32, seed=0, spread=0.5) ->
 
 
 @pytest.fixture(autouse=True)
-def interpreter(row_independent_dot):
-    """Kernels in Triton's interpreter compute the same bits at any position in a tile."""
+def interpreter(row_independent_dot, rounded_bfloat16):
+    """Kernels in Triton's interpreter compute the same bits at any position in a tile, and round as a GPU does."""
+
+
+@pytest.fixture(params=["pointers", "descriptors"])
+def gemm_kernels(request, monkeypatch):
+    """The Triton GEMMs with operands by pointers, and by descriptors where dtype and width allow it."""
+    if request.param == "descriptors":
+        monkeypatch.setattr(plan, "choices", by_descriptors(plan.choices))
+    return request.param
+
+
+def by_descriptors(choices):
+    """`plan.choices` with small tiles by descriptors first. No width of the tests is a multiple of all their blocks."""
+
+    def found(hidden, weight, capability):
+        gemms = choices(hidden, weight, capability)
+        bits16 = torch.promote_types(hidden, weight).itemsize == 2
+        options = {"num_warps": 1, "num_stages": 1, "widths": 8 if bits16 else 4}
+        first = {
+            "logits": [plan.Gemm("descriptors", 64, 128, 32, PARTS=2, **options)],
+            "hidden": [plan.Gemm("descriptors", 64, 32, 64, PARTS=2, SPLITS=3, **options)],
+            # The bytes of the sum ask for more than its 16-bit parts. A sum in float32 has no kernel by descriptors.
+            "weight": [plan.Gemm("descriptors", 64, 32, 32, PARTS=2, **options | {"widths": 16})] if bits16 else [],
+        }
+        return {name: (*first[name], *gemms[name]) for name in gemms}
+
+    return found
 
 
 @pytest.fixture
@@ -100,5 +126,5 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(chunked, "CHUNK_BYTES", {"cpu": 1, "cuda": 1})
     monkeypatch.setattr(chunked, "BLOCK_BYTES", 5 * 4 * 301)
     monkeypatch.setattr(chunked, "SLAB_BYTES", 1)
-    monkeypatch.setattr(tiling, "CHUNK_BYTES", 1)
-    monkeypatch.setattr(tiling, "FROZEN_CHUNK_BYTES", 1)
+    monkeypatch.setattr(plan, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(plan, "FROZEN_CHUNK_BYTES", 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import upge
-from upge.backends import tiling
+from upge.backends import plan
 
 N, D, V = 4, 3, 5
 
@@ -283,7 +283,7 @@ def test_function_transforms_are_refused():
 
 
 def test_triton_needs_a_gpu(monkeypatch):
-    monkeypatch.setattr(tiling, "INTERPRETED", False)
+    monkeypatch.setattr(plan, "INTERPRETED", False)
     hidden, targets = torch.zeros(N, D), torch.zeros(N, dtype=torch.long)
     with pytest.raises(ValueError, match=r"backend: 'triton' needs tensors on a CUDA device.*got cpu; use 'torch'"):
         upge.linear_logprobs(hidden, torch.zeros(V, D), targets, backend="triton")

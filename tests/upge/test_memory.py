@@ -1,4 +1,4 @@
-"""Memory of the fused loss: no tensor is N x V, and the Triton backend takes as much as `tiling` says."""
+"""Memory of the fused loss: no tensor is N x V, and the Triton backend takes as much as the plan says."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 import upge
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from upge.backends import tiling as tilings
-from upge.backends.triton.weight_sum import SplitSum
+from upge.backends import plan as plans
+from upge.backends.triton.weight_sum import ChunkSum
 
 README = Path(__file__).parents[2] / "kernels/README.md"
 
@@ -62,26 +62,29 @@ def test_no_tensor_of_n_by_v(problem, small_chunks, dtype, objective):
 def test_triton_takes_as_much_as_predicted(problem, monkeypatch, dtype, frozen):
     n, d, v = 300, 64, 1000
     for budget in ("CHUNK_BYTES", "FROZEN_CHUNK_BYTES"):
-        monkeypatch.setattr(tilings, budget, 600_000)
+        monkeypatch.setattr(plans, budget, 600_000)
     p = problem(n=n, d=d, v=v, dtype=dtype)
     p.weight.requires_grad_(not frozen)
     targets = p.targets
     with Peak() as peak:
         loss = upge.fused_policy_loss(p.hidden, p.weight, targets, upge.SFT(), backend="triton").loss
         loss.backward()
-    tiling = tilings.tiling_for(dtype, (0, 0), d)
-    assert tilings.chunk_rows(tiling, v, d, not frozen) in (64, 128)
+    plan = plans.plan_for(dtype, dtype, (0, 0), d)
+    assert plans.chunk_rows(plan, v, d, not frozen) in (64, 128)
     gradients = p.hidden.nbytes + (0 if frozen else p.weight.nbytes)
-    extra = sum(tilings.extra_bytes(tiling, n, v, d, not frozen).values())
+    extra = sum(plans.extra_bytes(plan, n, v, d, not frozen).values())
     inputs = p.hidden.nbytes + p.weight.nbytes + targets.nbytes  # counted if a view of them was made
     assert extra <= peak.bytes - gradients <= extra + 150 * n + inputs, (extra, peak.bytes - gradients, inputs)
 
 
-def test_the_readme_states_the_memory_of_a_7b_head():
+def test_the_readme_states_the_memory_of_a_7b_head(monkeypatch):
     """The table has the predicted numbers, and their sum is within the project's 1.5 GiB."""
-    tiling = tilings.Tiling(torch.bfloat16, tilings.WIDE, tilings.WIDE, tilings.WIDE, torch.bfloat16, "ieee")
-    parts = tilings.extra_bytes(tiling, 16384, 152064, 3584)
-    assert tilings.chunk_rows(tiling, 152064, 3584, sums_weight=True) == 2048
+    monkeypatch.setattr(plans, "INTERPRETED", False)
+    plan = plans.plan_for(torch.bfloat16, torch.bfloat16, (9, 0), 3584)
+    parts = plans.extra_bytes(plan, 16384, 152064, 3584)
+    most = plans.chunk_rows(plan, 152064, 3584, sums_weight=True)
+    assert plans.balanced(16384, most, plan.granule) == 2048
+    assert sum(plans.extra_bytes(plan, 8 * most, 152064, 3584).values()) < 1.5 * 2**30
     assert sum(parts.values()) < 1.5 * 2**30
     stated = [int(x.replace(",", "")) for x in re.findall(r"\| ([\d,]+) MiB \|", README.read_text())]
     want = [parts["E"], parts["dW"], parts["dh"], parts["hidden"], sum(parts.values())]
@@ -90,14 +93,15 @@ def test_the_readme_states_the_memory_of_a_7b_head():
 
 def test_the_sum_of_dw_keeps_sixteen_bits():
     """Exact for numbers of 24 bits, one rounding for the result, and NaN and inf are kept."""
-    total = SplitSum(torch.empty(4, 1000, dtype=torch.bfloat16))
+    total = ChunkSum(torch.empty(4, 1000, dtype=torch.bfloat16))
     x = torch.randn(4, 1000, generator=torch.Generator().manual_seed(0)) * torch.logspace(-35, 35, 1000)
     bits = x.view(torch.int32)
     bits[0, :4] = torch.tensor([0x7FFFFFFF, 0x7F800000, -1, -0x00800000], dtype=torch.int32)
     bits[1:] &= ~0xFF
     bits[0, 4:] &= ~0xFF
     total.high.copy_((bits >> 16).to(torch.int16))
-    total.low.copy_((bits >> 8).to(torch.int8))
+    total.low.copy_(((bits >> 8) & 0xFF).to(torch.uint8))
+    total.begun = True
     x = bits.view(torch.float32)
     factor = torch.tensor(3.0)
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
@@ -115,7 +119,7 @@ def test_many_chunks_sum_as_one(problem, monkeypatch, dtype):
     p = problem(n=512, d=32, v=200, dtype=dtype)
     run = lambda: p.loss(upge.REINFORCE(), "triton", mask=None, rollout_logprobs=None, weights=torch.ones(512))[1][1]
     whole = run().double()
-    monkeypatch.setattr(tilings, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(plans, "CHUNK_BYTES", 1)
     # No running sum is larger than the sum of the products' absolute values.
     z = p.hidden.detach().double() @ p.weight.detach().double().t() + p.bias.detach().double()
     slopes = (p.inputs["advantages"].double()[:, None] * torch.softmax(z, -1)).abs()

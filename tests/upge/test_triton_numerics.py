@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import product
 
-import numpy as np
 import pytest
 import torch
 import upge
 from torch import Tensor
-from upge.backends import reference, tiling
+from upge.backends import plan, reference
 from upge.inputs import HeadInputs, NeededGradients
 from upge.token_loss import Coefficients
 
@@ -24,25 +24,7 @@ BF16 = 2.0**-8  # and of bfloat16
 DTYPES = [torch.float32, torch.bfloat16]
 
 
-@pytest.fixture(autouse=True)
-def rounded_bfloat16(monkeypatch):
-    """Casts to bfloat16 round to nearest even, as on a GPU; the interpreter cuts bits off. And they are faster."""
-    if torch.cuda.is_available():
-        return
-    from triton.runtime import interpreter
-
-    cast = interpreter.InterpreterBuilder.cast_impl
-
-    def cast_impl(builder, src, dst_type):
-        dtypes = src.dtype.scalar, dst_type.scalar
-        if dtypes == (tl.float32, tl.bfloat16):
-            bits = torch.from_numpy(src.data.copy()).bfloat16().view(torch.int16).numpy()
-            return interpreter.TensorHandle(bits.view(np.uint16), tl.bfloat16)
-        if dtypes == (tl.bfloat16, tl.float32):
-            return interpreter.TensorHandle((src.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
-        return cast(builder, src, dst_type)
-
-    monkeypatch.setattr(interpreter.InterpreterBuilder, "cast_impl", cast_impl)
+pytestmark = pytest.mark.usefixtures("gemm_kernels")
 
 
 def head(n=70, d=24, v=150, dtype=torch.float32, weight_dtype=None, scale=1.0, bias=False, seed=0, **options):
@@ -303,7 +285,7 @@ def test_hidden_and_weight_of_different_dtypes(hidden, weight):
 
 @pytest.mark.parametrize("hidden", DTYPES)
 def test_the_public_functions_take_mixed_dtypes(hidden, monkeypatch):
-    monkeypatch.setattr(tiling, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(plan, "CHUNK_BYTES", 1)
     weight = torch.bfloat16 if hidden == torch.float32 else torch.float32
     inputs = head(dtype=hidden, weight_dtype=weight)
     leaves = [inputs.hidden.requires_grad_(), inputs.weight.requires_grad_()]
@@ -343,14 +325,13 @@ def test_the_epilogue_in_parts_gives_the_same(monkeypatch):
     inputs = head(bias=True, softcap=2.0)
     c = coefficients(70, "gqk")
     whole, grads = run(inputs, c)
-    workspace_tiling = tiling.tiling_for
+    choices = plan.choices
 
-    def split(*args):
-        found = workspace_tiling(*args)
-        logits = tiling.Tile(64, 128, 16, 1, 1, SPLIT=True)
-        return type(found)(**vars(found) | {"logits": logits})
+    def in_parts(*args):
+        gemms = choices(*args)
+        return {**gemms, "logits": tuple(replace(gemm, PARTS=2) for gemm in gemms["logits"])}
 
-    monkeypatch.setattr(tiling, "tiling_for", split)
+    monkeypatch.setattr(plan, "choices", in_parts)
     parts, again = run(inputs, c)
     torch.testing.assert_close(parts.logprobs, whole.logprobs, rtol=8 * U, atol=8 * U)
     assert torch.equal(parts.top1, whole.top1)

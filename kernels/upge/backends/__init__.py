@@ -10,7 +10,7 @@ import importlib.util
 
 import torch
 
-from . import tiling
+from . import plan
 from .chunked import ChunkedWorkspace
 from .workspace import MakeWorkspace
 
@@ -41,6 +41,6 @@ def workspace_class(backend: str, device: torch.device, *, sharded: bool) -> Mak
 def _what_triton_needs(device: torch.device) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return 'needs the package triton, which is not installed (pip install "upge[triton]")'
-    if device.type != "cuda" and not tiling.INTERPRETED:
+    if device.type != "cuda" and not plan.INTERPRETED:
         return f"needs tensors on a CUDA device (or TRITON_INTERPRET=1 before importing upge, for tests); got {device}"
     return None

@@ -305,7 +305,7 @@ def test_a_recipe_error_writes_nothing(world: Path, tmp_path: Path, capsys: pyte
 def test_a_run_that_cannot_go_on_is_left_as_it_was(
     unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str
 ) -> None:
-    monkeypatch.setattr("upge.backends.tiling.INTERPRETED", False)
+    monkeypatch.setattr("upge.backends.plan.INTERPRETED", False)
     if setting == "track=[wandb]" and importlib.util.find_spec("wandb"):
         pytest.skip("wandb is installed")
     run = tmp_path / "run"

@@ -12,36 +12,33 @@ from torch import Tensor
 
 from ...vocabulary import VocabularyShard
 from ..workspace import Statistics
-from .workspace import Chunk, Partials, TritonWorkspace
+from .launch import LogitsBuffers
+from .workspace import TritonWorkspace
 
 
 class ShardedTritonWorkspace(TritonWorkspace):
-    """Targets that are entries of another rank are -1 here."""
+    """Targets that are entries of another rank are -1 here, and their anchors and logits 0."""
 
     @property
     def shard(self) -> VocabularyShard:
         assert self.head.shard is not None
         return self.head.shard
 
-    def _chunk(self, rows: Tensor) -> Chunk:
-        chunk = super()._chunk(rows)
-        targets, here = self.shard.local(chunk.targets)
-        return replace(chunk, targets=targets.masked_fill(~here, -1))
+    def _gather(self, rows: Tensor, padded: int, exps: tuple[Tensor, ...]) -> LogitsBuffers:
+        buffers = super()._gather(rows, padded, exps)
+        self.shard.sum(buffers.anchor)
+        return buffers
 
-    def _anchor(self, chunk: Chunk) -> Tensor:
-        anchor = super()._anchor(replace(chunk, targets=chunk.targets.clamp(min=0)))
-        return self.shard.sum(anchor.masked_fill_(chunk.targets < 0, 0.0))
+    def _reanchor(self, buffers: LogitsBuffers) -> tuple[Tensor, Tensor]:
+        self.shard.sum(buffers.target_logit.masked_fill_(buffers.targets < 0, 0.0))
+        top = self.shard.gathered(buffers.tops.amax(0, keepdim=True)).amax(0)
+        return super()._reanchor(replace(buffers, tops=top))
 
-    def _reanchor(self, chunk: Chunk, anchor: Tensor, partials: Partials) -> tuple[Tensor, Tensor]:
-        self.shard.sum(partials.target_logit.masked_fill_(chunk.targets < 0, 0.0))
-        top = self.shard.gathered(partials.tops.amax(1, keepdim=True)).amax(0)
-        return super()._reanchor(chunk, anchor, replace(partials, tops=top))
-
-    def _statistics(self, chunk: Chunk, anchor: Tensor, partials: Partials, top1: Tensor, keep: bool) -> Statistics:
+    def _statistics(self, buffers: LogitsBuffers, top1: Tensor, n: int) -> Statistics:
         sums, moments = (
-            self.shard.gathered(partial.sum(1, keepdim=True)).sum(0) for partial in (partials.sums, partials.moments)
+            self.shard.gathered(partial.sum(0, keepdim=True)).sum(0) for partial in (buffers.sums, buffers.moments)
         )
-        return super()._statistics(chunk, anchor, replace(partials, sums=sums, moments=moments), top1, keep)
+        return super()._statistics(replace(buffers, sums=sums, moments=moments), top1, n)
 
-    def _hidden_gradient(self, exps: Tensor, scale: Tensor) -> Tensor:
-        return self.shard.sum(super()._hidden_gradient(exps, scale))
+    def _hidden_product(self, exps: Tensor) -> Tensor:
+        return self.shard.sum(super()._hidden_product(exps).sum(0, keepdim=True))

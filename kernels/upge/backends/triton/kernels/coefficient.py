@@ -25,11 +25,11 @@ POLICY, ROLLOUT, ONE = (tl.constexpr(float(i)) for i in range(3))
 UNMASKED, CLIP, WEIGHT_CLIP, WEIGHT_DROP, SHAPING, SOFT_GATE = (tl.constexpr(float(i)) for i in range(6))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def coefficient_kernel(
-    rows,  # (M,) int64: the chunk's positions in the call's vectors
-    logprobs,  # (M,) fp32
-    entropy,  # (M,) fp32
+    rows,  # (n,) int64: the chunk's positions in the call's vectors
+    logprobs,  # (n,) fp32
+    entropy,  # (n,) fp32
     table,  # (K, FIELDS) fp32
     weights,  # (N,) fp32: w
     importance,  # (N,) fp32, read where HAS_IMPORTANCE
@@ -39,11 +39,12 @@ def coefficient_kernel(
     ref_logprobs,  # (N,) fp32, read where HAS_KL
     entropy_coef,  # (N,) fp32, read where HAS_ENTROPY
     kl_coef,  # (N,) fp32, read where HAS_KL
-    loss,  # out (M,) fp32
-    coefficient,  # out (M,) fp32: g
-    ratio,  # out (M,) fp32: r
-    stable,  # out (M,) int8
-    M,
+    loss,  # out (n,) fp32
+    coefficient,  # out (n,) fp32: g
+    entropy_slope,  # out (n,) fp32: d loss / d H, written where HAS_ENTROPY
+    ratio,  # out (n,) fp32: r
+    stable,  # out (n,) int8
+    n,
     max_log_ratio,
     HAS_IMPORTANCE: tl.constexpr,
     HAS_INDEX: tl.constexpr,
@@ -53,9 +54,9 @@ def coefficient_kernel(
     HAS_KL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Grid (ceil(M / BLOCK),)."""
+    """Grid (ceil(n / BLOCK),)."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    live = i < M
+    live = i < n
     row = tl.load(rows + i, mask=live, other=0)
     l = tl.load(logprobs + i, mask=live, other=0.0)
     w = tl.load(weights + row, mask=live, other=0.0)
@@ -111,6 +112,7 @@ def coefficient_kernel(
     if HAS_ENTROPY:
         bonus = tl.load(entropy_coef + row, mask=live, other=0.0)
         value -= w * bonus * tl.load(entropy + i, mask=live, other=0.0)
+        tl.store(entropy_slope + i, -(w * bonus), mask=live)
     if HAS_KL:
         penalty = tl.load(kl_coef + row, mask=live, other=0.0)
         gap = tl.where(penalty != 0.0, tl.load(ref_logprobs + row, mask=live, other=0.0) - l, 0.0)

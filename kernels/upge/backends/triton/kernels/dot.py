@@ -3,9 +3,9 @@
 import triton
 import triton.language as tl
 
-from ... import tiling
+from ... import plan
 
-INTERPRETED = tl.constexpr(tiling.INTERPRETED)
+INTERPRETED = tl.constexpr(plan.INTERPRETED)
 
 
 @triton.jit

@@ -15,21 +15,21 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "V"])
 def logit_gradient_kernel(
-    exps,  # in and out (M, exps_stride): E, times the cap's slope where HAS_SOFTCAP
-    distances,  # (M, exps_stride): (exp(|z - a|) - 1) sign(z - a); read where HAS_SOFTCAP
-    targets,  # (M,) int64
-    target_slope,  # (M,) fp32: the cap's slope at the target; read where HAS_SOFTCAP
-    logprobs,  # (M,) fp32: l
-    entropy,  # (M,) fp32: H
-    log_total,  # (M,) fp32
-    share,  # (M,) fp32: exp(z_y - a)
-    others,  # (M,) fp32: S
-    g,  # (M,) fp32: d loss / d l
-    q,  # (M,) fp32: d loss / d H
-    k,  # (M,) fp32: d loss / d lse; read where HAS_K
-    M,
+    exps,  # in and out (n, exps_stride): E, times the cap's slope where HAS_SOFTCAP
+    distances,  # (n, exps_stride): (exp(|z - a|) - 1) sign(z - a); read where HAS_SOFTCAP
+    targets,  # (n,) int32; below 0 where another rank holds the target
+    target_slope,  # (n,) fp32: the cap's slope at the target; read where HAS_SOFTCAP
+    logprobs,  # (n,) fp32: l
+    entropy,  # (n,) fp32: H
+    log_total,  # (n,) fp32
+    share,  # (n,) fp32: exp(z_y - a)
+    others,  # (n,) fp32: S
+    g,  # (n,) fp32: d loss / d l
+    q,  # (n,) fp32: d loss / d H
+    k,  # (n,) fp32: d loss / d lse; read where HAS_K
+    n,
     V,
     exps_stride,
     HAS_SOFTCAP: tl.constexpr,
@@ -37,10 +37,10 @@ def logit_gradient_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Grid (ceil(M / ROWS), ceil(V / BLOCK))."""
+    """Grid (ceil(n / ROWS), ceil(V / BLOCK))."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK))[None, :]
-    live = rows < M
+    live = rows < n
     inside = live[:, None] & (columns < V)
     places = rows.to(tl.int64)[:, None] * exps_stride + columns
     e = tl.load(exps + places, mask=inside, other=0.0).to(tl.float32)

@@ -12,9 +12,9 @@ import triton.language as tl
 NEAR = tl.constexpr(1.0)  # largest |z_y - a| of a target that counts as near its anchor
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "tiles"])
 def reanchor_kernel(
-    tops,  # (M, tiles) fp32: the largest raw logit but the target's, in each vocabulary tile
+    tops,  # (tiles, M) fp32: the largest raw logit but the target's, in each vocabulary tile
     target_logit,  # (M,) fp32: the target's raw logit
     inverse_temperature,  # (M,) fp32
     anchor,  # in and out (M,) fp32
@@ -26,21 +26,19 @@ def reanchor_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Grid (ceil(M / ROWS),)."""
-    rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
-    live = rows < M
-    partial = tl.full([ROWS, BLOCK], float("-inf"), tl.float32)
+    """Grid (M / ROWS,)."""
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    partial = tl.full([BLOCK, ROWS], float("-inf"), tl.float32)
     for start in range(0, tiles, BLOCK):
-        tile = start + tl.arange(0, BLOCK)
-        inside = live[:, None] & (tile < tiles)[None, :]
-        found = tl.load(tops + rows[:, None] * tiles + tile[None, :], mask=inside, other=float("-inf"))
+        tile = (start + tl.arange(0, BLOCK))[:, None]
+        found = tl.load(tops + tile * M + rows[None, :], mask=tile < tiles, other=float("-inf"))
         partial = tl.maximum(partial, found)
-    top = tl.max(partial, 1)
-    u = tl.load(target_logit + rows, mask=live, other=0.0)
-    a = tl.load(anchor + rows, mask=live, other=0.0)
-    inverse = tl.load(inverse_temperature + rows, mask=live, other=1.0)
+    top = tl.max(partial, 0)
+    u = tl.load(target_logit + rows)
+    a = tl.load(anchor + rows)
+    inverse = tl.load(inverse_temperature + rows)
     good = (tl.abs(u - a) * inverse <= NEAR) & ((top - a) * inverse <= limit)  # False for NaN
     second = tl.where((top - u) * inverse <= limit, u, top)
-    tl.store(anchor + rows, tl.where(good, a, second), mask=live)
-    tl.store(redo + rows, tl.where(good, 0, 1).to(tl.int8), mask=live)
-    tl.store(top1 + rows, (u >= top).to(tl.int8), mask=live)
+    tl.store(anchor + rows, tl.where(good, a, second))
+    tl.store(redo + rows, tl.where(good, 0, 1).to(tl.int8))
+    tl.store(top1 + rows, (u >= top).to(tl.int8))

@@ -15,26 +15,26 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def row_factor_kernel(
-    exps,  # in and out (M, exps_stride); only the target's entry is written
-    targets,  # (M,) int64; below 0 where another rank holds the target
-    target_slope,  # (M,) fp32: the cap's slope at the target; read where HAS_SOFTCAP
-    share,  # (M,) fp32: exp(z_y - a)
-    others,  # (M,) fp32: S
-    inverse_temperature,  # (M,) fp32
-    g,  # (M,) fp32: d loss / d l
-    k,  # (M,) fp32: d loss / d lse; read where HAS_K
-    factor,  # out (M,) fp32
-    M,
+    exps,  # in and out (n, exps_stride); only the target's entry is written
+    targets,  # (n,) int32; below 0 where another rank holds the target
+    target_slope,  # (n,) fp32: the cap's slope at the target; read where HAS_SOFTCAP
+    share,  # (n,) fp32: exp(z_y - a)
+    others,  # (n,) fp32: S
+    inverse_temperature,  # (n,) fp32
+    g,  # (n,) fp32: d loss / d l
+    k,  # (n,) fp32: d loss / d lse; read where HAS_K
+    factor,  # out (n,) fp32
+    n,
     exps_stride,
     HAS_SOFTCAP: tl.constexpr,
     HAS_K: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Grid (ceil(M / BLOCK),)."""
+    """Grid (ceil(n / BLOCK),)."""
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    live = rows < M
+    live = rows < n
     y = tl.load(targets + rows, mask=live, other=0)
     p = tl.load(share + rows, mask=live, other=1.0)
     s = tl.load(others + rows, mask=live, other=0.0)

@@ -30,15 +30,16 @@ def log1p(s):
     return tl.where(s < 1.0, 2.0 * t * series, tl.log(1.0 + s))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "tiles"])
 def rows_kernel(
-    sums,  # (M, tiles) fp32
-    moments,  # (M, tiles) fp32, in units of log(2)
+    sums,  # (tiles, M) fp32
+    moments,  # (tiles, M) fp32, in units of log(2)
     target_logit,  # (M,) fp32: the target's raw logit
     anchor,  # (M,) fp32: a T
     inverse_temperature,  # (M,) fp32
     logprobs,  # out (M,) fp32: l
     entropy,  # out (M,) fp32: H
+    lse,  # out (M,) fp32: a + log(total)
     scaled_anchor,  # out (M,) fp32: a
     log_total,  # out (M,) fp32
     share,  # out (M,) fp32: exp(d)
@@ -48,22 +49,20 @@ def rows_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Grid (ceil(M / ROWS),). The order of a row's summation depends only on V."""
-    rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
-    live = rows < M
-    partial_sums = tl.zeros([ROWS, BLOCK], tl.float32)
-    partial_moments = tl.zeros([ROWS, BLOCK], tl.float32)
+    """Grid (M / ROWS,). The order of a row's summation depends only on V."""
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    partial_sums = tl.zeros([BLOCK, ROWS], tl.float32)
+    partial_moments = tl.zeros([BLOCK, ROWS], tl.float32)
     for start in range(0, tiles, BLOCK):
-        tile = start + tl.arange(0, BLOCK)
-        slots = rows[:, None] * tiles + tile[None, :]
-        inside = live[:, None] & (tile < tiles)[None, :]
-        partial_sums += tl.load(sums + slots, mask=inside, other=0.0)
-        partial_moments += tl.load(moments + slots, mask=inside, other=0.0)
-    s = tl.sum(partial_sums, 1)
-    moment = tl.sum(partial_moments, 1) / LOG2E
-    a = tl.load(anchor + rows, mask=live, other=0.0)
-    inverse = tl.load(inverse_temperature + rows, mask=live, other=1.0)
-    distance = (tl.load(target_logit + rows, mask=live, other=0.0) - a) * inverse
+        tile = (start + tl.arange(0, BLOCK))[:, None]
+        slots = tile * M + rows[None, :]
+        partial_sums += tl.load(sums + slots, mask=tile < tiles, other=0.0)
+        partial_moments += tl.load(moments + slots, mask=tile < tiles, other=0.0)
+    s = tl.sum(partial_sums, 0)
+    moment = tl.sum(partial_moments, 0) / LOG2E
+    a = tl.load(anchor + rows)
+    inverse = tl.load(inverse_temperature + rows)
+    distance = (tl.load(target_logit + rows) - a) * inverse
     near = tl.abs(distance) <= NEAR
     own = tl.exp(distance)
     whole = own + s
@@ -71,9 +70,10 @@ def rows_kernel(
     nll = log1p(s * tl.exp(-d))
     log_whole = tl.where(near, d + nll, tl.log(whole))
     far_entropy = log_whole - (moment + own * tl.maximum(distance, -1e30)) / whole
-    tl.store(logprobs + rows, tl.where(near, 0.0 - nll, distance - log_whole), mask=live)
-    tl.store(entropy + rows, tl.where(near, nll - (moment - d * s) / whole, far_entropy), mask=live)
-    tl.store(scaled_anchor + rows, a * inverse, mask=live)
-    tl.store(log_total + rows, log_whole, mask=live)
-    tl.store(share + rows, own, mask=live)
-    tl.store(others + rows, s, mask=live)
+    tl.store(logprobs + rows, tl.where(near, 0.0 - nll, distance - log_whole))
+    tl.store(entropy + rows, tl.where(near, nll - (moment - d * s) / whole, far_entropy))
+    tl.store(lse + rows, a * inverse + log_whole)
+    tl.store(scaled_anchor + rows, a * inverse)
+    tl.store(log_total + rows, log_whole)
+    tl.store(share + rows, own)
+    tl.store(others + rows, s)

@@ -14,8 +14,8 @@ import triton.language as tl
 
 @triton.jit
 def joined(high, low):
-    """fp32 from its upper 16 bits (int16) and the next eight (int8)."""
-    bits = (high.to(tl.int32) << 16) | ((low.to(tl.int32) & 0xFF) << 8)
+    """fp32 from its upper 16 bits (int16) and the next eight (uint8)."""
+    bits = (high.to(tl.int32) << 16) | (low.to(tl.int32) << 8)
     return bits.to(tl.float32, bitcast=True)
 
 
@@ -30,7 +30,7 @@ def rounded(x, DROP: tl.constexpr):
 @triton.jit
 def finish_kernel(
     high,  # (n,) int16
-    low,  # (n,) int8
+    low,  # (n,) uint8
     factor,  # () fp32
     out,  # out (n,): fp32, fp16 or the bits of bf16 as int16; may be `high`
     n,
