@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from upge.diagnosis.checks import check_bits, check_values
 
-from ..gpu.checks import checks
 from ..gpu.report import Report
 from ..gpu.stages import measure_kernels, measure_peers, measure_second_head, measure_targets, measure_tilings
 from ..losses.comparison import Settings
@@ -35,15 +35,17 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if args.rehearse:
         settings = Settings("rehearsal", 512, "bfloat16", "cpu", repeats=1)
-        return run(Report(args.output, args.minutes), settings, "rehearsal", {"n": 70, "widths": (20,), "v": 257})
+        return run(Report(args.output, args.minutes), settings, "rehearsal", (20,), {"n": 70, "v": 257})
     if not torch.cuda.is_available():
         print("bench gpu: PyTorch sees no GPU here", file=sys.stderr)
         return 2
     settings = Settings(args.shape, args.tokens, "bfloat16", "cuda", args.repeats)
-    return run(Report(args.output, args.minutes), settings, "llama-3.1-8b", {})
+    return run(Report(args.output, args.minutes), settings, "llama-3.1-8b", (192, 100), {})
 
 
-def run(report: Report, settings: Settings, second_shape: str, check_sizes: dict[str, Any]) -> int:
+def run(
+    report: Report, settings: Settings, second_shape: str, widths: tuple[int, ...], check_sizes: dict[str, Any]
+) -> int:
     report.data["settings"] = {
         "GPU": processor(settings.device),
         "torch": torch.__version__,
@@ -53,20 +55,22 @@ def run(report: Report, settings: Settings, second_shape: str, check_sizes: dict
         "repeats": settings.repeats,
     }
 
-    def check(dtype: torch.dtype) -> None:
-        for what, held in checks(settings.device, dtype, **check_sizes):
-            report.add("checks", {"what": what, "held": held})
-            if not held:
-                print(f"FAIL {what}", flush=True)
+    def check(dtype: str) -> None:
+        for width in widths:
+            for checked in (check_values, check_bits):
+                for finding in checked(settings.device, dtype, width=width, **check_sizes):
+                    report.add("checks", finding)
+                    if not finding["held"]:
+                        print(f"FAIL {finding['what']}: {finding['found']}", flush=True)
 
-    report.stage("checks, bfloat16", 60, partial(check, torch.bfloat16))
+    report.stage("checks, bfloat16", 60, partial(check, "bfloat16"))
     report.stage("targets", 60, partial(measure_targets, report, settings))
     for case in CASES:
         report.stage(f"peers, {case}", 60, partial(measure_peers, report, settings, case))
     report.stage("kernels", 15, partial(measure_kernels, report, settings))
     report.stage("settings", 60, partial(measure_tilings, report, settings))
-    report.stage("checks, float32", 45, partial(check, torch.float32))
-    report.stage("checks, float16", 45, partial(check, torch.float16))
+    report.stage("checks, float32", 45, partial(check, "float32"))
+    report.stage("checks, float16", 45, partial(check, "float16"))
     report.stage(second_shape, 30, partial(measure_second_head, report, settings, second_shape))
     report.write()
     print((report.folder / "gpu.md").read_text())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ class Report:
         self.data: dict[str, Any] = {"settings": {}, **{part: [] for part in PARTS}}
         folder.mkdir(parents=True, exist_ok=True)
 
-    def add(self, part: str, *rows: dict[str, Any]) -> None:
+    def add(self, part: str, *rows: Mapping[str, Any]) -> None:
         self.data[part] += rows
         self.write()
 
@@ -61,7 +61,12 @@ def markdown(data: dict[str, Any]) -> str:
         met = "met" if row["met"] else "**missed**"
         lines.append(f"| {row['what']} | {row['wanted']} | {row['measured']} | {met} |")
     failed = [row for row in data["checks"] if not row["held"]]
-    lines += ["", f"{len(data['checks'])} checks, {len(failed)} failed", *(f"- {row['what']}" for row in failed), ""]
+    lines += [
+        "",
+        f"{len(data['checks'])} checks, {len(failed)} failed",
+        *(f"- {row['what']}: {row['found']}" for row in failed),
+        "",
+    ]
     lines += ["| shape | case | method | ms | of GEMMs | extra MiB | error of dh | error of dW |"]
     lines += ["|---|---|---|---|---|---|---|---|"]
     lines += [_method_line(row) for row in data["methods"]]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from upge.diagnosis.real_shape import gpu_seconds
 
 from .problem import Problem
 
@@ -19,13 +20,7 @@ from .problem import Problem
 def seconds(run: Callable[[], object], device: str) -> float:
     """Elapsed time on a GPU. On a CPU, the processor time of this process, which excludes other processes."""
     if device == "cuda":
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize()
-        start.record()
-        run()
-        end.record()
-        torch.cuda.synchronize()
-        return start.elapsed_time(end) / 1000
+        return gpu_seconds(run)
     start_time = time.process_time()
     run()
     return time.process_time() - start_time

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 import upge
 from torch import Tensor
+from upge.diagnosis import real_shape
 
 SHAPES = {  # width D, vocabulary V
     "smollm2-135m": (576, 49152),
@@ -78,7 +79,7 @@ def make_problem(
         p = (hidden[rows] @ weight.t()).float().softmax(-1)
         targets[rows] = torch.multinomial(p, 1, generator=generator).squeeze(1)
     with torch.no_grad():
-        now = upge.linear_logprobs(hidden, weight, targets).logprobs
+        now = upge.linear_logprobs(hidden, weight, targets, backend="torch").logprobs
     sequence = torch.arange(tokens, device=device) // SEQUENCE
     advantages = randn(tokens)[sequence]
     # With few tokens the parts are shorter than a sequence, so that quarters are still exact.
@@ -96,12 +97,5 @@ def make_problem(
 
 
 def bare_gemms(problem: Problem) -> None:
-    """h W^T, G W and G^T h by the vendor's BLAS in the inputs' dtype: 6 NVD, the least that an exact method needs.
-
-    In chunks of 2048 rows. The result of the first GEMM is the operand of the others; nothing else is computed.
-    """
-    h, w = problem.hidden.detach(), problem.weight.detach()
-    for rows in h.split(2048):
-        g = rows @ w.t()
-        g @ w
-        g.t() @ rows
+    """The three GEMMs of the problem: the least that an exact method needs."""
+    real_shape.bare_gemms(problem.hidden.detach(), problem.weight.detach())

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from hpt import __version__
-from hpt.commands import compare, evaluate, export, plan, report, train
+from hpt.commands import compare, doctor, evaluate, export, plan, report, train
 from hpt.commands.arguments import CommandParser
 from hpt.support.errors import HptError
 
@@ -43,6 +43,7 @@ COMMANDS: dict[str, Command] = {
     "plan": plan,
     "report": report,
     "export": export,
+    "doctor": doctor,
 }
 
 

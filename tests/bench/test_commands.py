@@ -5,21 +5,29 @@ from __future__ import annotations
 import importlib
 
 import pytest
-
-from bench.__main__ import descriptions, main
+from upge.command_line import command_descriptions, main
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert set(descriptions()) == {"adopt", "compile", "demo", "gpu", "loss", "memory", "reproduce", "train"}
-    assert main(["--help"]) == 0
+    assert set(command_descriptions("bench")) == {
+        "adopt",
+        "compile",
+        "demo",
+        "gpu",
+        "loss",
+        "memory",
+        "reproduce",
+        "train",
+    }
+    assert main("bench", ["--help"]) == 0
     printed = capsys.readouterr().out
-    for name, description in descriptions().items():
+    for name, description in command_descriptions("bench").items():
         assert f"{name:<10} {description}" in printed
         assert description.endswith((".", ":"))
 
 
 def test_an_unknown_command_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["compare"]) == 2
+    assert main("bench", ["compare"]) == 2
     assert "no command 'compare'" in capsys.readouterr().err
 
 

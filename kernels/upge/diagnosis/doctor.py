@@ -1,0 +1,111 @@
+"""What `python -m upge doctor` looks at. Each check is a process of its own: a crash or a hang is a finding."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from . import machine
+from .checks import check_bits, check_values
+from .finding import Finding, fault, note
+from .isolated import run_isolated
+from .machine import Device
+from .real_shape import check_head, time_head
+
+LIMIT = 120.0  # seconds of a check. A kernel that was never used before compiles for some seconds.
+# Bytes that the checks with a real model's head take at most, float64 numbers included.
+HEAD_BYTES = 8 << 30
+
+
+@dataclass(frozen=True)
+class Section:
+    """A check's findings."""
+
+    title: str
+    findings: list[Finding]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Check:
+    """A function that yields findings, its arguments, and the seconds that it may take."""
+
+    title: str
+    function: Callable[..., Iterator[Finding]]
+    arguments: dict[str, Any]
+    limit: float = LIMIT
+
+
+def examine() -> Iterator[Section]:
+    """Look at the machine, then check the backend that calls take on it, and on a GPU measure it."""
+    found = run_isolated(machine.devices, LIMIT)
+    devices: list[Device] = found.results
+    findings = machine.software(on_gpu=bool(devices))
+    findings += machine.describe(devices[0]) if devices else [machine.why_no_gpu()]
+    if found.fault:
+        findings.append(fault("looking for GPUs", _what_happened(found.fault, found.output)))
+    yield Section("machine", findings, found.seconds)
+    yield from run_checks(backend_checks(devices))
+    if devices and _has_triton():
+        yield from _with_head(devices[0])
+
+
+def backend_checks(devices: Sequence[Device]) -> list[Check]:
+    """Small calls of the backend that `backend="auto"` takes."""
+    device = "cuda" if devices else "cpu"
+    backend = "triton" if devices and _has_triton() else "torch"
+    sizes = {} if devices else {"n": 300}
+    dtypes = ("bfloat16", "float16", "float32") if devices else ("bfloat16", "float32")
+    common = {"device": device, "backend": backend, **sizes}
+    return [
+        *(Check(f"{backend}, {dtype}", check_values, {"dtype": dtype, **common}) for dtype in dtypes),
+        *(Check(f"{backend}, {dtype}, bits", check_bits, {"dtype": dtype, **common}) for dtype in dtypes),
+    ]
+
+
+def run_checks(checks: Sequence[Check]) -> Iterator[Section]:
+    """Run the checks, as many at once as there are CPUs, up to 8; in their order."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        yield from pool.map(run_check, checks)
+
+
+def run_check(check: Check) -> Section:
+    outcome = run_isolated(check.function, check.limit, {"OMP_NUM_THREADS": "1"}, **check.arguments)
+    findings: list[Finding] = outcome.results
+    if outcome.fault:
+        findings.append(fault(check.title, _what_happened(outcome.fault, outcome.output)))
+    return Section(check.title, findings, outcome.seconds)
+
+
+def verdict(sections: Sequence[Section]) -> str:
+    """One line."""
+    wrong = [finding for section in sections for finding in section.findings if finding["held"] is False]
+    right = sum(finding["held"] is True for section in sections for finding in section.findings)
+    if wrong:
+        return f"Not all right: {len(wrong)} of {right + len(wrong)} checks failed, the first: {wrong[0]['what']}."
+    return f"All right: {right} checks."
+
+
+def is_right(sections: Sequence[Section]) -> bool:
+    return all(finding["held"] is not False for section in sections for finding in section.findings)
+
+
+def _with_head(device: Device) -> Iterator[Section]:
+    """Checks that take much memory, one after the other."""
+    if device["free"] < HEAD_BYTES:
+        why = f"not looked at: it takes up to {HEAD_BYTES >> 30} GiB, and {device['free'] / 2**30:.1f} are free"
+        yield Section("Qwen2.5-7B's head", [note("Qwen2.5-7B's head", why)], 0.0)
+        return
+    yield run_check(Check("Qwen2.5-7B's head", check_head, {"device": "cuda"}))
+    yield run_check(Check("time", time_head, {"device": "cuda"}))
+
+
+def _has_triton() -> bool:
+    return machine.version("triton") is not None
+
+
+def _what_happened(fault: str, output: str) -> str:
+    return f"{fault[:500]}\n{output}" if output else fault[:500]
