@@ -88,7 +88,7 @@ _HOPPER = {
     "hidden": (
         _descriptors(128, 256, 64, num_stages=4, PARTS=4, SPLITS=4),
         _descriptors(128, 256, 64, num_stages=3, PARTS=4, SPLITS=2),
-        Gemm("matmul", 1024),
+        Gemm("matmul", 1024, widths=16),
     ),
     "weight": (
         _descriptors(128, 256, 64, num_stages=3, PARTS=4),
@@ -114,9 +114,30 @@ _HALF = {
     "hidden": (_pointers(128, 128, 32, SPLITS=4, widths=64),),
     "weight": (_pointers(128, 128, 32, widths=64),),
 }
+_HOPPER_HALF = {
+    "logits": (
+        _descriptors(128, 256, 64, num_stages=3, PARTS=4),
+        _descriptors(128, 256, 64, num_stages=3, PARTS=8),
+    ),
+    "hidden": (
+        _descriptors(128, 256, 32, num_stages=3, PARTS=4, SPLITS=4),
+        _descriptors(128, 128, 64, num_stages=2, PARTS=4, SPLITS=4),
+    ),
+    "weight": (
+        _descriptors(128, 256, 32, num_stages=3, PARTS=4),
+        _descriptors(128, 128, 64, num_stages=2, PARTS=4),
+    ),
+}
 _INTERPRETED = {
-    "logits": (_pointers(64, 128, 16, num_warps=1, num_stages=1),),
-    "hidden": (_pointers(64, 32, 64, num_warps=1, num_stages=1, SPLITS=4),),
+    "logits": (
+        _pointers(64, 128, 16, num_warps=1, num_stages=1),
+        _descriptors(64, 128, 32, num_warps=1, num_stages=1, PARTS=2),
+    ),
+    "hidden": (
+        _pointers(64, 32, 64, num_warps=1, num_stages=1, SPLITS=4),
+        _descriptors(64, 32, 64, num_warps=1, num_stages=1, PARTS=2, SPLITS=3),
+        Gemm("matmul", 64),
+    ),
     "weight": (_pointers(64, 32, 64, num_warps=1, num_stages=1),),
 }
 
@@ -130,7 +151,7 @@ CHOICES: dict[tuple[str, torch.dtype], Choices] = {
     ("sm_90", torch.bfloat16): _in_order(_HOPPER, _WIDE, _UNEVEN),
     ("sm_100", torch.bfloat16): _in_order(_WIDE, _UNEVEN),
     ("sm_80", torch.float16): _in_order(_HALF, _UNEVEN),
-    ("sm_90", torch.float16): _in_order(_HALF, _UNEVEN),
+    ("sm_90", torch.float16): _in_order(_HOPPER_HALF, _HALF, _UNEVEN),
     ("sm_100", torch.float16): _in_order(_HALF, _UNEVEN),
     ("sm_80", torch.float32): _FLOAT32,
     ("sm_90", torch.float32): _FLOAT32,
@@ -220,7 +241,8 @@ def plan_for(
     }
     best = {name: gemms[0] for name, gemms in able.items()}
     best |= {name: gemm for name, gemm in (tuned or {}).items() if gemm in able[name]}
-    redo = able["logits"][-1]  # of any width, and with the smallest blocks
+    # By pointers, of any width, and with the smallest blocks.
+    redo = next(gemm for gemm in reversed(able["logits"]) if gemm.kernel == "pointers")
     return Plan(hidden, weight, best["logits"], redo, best["hidden"], best["weight"], per_entry)
 
 

@@ -20,6 +20,7 @@ from .kernels.hidden_descriptors import hidden_descriptors_kernel
 from .kernels.logits import logits_kernel
 from .kernels.logits_descriptors import logits_descriptors_kernel
 from .kernels.redo import redo_kernel
+from .kernels.scatter import scatter_kernel
 from .kernels.weight import weight_kernel
 from .kernels.weight_descriptors import weight_descriptors_kernel
 from .weight_sum import ChunkSum
@@ -144,6 +145,14 @@ def _multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
         torch.mm(a, b, out_dtype=torch.float32, out=out)
     else:  # in tests: PyTorch has this product on GPUs alone
         torch.mm(a.float(), b.float(), out=out)
+
+
+def scatter(partial: Tensor, factor: Tensor, rows: Tensor, out: Tensor) -> None:
+    """out[rows] = factor times the sum of the parts (splits, M, D); factor and rows are (n,)."""
+    n, (splits, padded, width) = rows.numel(), partial.shape
+    scatter_kernel[(triton.cdiv(n, plans.ROWS), triton.cdiv(width, plans.BLOCK))](
+        partial, factor, rows, out, n, padded, width, SPLITS=splits, ROWS=plans.ROWS, BLOCK=plans.BLOCK
+    )
 
 
 def add_weight_product(plan: Plan, exps: Tensor, scaled_hidden: Tensor, total: ChunkSum) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...inputs import HeadInputs, NeededGradients, TokenInputs
 from ...token_loss import Coefficients, LossFormula, TokenLosses
 from .. import plan as plans
+from .. import tuned
 from ..workspace import Statistics, WeightSum, Workspace
 from . import launch
 from .kernels.bias import bias_kernel
@@ -22,7 +23,6 @@ from .kernels.reanchor import reanchor_kernel
 from .kernels.row_factor import row_factor_kernel
 from .kernels.rows import rows_kernel
 from .kernels.scaled_hidden import scaled_hidden_kernel
-from .kernels.scatter import scatter_kernel
 from .objective_table import can_fuse, objective_table
 from .weight_sum import ChunkSum
 
@@ -175,11 +175,7 @@ class TritonWorkspace(Workspace):
         factor = self._logit_gradient(kept, statistics, coefficients)
         exps = self.exps[0][:padded]
         if sums.hidden is not None:
-            partial = self._hidden_product(exps)
-            scatter_kernel[(triton.cdiv(n, plans.ROWS), triton.cdiv(width, plans.BLOCK))](
-                partial, factor, rows, sums.hidden, n, padded, width, SPLITS=len(partial), **BLOCK
-            )
-            del partial
+            launch.scatter(self._hidden_product(exps), factor, rows, sums.hidden)
         if sums.weight is not None:
             assert isinstance(sums.weight, ChunkSum)
             scaled = torch.empty(padded, width, dtype=exps.dtype, device=exps.device)
@@ -230,7 +226,18 @@ def _plan(head: HeadInputs, weight: Tensor, needs: NeededGradients) -> plans.Pla
         aligned=weight.data_ptr() % 16 == 0 and weight.stride(0) * weight.itemsize % 16 == 0,
         # With a soft-cap, the gradient of entropies needs z - a in addition to E.
         per_entry=2 if head.softcap is not None and needs.entropy else 1,
+        tuned=_tuned(head, weight),
     )
+
+
+def _tuned(head: HeadInputs, weight: Tensor) -> dict[str, plans.Gemm]:
+    """The kernels that `upge tune` found to be the fastest, if it did.
+
+    The ranks of a sharded head must have the same chunks, so they use the shipped plan.
+    """
+    if head.shard is not None or head.hidden.dtype != weight.dtype:
+        return {}
+    return tuned.read(tuned.key_for(weight.device, weight.dtype, *weight.shape))
 
 
 def _vector(like: Tensor) -> Tensor:

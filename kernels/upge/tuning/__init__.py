@@ -1,0 +1,1 @@
+"""Measuring the kernels of the Triton backend on one GPU, for `upge tune`."""

@@ -1,0 +1,75 @@
+"""Time the kernels of one GEMM side by side."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from .chunk import Chunk
+
+# The largest relative error (by norm) of a kernel that is taken: the roundings of E or dW, and of tf32 for fp16.
+BOUNDS = {torch.bfloat16: 1e-2, torch.float16: 1e-2, torch.float32: 2e-5}
+
+
+def time_candidates(
+    name: str,
+    vocabulary: int,
+    width: int,
+    dtype: str = "bfloat16",
+    device: str = "cuda",
+    repeats: int = 20,
+    rows: int | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Each kernel of the GEMM `name`, the shipped one first, then the bare product. JSON rows.
+
+    Of each: gemm (its settings, None for the bare product), seconds (the best of `repeats` interleaved runs), slowest,
+    tflops, and error (relative, of a sample of the result); or gemm and fault, if it cannot run or is wrong.
+    """
+    chunk = Chunk(vocabulary, width, getattr(torch, dtype), device, rows)
+    exact = chunk.exact(name)
+    found: list[tuple[dict[str, Any], Callable[[], object]]] = []
+    for gemm in chunk.candidates(name):
+        row: dict[str, Any] = {"gemm": asdict(gemm)}
+        print(f"{name}: {gemm}", flush=True)  # shown if the kernel crashes
+        try:
+            kernel = chunk.kernel(name, gemm)
+            kernel.run()
+            sample = kernel.sample()
+        except Exception as error:  # a kernel that does not fit the GPU must not end the others
+            yield row | {"fault": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+            continue
+        row["error"] = float((sample - exact).norm() / exact.norm())
+        if row["error"] <= BOUNDS[chunk.hidden.dtype]:
+            found.append((row, kernel.run))
+        else:
+            yield row | {"fault": f"wrong: its relative error is {row['error']:.1e}"}
+    found.append(({"gemm": None}, chunk.bare(name)))
+    times: list[list[float]] = [[] for _ in found]
+    for turn in range(repeats + 1):
+        for index, (_, run) in enumerate(found):
+            taken = _seconds(run, device)
+            if turn:  # the first warms up
+                times[index].append(taken)
+    work = 2 * chunk.rows * vocabulary * width
+    for (row, _), taken_all in zip(found, times, strict=True):
+        best = min(taken_all)
+        yield row | {"seconds": best, "slowest": max(taken_all), "tflops": work / best / 1e12}
+
+
+def _seconds(run: Callable[[], object], device: str) -> float:
+    if device == "cpu":
+        begun = time.perf_counter()
+        run()
+        return time.perf_counter() - begun
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    run()
+    end.record()
+    torch.cuda.synchronize()
+    milliseconds: float = start.elapsed_time(end)
+    return milliseconds / 1000
