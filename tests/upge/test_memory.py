@@ -11,7 +11,11 @@ import upge
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from upge.backends import plan as plans
-from upge.backends.triton.weight_sum import ChunkSum
+
+triton = pytest.importorskip("triton")
+import triton.language as tl  # noqa: E402
+from upge.backends.triton.kernels.split import sixteen_digits  # noqa: E402
+from upge.backends.triton.weight_sum import ChunkSum  # noqa: E402
 
 README = Path(__file__).parents[2] / "kernels/README.md"
 
@@ -111,6 +115,31 @@ def test_the_sum_of_dw_keeps_sixteen_bits():
     got = total.finish(factor, torch.bfloat16, keep=False)
     assert got.data_ptr() == total.total.data_ptr()
     torch.testing.assert_close(got, (3 * x).bfloat16(), rtol=0, atol=0, equal_nan=True)
+
+
+@triton.jit
+def _digits_kernel(x, out, n, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    tl.store(out + i, sixteen_digits(tl.load(x + i, mask=i < n, other=0.0)), mask=i < n)
+
+
+@pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning")
+def test_sums_are_rounded_to_the_nearest_of_sixteen_digits():
+    """From the smallest normal number to 2^120, ties to even; NaN and infinities do not become numbers."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(3000, generator=g).sign() * (1 + torch.rand(3000, generator=g)) * torch.logspace(-37, 35, 3000)
+    ties = (torch.arange(1000) * 2 + 1) * 2.0**-16 + 1.0  # halfway between two numbers of 16 digits, or not
+    x = torch.cat([x, ties, -ties, torch.tensor([0.0, -0.0, 1 - 2.0**-24, 2 - 2.0**-23])])
+    got = torch.empty(len(x), dtype=torch.int32)
+    _digits_kernel[(1,)](x, got, len(x), BLOCK=8192)
+    mantissa, exponent = torch.frexp(x.double())
+    want = torch.ldexp((mantissa * 2**16).round(), exponent - 16)  # `round` takes ties to even
+    assert torch.equal(got.view(torch.float32).double(), want)
+    assert not (got & 0xFF).any()
+    strange = torch.tensor([float("nan"), float("inf"), -float("inf"), 3e38])
+    got = torch.empty(4, dtype=torch.int32)
+    _digits_kernel[(1,)](strange, got, 4, BLOCK=16)
+    assert not got.view(torch.float32).isfinite().any()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -91,6 +91,7 @@ _HOPPER = {
         Gemm("matmul", 1024, widths=16),
     ),
     "weight": (
+        _descriptors(128, 256, 64, num_stages=3, PARTS=2),
         _descriptors(128, 256, 64, num_stages=3, PARTS=4),
         _descriptors(128, 256, 64, num_stages=4, PARTS=8),
     ),

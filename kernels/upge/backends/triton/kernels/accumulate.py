@@ -7,7 +7,7 @@ chunk writes its product without reading.
 import triton
 import triton.language as tl
 
-from .split import joined, rounded
+from .split import joined, sixteen_digits
 
 
 @triton.jit
@@ -33,7 +33,7 @@ def accumulate(
     elif DESCRIPTORS:
         if not FIRST:
             product += joined(high.load([entry, column]), low.load([entry, column]))
-        bits = rounded(product, 8)
+        bits = sixteen_digits(product)
         high.store([entry, column], (bits >> 16).to(tl.int16))
         low.store([entry, column], (bits >> 8).to(tl.uint8))
     else:
@@ -44,7 +44,7 @@ def accumulate(
             if not FIRST:
                 upper = tl.load(high + places, mask=inside, other=0)
                 product += joined(upper, tl.load(low + places, mask=inside, other=0))
-            bits = rounded(product, 8)
+            bits = sixteen_digits(product)
             tl.store(high + places, (bits >> 16).to(tl.int16), mask=inside)
             tl.store(low + places, (bits >> 8).to(tl.uint8), mask=inside)
         else:
