@@ -143,7 +143,7 @@ def test_sums_are_rounded_to_the_nearest_of_sixteen_digits():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_many_chunks_sum_as_one(problem, monkeypatch, dtype):
+def test_many_chunks_sum_as_one(problem, monkeypatch, gemm_kernels, dtype):
     """dW over 8 chunks differs from one chunk's by 2^-16 of the running sum per chunk, and by the last rounding."""
     p = problem(n=512, d=32, v=200, dtype=dtype)
     run = lambda: p.loss(upge.REINFORCE(), "triton", mask=None, rollout_logprobs=None, weights=torch.ones(512))[1][1]
