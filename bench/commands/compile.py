@@ -4,7 +4,7 @@ The kernels are those that the plan of each architecture and dtype launches, as 
 after them come the candidates that `upge tune` may choose instead. For each: registers, bytes of stack (spilled
 registers) and shared memory; of a GEMM also the instructions that a warp issues in a step of the main loop, how many of
 them multiply, what it issues before and after a tile's steps, how operands are loaded, and the tensor-core instruction.
-bench/compilation/machine_code.py says what is counted. Fails if a kernel spills, if a GEMM lacks the tensor-core
+bench/roofline/instructions.py says what is counted. Fails if a kernel spills, if a GEMM lacks the tensor-core
 instruction of its architecture (fp32 GEMMs have none: they are exact), or if a kernel with tensor descriptors does not
 load by TMA. A kernel that several dtypes or variants share is compiled once.
 """

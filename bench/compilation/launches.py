@@ -56,21 +56,19 @@ class Launch:
 
 @dataclass(frozen=True)
 class Call:
-    """A call of the fused loss for Qwen2.5-7B's head, and what changes its kernels."""
+    """A call of the fused loss, of Qwen2.5-7B's head unless other numbers are given, and what changes its kernels."""
 
     hidden: torch.dtype
     weight: torch.dtype
     width: int = 3584
+    vocabulary: int = 152064
+    tokens: int = 16384
     bias: bool = False
     softcap: bool = False
     entropy: bool = False
     z_loss: bool = False
     several: bool = False  # temperatures, objectives, advantages, ratios: all that the small kernels can read
     gradients: bool = True
-
-
-VOCABULARY = 152064
-TOKENS = 16384
 
 
 def launches(call: Call, arch: str, tuned: Mapping[str, Gemm] | None = None) -> list[Launch]:
@@ -135,18 +133,18 @@ class _Driver:
 def _run(call: Call) -> None:
     """Two chunks of the call, forward and backward: the first chunk begins the sum of dW, the second adds to it."""
     head = HeadInputs(
-        _tensor(TOKENS, call.width, dtype=call.hidden),
-        _tensor(VOCABULARY, call.width, dtype=call.weight),
-        _tensor(TOKENS, dtype=torch.int64),
-        bias=_tensor(VOCABULARY, dtype=call.weight) if call.bias else None,
-        temperature=_tensor(TOKENS) if call.several else 1.0,
+        _tensor(call.tokens, call.width, dtype=call.hidden),
+        _tensor(call.vocabulary, call.width, dtype=call.weight),
+        _tensor(call.tokens, dtype=torch.int64),
+        bias=_tensor(call.vocabulary, dtype=call.weight) if call.bias else None,
+        temperature=_tensor(call.tokens) if call.several else 1.0,
         softcap=30.0 if call.softcap else None,
     )
     entropy = call.entropy and call.gradients
     needs = NeededGradients(call.gradients, call.gradients, call.gradients and call.bias, entropy)
     workspace = TritonWorkspace(head, needs)
     formula, tokens = _formula(call)
-    for rows in list(workspace.chunks(_tensor(TOKENS, dtype=torch.int64)))[:2]:
+    for rows in list(workspace.chunks(_tensor(call.tokens, dtype=torch.int64)))[:2]:
         statistics = workspace.forward(rows, keep=call.gradients)
         if not call.gradients:
             continue
@@ -157,14 +155,14 @@ def _run(call: Call) -> None:
 
 
 def _formula(call: Call) -> tuple[LossFormula, TokenInputs]:
-    vector = _tensor(TOKENS)
-    given: dict[str, Tensor] = {"weights": vector, "mask": _tensor(TOKENS, dtype=torch.bool)}
+    vector = _tensor(call.tokens)
+    given: dict[str, Tensor] = {"weights": vector, "mask": _tensor(call.tokens, dtype=torch.bool)}
     if call.entropy:
         given["entropy_coef"] = vector
     if not call.several:
         return LossFormula((upge.SFT(),)), TokenInputs(**given)
     given |= dict.fromkeys(("advantages", "old_logprobs", "ref_logprobs", "kl_coef", "importance"), vector)
-    given["objective_index"] = _tensor(TOKENS, dtype=torch.int32)
+    given["objective_index"] = _tensor(call.tokens, dtype=torch.int32)
     return LossFormula((upge.GRPO(), upge.SFT())), TokenInputs(**given)
 
 

@@ -5,7 +5,7 @@ is the code from a label to a branch back to it. A *step* is the shortest way ar
 *epilogue* is the shortest way from the last step of a tile to its last store and on: to the next step in a persistent
 kernel, whose tiles are all in one loop, and to the end of the program in others. The *start* is what comes before a
 tile's first step. Branches for rare cases (a tile with a target, or at the vocabulary's end) are not on these ways.
-Counts are of instructions that one warp issues.
+Counts are of instructions that one warp issues. A *round trip* is a part of the epilogue that loads and then waits.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)\s*(
 TARGET = re.compile(r"`\((\.L_x_\d+)\)")
 OPERAND_LOADS = ("UTMALDG", "LDGSTS", "LDG")
 STORES = ("UTMASTG", "STG", "ST.E")
+WAITS = ("SYNCS.PHASECHK", *STORES)  # what needs a load to have arrived
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,15 @@ class Instruction:
 class Counts:
     """Instructions of a warp: a step of the main loop, its multiplications among them, a tile's start and epilogue.
 
-    load: the instruction that loads the operands.
+    round_trips: to memory, that the epilogue waits for one after the other.
+    load:        the instruction that loads the operands.
     """
 
     step: int
     multiplications: int
     start: int
     epilogue: int
+    round_trips: int
     load: str
 
 
@@ -86,27 +89,41 @@ def count(code: str, multiplies: Callable[[str], bool]) -> Counts | None:
     first, last = min(inner, key=lambda loop: loop[1] - loop[0])
     product = next(place for place in range(first, last + 1) if multiplies(program.all[place].name))
     step = program.way(first, product, last)
+    start, epilogue = _around(program, first, product, last)
     names = [program.all[place].name for place in step]
-    start, epilogue = _start_and_epilogue(program, first, product, last, len(step))
     return Counts(
         step=len(step),
         multiplications=sum(map(multiplies, names)),
         start=start,
-        epilogue=epilogue,
+        epilogue=len(epilogue),
+        round_trips=_round_trips([program.all[place].name for place in epilogue]),
         load=next((load for load in OPERAND_LOADS if any(name.startswith(load) for name in names)), ""),
     )
 
 
-def _start_and_epilogue(program: _Program, first: int, product: int, last: int, step: int) -> tuple[int, int]:
+def _around(program: _Program, first: int, product: int, last: int) -> tuple[int, list[int]]:
+    """The instructions that start a tile, and those of its epilogue."""
     end = len(program.all) - 1
     inside = program.last_store(first, last)
     if inside is not None:  # all tiles in one loop
         start = len(program.way(first, product, longest=True)) - len(program.way(first, product))
-        return start, len(program.way(first, product, inside, last)) - step
+        step = set(program.way(first, product, last))
+        return start, [place for place in program.way(first, product, inside, last) if place not in step]
     store = program.last_store(last + 1, end)
     ends = next((place for place in range(store or last, end + 1) if program.all[place].ends), None)
     through = [place for place in (last, store, ends) if place is not None]
-    return len(program.way(0, first)) - 1, len(program.way(*through)) - 1
+    return len(program.way(0, first)) - 1, program.way(*through)[1:]
+
+
+def _round_trips(names: list[str]) -> int:
+    """Groups of loads with a wait after each."""
+    count, loading = 0, False
+    for name in names:
+        if name.startswith(("UTMALDG", "LDG")):
+            loading = True
+        elif loading and name.startswith(WAITS):
+            count, loading = count + 1, False
+    return count
 
 
 class _Program:
