@@ -8,7 +8,7 @@ from typing import Any
 
 
 def read_measured(file: Path, head: str, tokens: int, dtype: str, gpu: str) -> dict[str, float]:
-    """Milliseconds of each kernel in a call that `bench gpu` measured, by the name it has in the model; none for another call."""
+    """Milliseconds of each kernel of a call, by its name in the model. None where the file holds another call."""
     if not file.exists():
         return {}
     results: dict[str, Any] = json.loads(file.read_text())
