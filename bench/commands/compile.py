@@ -1,9 +1,12 @@
-"""Compile every kernel of upge without a GPU, and show registers, spills and tensor-core instructions.
+"""Compile every kernel of upge without a GPU, and show registers, spills, instructions and tensor-core instructions.
 
-For each architecture, dtype and variant: registers, spills (stack bytes, STL and LDL instructions), shared memory, and
-the tensor-core instructions in the machine code. Fails if a kernel spills, or if a GEMM lacks the tensor-core
-instruction of its architecture (fp32 GEMMs have none: they are exact). A kernel that is the same for several dtypes is
-compiled once.
+The kernels are those that the plan of each architecture and dtype launches, as Triton specialises them at run time;
+after them come the candidates that `upge tune` may choose instead. For each: registers, bytes of stack (spilled
+registers) and shared memory; of a GEMM also the instructions that a warp issues in a step of the main loop, how many of
+them multiply, what it issues before and after a tile's steps, how operands are loaded, and the tensor-core instruction.
+bench/roofline/instructions.py says what is counted. Fails if a kernel spills, if a GEMM lacks the tensor-core
+instruction of its architecture (fp32 GEMMs have none: they are exact), or if a kernel with tensor descriptors does not
+load by TMA. A kernel that several dtypes or variants share is compiled once.
 """
 
 from __future__ import annotations
@@ -14,27 +17,34 @@ import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 
-from ..compilation.compiler import ARCHITECTURES, Compiled, compile_job
+import triton
+
+from ..compilation.compiler import Compiled, compile_job
 from ..compilation.jobs import DTYPES, jobs
+from ..compilation.launches import CAPABILITIES
+
+HEADER = (
+    f"{'arch':<7}{'dtype':<10}{'kernel':<19}{'variant':<20}{'tile':<15}{'regs':>5}{'stack':>6}{'shared':>8}"
+    f"{'step':>6}{'multiply':>9}{'start':>6}{'epilogue':>9}  {'loads':<8}tensor core"
+)
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench compile", description=__doc__)
-    parser.add_argument("--arch", nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES))
+    parser.add_argument("--arch", nargs="+", choices=CAPABILITIES, default=list(CAPABILITIES))
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--kernel", nargs="+", default=[""], help="only kernels whose names begin like this")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="compiling at once")
     parser.add_argument("--json", type=Path, help="also write the results to this file")
     args = parser.parse_args(argv)
-    print(f"triton {version('triton')}")
-    columns = f"{'regs':>5}{'stack':>6}{'STL':>5}{'LDL':>5}{'shared':>8}  tensor core"
-    print(f"{'arch':<7}{'dtype':<10}{'kernel':<16}{'variant':<17}{columns}")
-    work = [(job, arch) for arch in args.arch for job in jobs(divmod(ARCHITECTURES[arch], 10), args.dtype)]
+    print(f"triton {triton.__version__}\n{HEADER}")
+    chosen = tuple(args.kernel)
+    work = [job for arch in args.arch for job in jobs(arch, args.dtype) if job.launch.kernel.startswith(chosen)]
     results = []
     with ProcessPoolExecutor(args.processes, multiprocessing.get_context("spawn")) as pool:
-        for result in pool.map(compile_job, *zip(*work, strict=True)):
+        for result in pool.map(compile_job, work):
             results.append(result)
             print(_line(result), flush=True)
     if args.json:
@@ -45,7 +55,12 @@ def main(argv: list[str]) -> int:
 
 
 def _line(result: Compiled) -> str:
-    instruction = f"{result.tensor_core} {result.instruction}" if result.tensor_core else "-"
-    numbers = f"{result.registers:>5}{result.stack:>6}{result.stores:>5}{result.loads:>5}{result.shared:>8}"
-    fault = f" <- {result.fault}" if result.fault else ""
-    return f"{result.arch:<7}{result.dtype:<10}{result.kernel:<16}{result.variant:<17}{numbers}  {instruction}{fault}"
+    variant = "(candidate)" if result.candidate else result.variant
+    line = (
+        f"{result.arch:<7}{result.dtype:<10}{result.kernel:<19}{variant:<20}{result.tile:<15}"
+        f"{result.registers:>5}{result.stack:>6}{result.shared:>8}"
+    )
+    if result.counts:
+        c = result.counts
+        line += f"{c.step:>6}{c.multiplications:>9}{c.start:>6}{c.epilogue:>9}  {c.load:<8}{result.instruction or '-'}"
+    return line + (f" <- {result.fault}" if result.fault else "")

@@ -1,115 +1,87 @@
-"""What to compile: every kernel, as the tiling for each dtype launches it."""
+"""What to compile: every kernel that the plans launch, and the candidates that `upge tune` may choose instead."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from upge.backends import tiling as tilings
-from upge.backends.triton.weight_sum import FINISH_BLOCK
-from upge.backends.triton.workspace import VECTOR_BLOCK
+from upge.backends import plan as plans
+from upge.backends.plan import Gemm
 
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
-SPLIT_SUM = {"high": "*i16", "low": "*i8"}
+from .launches import CAPABILITIES, Call, Launch, launches
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+# By the dtype in which hidden states and weight are multiplied: theirs.
+DTYPES = {
+    "bfloat16": ((BF16, BF16),),
+    "float16": ((FP16, FP16),),
+    "float32": ((FP32, FP32), (BF16, FP32), (FP32, BF16), (FP32, FP16)),
+}
+SHORT = {BF16: "bf16", FP16: "fp16", FP32: "fp32"}
+# What changes the kernels of a call, by name. A width that 64 does not divide has kernels of its own, and so has one
+# whose rows begin at addresses that are no multiple of 16.
+VARIANTS: dict[str, dict[str, int | bool]] = {
+    "": {},
+    "no_grad": {"gradients": False},
+    "bias": {"bias": True},
+    "softcap": {"softcap": True},
+    "entropy": {"entropy": True},
+    "softcap, entropy": {"softcap": True, "entropy": True},
+    "all options": {"bias": True, "softcap": True, "entropy": True, "z_loss": True, "several": True},
+    "D 3600": {"width": 3600},
+    "D 4095": {"width": 4095},
+}
+# Of the variants that differ only before or after the main loop, the other dtypes have the extremes.
+OTHER_VARIANTS = ("", "no_grad", "all options", "D 4095")
+MIXED_VARIANTS = ("", "all options")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One kernel to compile: its constants, the types of its pointers, and how many warps and stages it gets."""
+    """A kernel to compile, and the first call that launches it.
 
-    kernel: str
+    candidate: whether it is not shipped, only timed by `upge tune`.
+    """
+
+    arch: str
     dtype: str
     variant: str
-    constants: dict[str, Any]
-    pointers: dict[str, str]
-    num_warps: int = 4
-    num_stages: int = 3
-    gemm: bool = False
-    aligned: bool = True
+    launch: Launch
+    candidate: bool = False
 
 
-def jobs(capability: tuple[int, int], dtypes: list[str]) -> Iterator[Job]:
-    """The jobs for a GPU of this compute capability. A kernel that is the same for several dtypes comes once."""
+def jobs(arch: str, dtypes: list[str]) -> list[Job]:
+    """Each kernel once, the shipped ones first."""
+    found: dict[str, Job] = {}
+    for job in [*_shipped(arch, dtypes), *_candidates(arch, dtypes)]:
+        found.setdefault(job.launch.key, job)
+    return list(found.values())
+
+
+def _shipped(arch: str, dtypes: list[str]) -> Iterator[Job]:
     for dtype in dtypes:
-        yield from _gemms(dtype, capability)
-        yield from _passes(dtype, capability)
-    block = {"ROWS": tilings.ROWS, "BLOCK": tilings.BLOCK}
-    yield Job("reanchor", "", "", block, {})
-    yield Job("rows", "", "", block, {})
-    flags = dict.fromkeys(("HAS_IMPORTANCE", "HAS_INDEX", "HAS_ADVANTAGES", "HAS_OLD", "HAS_ENTROPY", "HAS_KL"), True)
-    yield Job("coefficient", "", "all", {**flags, "BLOCK": VECTOR_BLOCK}, {})
+        for hidden, weight in DTYPES[dtype]:
+            name, variants = dtype, VARIANTS if dtype == "bfloat16" else OTHER_VARIANTS
+            if hidden != weight:
+                name, variants = f"{SHORT[hidden]} {SHORT[weight]}", MIXED_VARIANTS
+            for variant in variants:
+                for launch in launches(Call(hidden, weight, **VARIANTS[variant]), arch):  # type: ignore[arg-type]
+                    yield Job(arch, name, variant, launch)
 
 
-def _gemms(dtype: str, capability: tuple[int, int]) -> Iterator[Job]:
-    """The three GEMMs, with the head's options where they change the code, and for a width that BK does not divide."""
-    even = tilings.tiling_for(DTYPES[dtype], capability, 4096)
-    odd = tilings.tiling_for(DTYPES[dtype], capability, 4095)
-    plain = {
-        "KEEP": True,
-        "KEEP_DISTANCES": False,
-        "REDO": False,
-        "EVEN_D": True,
-        "HAS_BIAS": False,
-        "HAS_SOFTCAP": False,
-    }
-    has_low = {"HAS_LOW": dtype != "float32"}
-    yield _gemm("logits", dtype, "", plain, even)
-    yield _gemm("logits", dtype, "no_grad", plain | {"KEEP": False}, even)
-    yield _gemm("logits", dtype, "redo", plain | {"REDO": True}, even)
-    yield _gemm("logits", dtype, "bias", plain | {"HAS_BIAS": True}, even)
-    yield _gemm("logits", dtype, "softcap", plain | {"HAS_SOFTCAP": True}, even)
-    yield _gemm("logits", dtype, "softcap, entropy", plain | {"HAS_SOFTCAP": True, "KEEP_DISTANCES": True}, even)
-    yield _gemm("logits", dtype, "bias, softcap", plain | {"HAS_BIAS": True, "HAS_SOFTCAP": True}, even)
-    yield _gemm("hidden", dtype, "", {}, even)
-    yield _gemm("weight", dtype, "", has_low, even)
-    if dtype == "float32":  # and a weight in bf16, whose gradient is summed in three bytes
-        mixed = tilings.tiling_for(torch.float32, capability, 4096, torch.bfloat16)
-        yield _gemm("logits", dtype, "bf16 weight", plain, mixed)
-        yield _gemm("hidden", dtype, "bf16 weight", {}, mixed)
-        yield _gemm("weight", dtype, "bf16 weight", {"HAS_LOW": True}, mixed)
-    yield _gemm("logits", dtype, "odd D", plain | {"EVEN_D": False}, odd, aligned=False)
-    yield _gemm("hidden", dtype, "odd D", {}, odd, aligned=False)
-    yield _gemm("weight", dtype, "odd D", has_low, odd, aligned=False)
+def _candidates(arch: str, dtypes: list[str]) -> Iterator[Job]:
+    for dtype in dtypes:
+        hidden, weight = DTYPES[dtype][0]
+        for name, gemms in plans.choices(hidden, weight, CAPABILITIES[arch]).items():
+            for gemm in gemms[1:]:
+                if not gemm.takes(Call(hidden, weight).width, aligned=True):
+                    continue
+                for launch in launches(Call(hidden, weight), arch, {name: gemm}):
+                    if _computes(launch, name, gemm):
+                        yield Job(arch, dtype, "", launch, candidate=True)
 
 
-def _gemm(
-    kernel: str, dtype: str, variant: str, constants: dict[str, Any], tiling: tilings.Tiling, aligned: bool = True
-) -> Job:
-    tile: tilings.Tile = getattr(tiling, kernel)
-    shape = {"BM": tile.BM, "BN": tile.BN, "BK": tile.BK, "SPLIT": tile.SPLIT, "PRECISION": tiling.precision}
-    pointers = _pointers(dtype, tiling)
-    if kernel == "weight":
-        pointers["hidden"] = pointers["exps"]
-        if constants["HAS_LOW"]:
-            pointers |= SPLIT_SUM
-    return Job(kernel, dtype, variant, shape | constants, pointers, tile.num_warps, tile.num_stages, True, aligned)
-
-
-def _passes(dtype: str, capability: tuple[int, int]) -> Iterator[Job]:
-    """The kernels whose code depends on the dtype but that are not GEMMs."""
-    tiling = tilings.tiling_for(DTYPES[dtype], capability, 4096)
-    pointers = _pointers(dtype, tiling)
-    block = {"ROWS": tilings.ROWS, "BLOCK": tilings.BLOCK}
-    yield Job("anchor", dtype, "bias, softcap", {"HAS_BIAS": True, "HAS_SOFTCAP": True, **block}, pointers)
-    if tiling.exps == DTYPES[dtype]:  # fp16 has the E of fp32
-        yield Job("logit_gradient", dtype, "softcap, k", {"HAS_SOFTCAP": True, "HAS_K": True, **block}, pointers)
-        factor = {"HAS_SOFTCAP": True, "HAS_K": True, "BLOCK": VECTOR_BLOCK}
-        yield Job("row_factor", dtype, "softcap, k", factor, pointers)
-        yield Job("bias", dtype, "", {"BM": 64, "BN": 128}, pointers)
-    if dtype != "float32":
-        out = "*i16" if dtype == "bfloat16" else POINTERS[DTYPES[dtype]]
-        yield Job("finish", dtype, "", {"BLOCK": FINISH_BLOCK}, {**SPLIT_SUM, "out": out})
-
-
-def _pointers(dtype: str, tiling: tilings.Tiling) -> dict[str, str]:
-    weight = POINTERS[tiling.weight_dtype or DTYPES[dtype]]
-    return {
-        "hidden": POINTERS[DTYPES[dtype]],
-        "weight": weight,
-        "bias": weight,
-        "exps": POINTERS[tiling.exps],
-        "distances": POINTERS[tiling.exps],
-    }
+def _computes(launch: Launch, name: str, gemm: Gemm) -> bool:
+    suffix = "_descriptors_kernel" if gemm.kernel == "descriptors" else "_kernel"
+    return launch.kernel == name + suffix

@@ -14,15 +14,20 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def bench() -> Callable[..., str]:
-    """`python -m bench` with the given arguments; what it prints."""
+def python() -> Callable[..., str]:
+    """Python with the given arguments; what it prints."""
 
     def run(*arguments: str) -> str:
         # Without the interpreter of the other tests, which would replace the kernels.
         environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-        command = [sys.executable, "-m", "bench", *arguments]
-        result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        result = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
         assert result.returncode == 0, result.stdout + result.stderr
         return result.stdout
 
     return run
+
+
+@pytest.fixture
+def bench(python: Callable[..., str]) -> Callable[..., str]:
+    """`python -m bench` with the given arguments; what it prints."""
+    return lambda *arguments: python("-m", "bench", *arguments)
