@@ -5,9 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterator
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -18,23 +16,13 @@ if not torch.cuda.is_available():
 
 @pytest.fixture(scope="session")
 def row_independent_dot() -> Iterator[None]:
-    """In the interpreter, a row of a dot product gets the same bits at any position in its tile, as on a GPU.
-
-    The interpreter multiplies with NumPy's matmul. On CPUs without AVX-512 its rounding depends on a row's position.
-    """
+    """In the interpreter, a row of a dot product gets the same bits at any position in its tile, as on a GPU."""
     if torch.cuda.is_available() or importlib.util.find_spec("triton") is None:
         yield
         return
-    from triton.runtime import interpreter
+    from bench.gpu import rehearsal
 
-    def create_dot(builder: Any, a: Any, b: Any, total: Any, *options: Any) -> Any:
-        product = np.zeros_like(total.data)
-        for k in range(a.data.shape[1]):
-            product += a.data[:, k, None] * b.data[None, k, :]
-        return interpreter.TensorHandle(product + total.data, total.dtype.scalar)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
+    with rehearsal.row_independent_dot():
         yield
 
 

@@ -15,7 +15,7 @@ SHAPES = {  # width D, vocabulary V
     "qwen2.5-7b": (3584, 152064),
     "llama-3.1-8b": (4096, 128256),
     "gemma-2-9b": (3584, 256000),
-    "rehearsal": (64, 1000),
+    "rehearsal": (32, 300),
 }
 CASES = ("sft", "grpo", "hpt")
 SEQUENCE = 256  # tokens that share an advantage

@@ -1,0 +1,82 @@
+"""Compile kernels by several processes, into Triton's cache on disk, before they are needed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import upge
+from torch import Tensor
+from triton.runtime.jit import KernelInterface
+from upge.diagnosis.checks import check_bits, check_values
+
+from ..losses.problem import CASES, SHAPES, Problem
+
+Row = dict[str, Any]
+
+
+def compile_head(worker: int, workers: int, device: str, shape: str, tokens: int) -> Iterator[Row]:
+    """This worker's share of what the losses of a real model's head launch, in bfloat16."""
+    width, vocabulary = SHAPES[shape]
+    zeros = torch.zeros(tokens, device=device)
+    is_sft = torch.arange(tokens, device=device) % 2 == 0
+    hidden, weight = (torch.zeros(n, width, dtype=torch.bfloat16, device=device) for n in (tokens, vocabulary))
+    with compiling_only(worker, workers) as rows:
+        for case in CASES:
+            heads = hidden.requires_grad_(), weight.requires_grad_()
+            Problem(*heads, zeros.long(), zeros + 1, zeros, is_sft, case).fused("triton").backward()
+        with torch.no_grad():
+            upge.linear_logprobs(hidden, weight, zeros.long(), backend="triton")
+    yield from rows
+
+
+def compile_checks(worker: int, workers: int, device: str, widths: list[int], **sizes: int) -> Iterator[Row]:
+    """This worker's share of what the small checks launch."""
+    with compiling_only(worker, workers) as rows:
+        for dtype in ("bfloat16", "float16", "float32"):
+            for width in widths:
+                for check in (check_values, check_bits):
+                    for _ in check(device, dtype, width=width, **sizes):
+                        pass
+    yield from rows
+
+
+@contextmanager
+def compiling_only(worker: int, workers: int) -> Iterator[list[Row]]:
+    """Within it no kernel runs. Every launch is compiled by one of the workers. The rows: what this one compiled.
+
+    All workers must make the same launches in the same order.
+    """
+    launches: dict[str, int] = {}
+    rows: list[Row] = []
+
+    def compile_only(kernel: Any, grid: Any) -> Callable[..., None]:
+        def launch(*args: Any, **kwargs: Any) -> None:
+            name = f"{kernel.__name__} {[_kind(value) for value in args]} {sorted(kwargs.items())}"
+            if name not in launches:
+                launches[name] = len(launches)
+                if launches[name] % workers == worker:
+                    start = time.monotonic()
+                    kernel.run(*args, grid=grid, warmup=True, **kwargs)
+                    rows.append({"kernel": kernel.__name__, "seconds": time.monotonic() - start})
+
+        return launch
+
+    kernel_launch = KernelInterface.__getitem__
+    KernelInterface.__getitem__ = compile_only
+    try:
+        yield rows
+    finally:
+        KernelInterface.__getitem__ = kernel_launch
+
+
+def _kind(value: Any) -> Any:
+    """What the compiler may specialise an argument by."""
+    if isinstance(value, Tensor):
+        return value.dtype
+    if isinstance(value, int):
+        return value == 1, value % 16 == 0
+    return type(value)
