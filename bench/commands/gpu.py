@@ -3,8 +3,9 @@
 Each stage is a process of its own with a time limit, so a crash or a hang costs one stage. The most wanted come first:
 kernels compiled by several processes; a smoke test at the real shape (one chunk of Qwen2.5-7B's head against float64);
 the bare GEMMs; the time of each kernel; the targets with 16,384 tokens (time beside three bare GEMMs, zero-advantage
-shares, peak memory); checks in bf16; other settings; every peer that is installed; checks in fp16 and fp32;
-Llama-3.1-8B's head. DIR/gpu.json and DIR/gpu.md are written after every stage, so an interrupted run keeps its results.
+shares, peak memory); checks in bf16; every kernel of the plan, as `upge tune` times them; every peer that is installed;
+checks in fp16 and fp32; Llama-3.1-8B's head. DIR/gpu.json and DIR/gpu.md are written after every stage, so an
+interrupted run keeps its results.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 from pathlib import Path
 
 import torch
+from upge.backends import tuned
 from upge.diagnosis.isolated import run_isolated
 from upge.diagnosis.machine import Device, devices, nvidia_smi, version
 
@@ -27,7 +29,7 @@ from ..losses.comparison import Settings
 from ..losses.measure import processor
 from ..losses.problem import CASES, SHAPES
 
-COMPILER_BYTES = 6 << 30  # of GPU memory that a compiling process takes at most: weight, dW, and a chunk
+COMPILER_BYTES = 8 << 30  # of GPU memory that a compiling process takes at most: weight, its float32, dW, and a chunk
 
 
 def main(argv: list[str]) -> int:
@@ -48,7 +50,7 @@ def main(argv: list[str]) -> int:
     device: Device = found.results[0]
     settings = Settings(args.shape, args.tokens, "bfloat16", "cuda", args.repeats)
     compilers = max(1, min(8, os.cpu_count() or 1, device["free"] // COMPILER_BYTES))
-    sizes = Sizes(settings, "llama-3.1-8b", list(CASES), 2048, [192, 100], {}, compilers)
+    sizes = Sizes(settings, "llama-3.1-8b", list(CASES), 2048, None, [192, 100], 700, 1031, compilers)
     driver = nvidia_smi("driver_version")
     report = Report(args.output, conditions(settings, device["name"], driver[0][0] if driver else "unknown"))
     run_stages(stages(sizes), report, args.minutes, {})
@@ -58,7 +60,7 @@ def main(argv: list[str]) -> int:
 
 def rehearse(folder: Path, minutes: float) -> int:
     settings = Settings("rehearsal", 128, "bfloat16", "cpu", repeats=1)
-    sizes = Sizes(settings, "rehearsal", ["hpt"], 20, [20], {"n": 40, "v": 140}, compilers=1)
+    sizes = Sizes(settings, "rehearsal", ["hpt"], 20, 64, [20], 40, 100, compilers=1)
     report = Report(folder, conditions(settings, processor("cpu"), "none"))
     run_stages(rehearsal_stages(sizes), report, minutes, rehearsal.ENVIRONMENT)
     print(report.text())
@@ -72,6 +74,7 @@ def conditions(settings: Settings, gpu: str, driver: str) -> dict[str, object]:
         "torch": torch.__version__,
         "triton": version("triton"),
         "commit": kernels_commit(),
+        "plan": "tuned, where upge tune was run" if tuned.path().exists() else "shipped",
         "shape": settings.shape,
         "tokens": settings.tokens,
         "dtype": settings.dtype,

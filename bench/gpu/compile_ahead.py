@@ -11,9 +11,12 @@ import torch
 import upge
 from torch import Tensor
 from triton.runtime.jit import KernelInterface
-from upge.diagnosis.checks import check_bits, check_values
+from triton.tools.tensor_descriptor import TensorDescriptor
+from upge.backends.plan import GEMMS
+from upge.diagnosis.checks import DTYPES, check_values
 
 from ..losses.problem import CASES, SHAPES, Problem
+from .measurements import measure_candidates
 
 Row = dict[str, Any]
 
@@ -33,15 +36,23 @@ def compile_head(worker: int, workers: int, device: str, shape: str, tokens: int
     yield from rows
 
 
-def compile_checks(worker: int, workers: int, device: str, widths: list[int], **sizes: int) -> Iterator[Row]:
-    """This worker's share of what the small checks launch."""
+def compile_checks(worker: int, workers: int, device: str, widths: list[int], n: int, v: int) -> Iterator[Row]:
+    """This worker's share of what the small checks launch; `check_bits` launches nothing more."""
     with compiling_only(worker, workers) as rows:
-        for dtype in ("bfloat16", "float16", "float32"):
+        for dtype in DTYPES:
             for width in widths:
-                for check in (check_values, check_bits):
-                    for _ in check(device, dtype, width=width, **sizes):
-                        pass
+                for _ in check_values(device, dtype, n=n, width=width, v=v):
+                    pass
     yield from rows
+
+
+def compile_candidates(worker: int, workers: int, device: str, shape: str, rows: int | None) -> Iterator[Row]:
+    """This worker's share of all kernels of the plan for a real model's head."""
+    with compiling_only(worker, workers) as compiled:
+        for gemm in GEMMS:
+            for _ in measure_candidates(gemm, device, shape, repeats=1, rows=rows):
+                pass
+    yield from compiled
 
 
 @contextmanager
@@ -77,6 +88,8 @@ def _kind(value: Any) -> Any:
     """What the compiler may specialise an argument by."""
     if isinstance(value, Tensor):
         return value.dtype
+    if isinstance(value, TensorDescriptor):
+        return value.base.dtype, value.block_shape
     if isinstance(value, int):
         return value == 1, value % 16 == 0
     return type(value)

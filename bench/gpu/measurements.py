@@ -4,60 +4,48 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
-from upge.backends import tiling as tilings
+from upge.backends import plan as plans
+from upge.backends.plan import Gemm
+from upge.commands.tune import describe
 from upge.diagnosis.checks import DTYPES, check_bits, check_values
 from upge.diagnosis.finding import Finding
 from upge.diagnosis.real_shape import check_head
+from upge.tuning.measure import time_candidates
 
 from ..losses.comparison import Settings, compare, sweep_no_signal
-from ..losses.measure import clear_gradients, extra_bytes, forward_backward, seconds
+from ..losses.measure import forward_backward, seconds
 from ..losses.problem import SHAPES, Problem
 
 Row = dict[str, Any]
 CHUNK = 2048  # rows of the bare GEMMs
 GEMMS = ("logits", "hidden", "weight")  # kernels that take 2 NVD each, by how their names begin
 
-# Changes to the tiling of bf16, each measured by itself.
-TILINGS: dict[str, dict[str, Any]] = {
-    "as shipped": {},
-    "chunks of 400 MiB": {"CHUNK_BYTES": 400 << 20},
-    "chunks of 1600 MiB": {"CHUNK_BYTES": 1600 << 20},
-    "dh in 1 part": {"HIDDEN_PARTS": 1},
-    "dh in 2 parts": {"HIDDEN_PARTS": 2},
-    "dh in 8 parts": {"HIDDEN_PARTS": 8},
-    "128 x 256, 4 stages": {"WIDE": tilings.Tile(128, 256, 64, 8, 4, SPLIT=True)},
-    "128 x 128": {"WIDE": tilings.Tile(128, 128, 64, 8, 3)},
-    "128 x 128, 4 warps, 4 stages": {"WIDE": tilings.Tile(128, 128, 64, 4, 4)},
-    "256 x 128": {"WIDE": tilings.Tile(256, 128, 64, 8, 3)},
-}
-
 
 def check_chunk(device: str, dtype: str, shape: str, tokens: int) -> Iterator[Finding]:
     """A model's head with so many tokens."""
     width, vocabulary = SHAPES[shape]
-    yield from check_head(device, dtype, n=tokens, width=width, v=vocabulary)
+    yield from check_head(device, vocabulary, width, tokens, dtype)
 
 
 def check_real_shape(device: str, dtype: str, shape: str, tokens: int) -> Iterator[Finding]:
     """A model's head with all tokens, with one row less than a chunk has, and with one more."""
     width, vocabulary = SHAPES[shape]
     capability = torch.cuda.get_device_capability() if device == "cuda" else (0, 0)
-    rows = tilings.chunk_rows(tilings.tiling_for(DTYPES[dtype], capability, width), vocabulary, width, sums_weight=True)
+    plan = plans.plan_for(DTYPES[dtype], DTYPES[dtype], capability, width)
+    rows = plans.chunk_rows(plan, vocabulary, width, sums_weight=True)
     for n in (tokens, rows - 1, rows + 1):
         yield from check_chunk(device, dtype, shape, n)
 
 
-def check_dtype(device: str, dtype: str, widths: list[int], shape: str, tokens: int, **sizes: int) -> Iterator[Finding]:
-    """Small checks of a dtype, and a model's head with so many tokens."""
-    yield from check_chunk(device, dtype, shape, tokens)
+def check_dtype(device: str, dtype: str, widths: list[int], n: int, v: int) -> Iterator[Finding]:
+    """Small calls in one dtype."""
     for width in widths:
-        yield from check_values(device, dtype, width=width, **sizes)
-        yield from check_bits(device, dtype, width=width, **sizes)
+        yield from check_values(device, dtype, n=n, width=width, v=v)
+        yield from check_bits(device, dtype, n=n, width=width, v=v)
 
 
 def measure_gemms(device: str, shape: str, repeats: int) -> Iterator[Row]:
@@ -115,36 +103,9 @@ def measure_shares(settings: Row) -> Iterator[Row]:
     yield from sweep_no_signal(Settings(**settings))
 
 
-def measure_tilings(settings: Row) -> Iterator[Row]:
-    """Time and memory of upge under each of TILINGS. The computed numbers stay the same."""
-    s = Settings(**settings)
-    problem = s.problem("grpo")
-    run = partial(forward_backward, Problem.fused, problem)
-    gradients = problem.hidden.nbytes + problem.weight.nbytes
-    for name, changes in TILINGS.items():
-        try:
-            with _changed(changes):
-                run()
-                clear_gradients(problem)
-                extra = extra_bytes(run, s.device, gradients)
-                times = []
-                for _ in range(s.repeats):
-                    clear_gradients(problem)
-                    times.append(seconds(run, s.device))
-            yield {"plan": name, "seconds": statistics.median(times), "extra_bytes": extra}
-        except Exception as error:  # a tile that the GPU cannot hold
-            yield {"plan": name, "error": f"{type(error).__name__}: {error}".splitlines()[0][:100]}
-        clear_gradients(problem)
-
-
-@contextmanager
-def _changed(changes: dict[str, Any]) -> Iterator[None]:
-    """With other constants in `upge.backends.tiling`."""
-    before = {name: getattr(tilings, name) for name in changes}
-    try:
-        for name, value in changes.items():
-            setattr(tilings, name, value)
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(tilings, name, value)
+def measure_candidates(gemm: str, device: str, shape: str, repeats: int, rows: int | None) -> Iterator[Row]:
+    """Each kernel of the plan for one of the GEMMs, and the bare product, as `python -m upge tune` times them."""
+    width, vocabulary = SHAPES[shape]
+    for row in time_candidates(gemm, vocabulary, width, "bfloat16", device, repeats, rows):
+        label = "the bare product" if row["gemm"] is None else describe(Gemm(**row["gemm"]))
+        yield {"of": gemm, "kernel": label, **row}

@@ -6,13 +6,12 @@ import importlib
 import os
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-from upge.backends import tiling
+from upge.backends import plan
 
+from .interpreter import as_on_a_gpu
 from .schedule import Stage
 
 # torch.compile takes long, and says nothing about a GPU.
@@ -28,31 +27,9 @@ def rehearsed(stage: Stage) -> Stage:
 def run_interpreted(name: str, arguments: dict[str, Any], **worker: Any) -> Iterable[Any]:
     """Call a stage's function, in chunks of few rows."""
     module, _, function = name.partition(":")
-    tiling.CHUNK_BYTES = 1
-    with row_independent_dot():
+    plan.CHUNK_BYTES = 1
+    with as_on_a_gpu():
         yield from getattr(importlib.import_module(module), function)(**arguments, **worker)
-
-
-@contextmanager
-def row_independent_dot() -> Iterator[None]:
-    """In the interpreter, a row of a dot product gets the same bits at any position in its tile, as on a GPU.
-
-    The interpreter multiplies with NumPy's matmul. On CPUs without AVX-512 its rounding depends on a row's position.
-    """
-    from triton.runtime import interpreter
-
-    def create_dot(builder: Any, a: Any, b: Any, total: Any, *options: Any) -> Any:
-        product = np.zeros_like(total.data)
-        for k in range(a.data.shape[1]):
-            product += a.data[:, k, None] * b.data[None, k, :]
-        return interpreter.TensorHandle(product + total.data, total.dtype.scalar)
-
-    before = interpreter.InterpreterBuilder.create_dot
-    interpreter.InterpreterBuilder.create_dot = create_dot
-    try:
-        yield
-    finally:
-        interpreter.InterpreterBuilder.create_dot = before
 
 
 def crash() -> Iterator[Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from ..losses.report import memory_and_errors
 from .targets import targets
 
-PARTS = ("stages", "checks", "gemms", "kernels", "methods", "no_signal", "plans", "compiled")
+PARTS = ("stages", "heads", "checks", "gemms", "kernels", "methods", "no_signal", "candidates", "compiled")
 
 
 class Report:
@@ -34,7 +34,11 @@ class Report:
     @property
     def wrong(self) -> list[str]:
         """The checks that did not hold."""
-        return [f"{row['what']}: {row['found']}" for row in self.data["checks"] if row["held"] is False]
+        return [f"{row['what']}: {row['found']}" for row in self.checks if row["held"] is False]
+
+    @property
+    def checks(self) -> list[dict[str, Any]]:
+        return [row for row in self.data["heads"] + self.data["checks"] if row["held"] is not None]
 
     def text(self) -> str:
         return "\n".join(_lines(self))
@@ -50,8 +54,9 @@ def _lines(report: Report) -> Iterator[str]:
     yield from ("", "| target | wanted | measured | |", "|---|---|---|---|")
     for row in targets(data):
         yield f"| {row.what} | {row.wanted} | {row.measured} | {'met' if row.met else '**missed**'} |"
-    checks = [row for row in data["checks"] if row["held"] is not None]
-    yield from ("", f"{len(checks)} checks, {len(report.wrong)} failed", *(f"- {line}" for line in report.wrong))
+    yield from ("", f"{len(report.checks)} checks, {len(report.wrong)} failed", *(f"- {x}" for x in report.wrong))
+    yield from ("", "| at a real shape (dtype, N x D x V) | found |", "|---|---|")
+    yield from (f"| {row['what']} | {row['found']} |" for row in data["heads"])
     yield from ("", "| bare GEMM | rows | ms | TFLOP/s |", "|---|---|---|---|")
     yield from (f"| {r['gemm']} | {r['rows']} | {r['ms']:.3f} | {r['tflops']:.0f} |" for r in data["gemms"])
     yield from ("", "| kernel | calls | ms | TFLOP/s |", "|---|---|---|---|")
@@ -64,8 +69,8 @@ def _lines(report: Report) -> Iterator[str]:
     yield from ("", "| tokens with zero advantage | ms | of GEMMs |", "|---|---|---|")
     for row in data["no_signal"]:
         yield f"| {row['no_signal']:.0%} | {1e3 * row['seconds']:.2f} | {row['of_gemms']:.3f} |"
-    yield from ("", "| tiling | ms | extra MiB |", "|---|---|---|")
-    yield from map(_tiling_line, data["plans"])
+    yield from ("", "| GEMM | kernel | ms | TFLOP/s |", "|---|---|---|---|")
+    yield from map(_candidate_line, data["candidates"])
     yield from ("", "| stage | seconds | MHz | W | |", "|---|---|---|---|---|")
     yield from map(_stage_line, data["stages"])
 
@@ -77,10 +82,9 @@ def _method_line(row: dict[str, Any]) -> str:
     return f"{head} {1e3 * row['seconds']:.2f} | {row['of_gemms']:.3f} | {memory_and_errors(row)} |"
 
 
-def _tiling_line(row: dict[str, Any]) -> str:
-    if "error" in row:
-        return f"| {row['plan']} | {row['error']} | |"
-    return f"| {row['plan']} | {1e3 * row['seconds']:.2f} | {row['extra_bytes'] / 2**20:.0f} |"
+def _candidate_line(row: dict[str, Any]) -> str:
+    found = row["fault"] if "fault" in row else f"{1e3 * row['seconds']:.3f} | {row['tflops']:.0f}"
+    return f"| {row['of']} | {row['kernel']} | {found} |"
 
 
 def _stage_line(row: dict[str, Any]) -> str:
