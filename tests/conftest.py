@@ -5,9 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterator
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -17,51 +15,14 @@ if not torch.cuda.is_available():
 
 
 @pytest.fixture(scope="session")
-def row_independent_dot() -> Iterator[None]:
-    """In the interpreter, a row of a dot product gets the same bits at any position in its tile, as on a GPU.
-
-    The interpreter multiplies with NumPy's matmul. On CPUs without AVX-512 its rounding depends on a row's position.
-    """
+def interpreter_as_gpu() -> Iterator[None]:
+    """Kernels in Triton's interpreter compute the same bits at any position in a tile, and round as a GPU does."""
     if torch.cuda.is_available() or importlib.util.find_spec("triton") is None:
         yield
         return
-    from triton.runtime import interpreter
+    from bench.gpu.interpreter import as_on_a_gpu
 
-    def create_dot(builder: Any, a: Any, b: Any, total: Any, *options: Any) -> Any:
-        product = np.zeros_like(total.data)
-        for k in range(a.data.shape[1]):
-            product += a.data[:, k, None] * b.data[None, k, :]
-        return interpreter.TensorHandle(product + total.data, total.dtype.scalar)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
-        yield
-
-
-@pytest.fixture(scope="session")
-def rounded_bfloat16() -> Iterator[None]:
-    """In the interpreter, casts to bfloat16 round to nearest even, as on a GPU. The interpreter cuts bits off."""
-    if torch.cuda.is_available() or importlib.util.find_spec("triton") is None:
-        yield
-        return
-    import triton.language as tl
-    from triton.runtime import interpreter
-
-    cast = interpreter.InterpreterBuilder.cast_impl
-
-    def cast_impl(builder: Any, src: Any, dst_type: Any) -> Any:
-        dtypes = src.dtype.scalar, dst_type.scalar
-        if dtypes == (tl.float32, tl.bfloat16):
-            bits = np.ascontiguousarray(src.data).view(np.uint32)
-            rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-            rounded = np.where(np.isnan(src.data), 0x7FC0, rounded)
-            return interpreter.TensorHandle(rounded.astype(np.uint16), tl.bfloat16)
-        if dtypes == (tl.bfloat16, tl.float32):
-            return interpreter.TensorHandle((src.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
-        return cast(builder, src, dst_type)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(interpreter.InterpreterBuilder, "cast_impl", cast_impl)
+    with as_on_a_gpu():
         yield
 
 

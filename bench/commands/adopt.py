@@ -10,7 +10,6 @@ The shape qwen2.5-1.5b is meant for a GPU, and has not run on one yet.
 from __future__ import annotations
 
 import argparse
-import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -20,9 +19,8 @@ from ..adoption.comparison import Settings, compare
 from ..adoption.report import table, write
 from ..adoption.shapes import SHAPES
 from ..adoption.variants import CASES
+from ..commit import kernels_commit
 from ..losses.measure import processor
-
-KERNELS = Path(__file__).parents[2] / "kernels"
 
 
 def main(argv: list[str]) -> int:
@@ -44,7 +42,7 @@ def main(argv: list[str]) -> int:
             "threads": settings.threads,
             "repeats": args.repeats,
             "versions": {name: _version(name) for name in ("torch", "transformers", "trl", "upge")},
-            "commit": _commit(),
+            "commit": kernels_commit(),
         },
         "rows": [row for case in args.cases for row in compare(case, settings)],
     }
@@ -82,14 +80,3 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
-
-
-def _commit() -> str:
-    """The last commit that changed upge, with "-dirty" if its files differ from it."""
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments, "--", KERNELS], cwd=KERNELS, capture_output=True, text=True)
-        return done.stdout.strip()
-
-    commit = git("log", "-1", "--abbrev=10", "--format=%h")
-    return f"{commit}-dirty" if commit and git("status", "--porcelain") else commit or "unknown"

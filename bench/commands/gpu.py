@@ -1,78 +1,82 @@
 """Within ten minutes on a GPU: check the Triton kernels, measure them, and report which targets are met.
 
-Stages, most wanted first: checks in bf16 against float64; the targets on Qwen2.5-7B's head with 16,384 tokens (time
-against three bare GEMMs, zero-advantage shares, peak memory); every peer that is installed; the time of each kernel;
-other tilings; checks in fp32 and fp16; Llama-3.1-8B's head. DIR/gpu.json and DIR/gpu.md are written after every step,
-so an interrupted run keeps its results.
+Each stage is a process of its own with a time limit, so a crash or a hang costs one stage. The most wanted come first:
+kernels compiled by several processes; a smoke test at the real shape (one chunk of Qwen2.5-7B's head against float64);
+the bare GEMMs; the time of each kernel; the targets with 16,384 tokens (time beside three bare GEMMs, zero-advantage
+shares, peak memory); checks in bf16; every kernel of the plan, as `upge tune` times them; every peer that is installed;
+checks in fp16 and fp32; Llama-3.1-8B's head. DIR/gpu.json and DIR/gpu.md are written after every stage, so an
+interrupted run keeps its results.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from upge.diagnosis.checks import check_bits, check_values
+from upge.backends import tuned
+from upge.diagnosis.isolated import run_isolated
+from upge.diagnosis.machine import Device, devices, nvidia_smi, version
 
+from ..commit import kernels_commit
+from ..gpu import rehearsal
 from ..gpu.report import Report
-from ..gpu.stages import measure_kernels, measure_peers, measure_second_head, measure_targets, measure_tilings
+from ..gpu.schedule import run_stages
+from ..gpu.stages import Sizes, rehearsal_stages, stages
 from ..losses.comparison import Settings
 from ..losses.measure import processor
 from ..losses.problem import CASES, SHAPES
+
+COMPILER_BYTES = 8 << 30  # of GPU memory that a compiling process takes at most: weight, its float32, dW, and a chunk
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench gpu", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("bench/results/gpu"), metavar="DIR")
-    parser.add_argument("--minutes", type=float, default=9.5, help="no stage starts that would end later")
+    parser.add_argument("--minutes", type=float, default=9.5, help="a stage that is not done by then is ended")
     parser.add_argument("--shape", choices=SHAPES, default="qwen2.5-7b")
     parser.add_argument("--tokens", type=int, default=16384)
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--rehearse", action="store_true", help="run all stages in tiny sizes on a CPU, as a test")
     args = parser.parse_args(argv)
     if args.rehearse:
-        settings = Settings("rehearsal", 512, "bfloat16", "cpu", repeats=1)
-        return run(Report(args.output, args.minutes), settings, "rehearsal", (20,), {"n": 70, "v": 257})
-    if not torch.cuda.is_available():
-        print("bench gpu: PyTorch sees no GPU here", file=sys.stderr)
+        return rehearse(args.output, args.minutes)
+    found = run_isolated(devices, 60)
+    if not found.results:
+        print(f"bench gpu: PyTorch sees no GPU here {found.fault}", file=sys.stderr)
         return 2
+    device: Device = found.results[0]
     settings = Settings(args.shape, args.tokens, "bfloat16", "cuda", args.repeats)
-    return run(Report(args.output, args.minutes), settings, "llama-3.1-8b", (192, 100), {})
+    compilers = max(1, min(8, os.cpu_count() or 1, device["free"] // COMPILER_BYTES))
+    sizes = Sizes(settings, "llama-3.1-8b", list(CASES), 2048, None, [192, 100], 700, 1031, compilers)
+    driver = nvidia_smi("driver_version")
+    report = Report(args.output, conditions(settings, device["name"], driver[0][0] if driver else "unknown"))
+    run_stages(stages(sizes), report, args.minutes, {})
+    print(report.text())
+    return 1 if report.wrong or report.faults else 0
 
 
-def run(
-    report: Report, settings: Settings, second_shape: str, widths: tuple[int, ...], check_sizes: dict[str, Any]
-) -> int:
-    report.data["settings"] = {
-        "GPU": processor(settings.device),
+def rehearse(folder: Path, minutes: float) -> int:
+    settings = Settings("rehearsal", 128, "bfloat16", "cpu", repeats=1)
+    sizes = Sizes(settings, "rehearsal", ["hpt"], 20, 64, [20], 40, 100, compilers=1)
+    report = Report(folder, conditions(settings, processor("cpu"), "none"))
+    run_stages(rehearsal_stages(sizes), report, minutes, rehearsal.ENVIRONMENT)
+    print(report.text())
+    return 1 if report.wrong or set(report.faults) != {"a crash", "a hang"} else 0
+
+
+def conditions(settings: Settings, gpu: str, driver: str) -> dict[str, object]:
+    return {
+        "GPU": gpu,
+        "driver": driver,
         "torch": torch.__version__,
+        "triton": version("triton"),
+        "commit": kernels_commit(),
+        "plan": "tuned, where upge tune was run" if tuned.path().exists() else "shipped",
         "shape": settings.shape,
         "tokens": settings.tokens,
         "dtype": settings.dtype,
         "repeats": settings.repeats,
     }
-
-    def check(dtype: str) -> None:
-        for width in widths:
-            for checked in (check_values, check_bits):
-                for finding in checked(settings.device, dtype, width=width, **check_sizes):
-                    report.add("checks", finding)
-                    if not finding["held"]:
-                        print(f"FAIL {finding['what']}: {finding['found']}", flush=True)
-
-    report.stage("checks, bfloat16", 60, partial(check, "bfloat16"))
-    report.stage("targets", 60, partial(measure_targets, report, settings))
-    for case in CASES:
-        report.stage(f"peers, {case}", 60, partial(measure_peers, report, settings, case))
-    report.stage("kernels", 15, partial(measure_kernels, report, settings))
-    report.stage("settings", 60, partial(measure_tilings, report, settings))
-    report.stage("checks, float32", 45, partial(check, "float32"))
-    report.stage("checks, float16", 45, partial(check, "float16"))
-    report.stage(second_shape, 30, partial(measure_second_head, report, settings, second_shape))
-    report.write()
-    print((report.folder / "gpu.md").read_text())
-    failed = [row for row in report.data["checks"] if not row["held"]]
-    return 1 if failed or report.data["errors"] else 0

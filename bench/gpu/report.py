@@ -1,84 +1,78 @@
-"""The report of `python -m bench gpu`, written to disk after every change."""
+"""The report of `python -m bench gpu`, written to disk after every stage."""
 
 from __future__ import annotations
 
 import json
-import time
-import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..losses.report import memory_and_errors
+from .targets import targets
 
-PARTS = ("checks", "targets", "methods", "no_signal", "kernels", "plans", "errors")
+PARTS = ("stages", "heads", "checks", "gemms", "kernels", "methods", "no_signal", "candidates", "compiled")
 
 
 class Report:
-    """What was found so far, and how much time is left."""
+    """What was found so far: settings, and rows of each part."""
 
-    def __init__(self, folder: Path, minutes: float):
+    def __init__(self, folder: Path, settings: Mapping[str, Any]):
         self.folder = folder
-        self.end = time.monotonic() + 60 * minutes
-        self.data: dict[str, Any] = {"settings": {}, **{part: [] for part in PARTS}}
+        self.data: dict[str, Any] = {"settings": dict(settings), **{part: [] for part in PARTS}}
         folder.mkdir(parents=True, exist_ok=True)
+        self._write()
 
     def add(self, part: str, *rows: Mapping[str, Any]) -> None:
         self.data[part] += rows
-        self.write()
+        self._write()
 
-    def add_target(self, what: str, measured: float, limit: float, unit: str = "", scale: float = 1.0) -> None:
-        """A number that should be at most `limit`. Both are shown divided by `scale`, in `unit`."""
-        row = {
-            "what": what,
-            "wanted": f"at most {limit / scale:.2f}{unit}",
-            "measured": f"{measured / scale:.2f}{unit}",
-            "met": measured <= limit,
-        }
-        self.add("targets", row)
+    @property
+    def faults(self) -> dict[str, str]:
+        """By stage: what kept it from ending, or from starting."""
+        return {row["stage"]: row["fault"] for row in self.data["stages"] if row["fault"]}
 
-    def write(self) -> None:
+    @property
+    def wrong(self) -> list[str]:
+        """The checks that did not hold."""
+        return [f"{row['what']}: {row['found']}" for row in self.checks if row["held"] is False]
+
+    @property
+    def checks(self) -> list[dict[str, Any]]:
+        return [row for row in self.data["heads"] + self.data["checks"] if row["held"] is not None]
+
+    def text(self) -> str:
+        return "\n".join(_lines(self))
+
+    def _write(self) -> None:
         (self.folder / "gpu.json").write_text(json.dumps(self.data, indent=1) + "\n")
-        (self.folder / "gpu.md").write_text(markdown(self.data) + "\n")
-
-    def stage(self, name: str, seconds: float, run: Callable[[], object]) -> None:
-        """Run a stage. A stage that fails is recorded, and so is one for which too little time is left."""
-        left = self.end - time.monotonic()
-        print(f"-- {name} ({left:.0f} s left)", flush=True)
-        try:
-            if left < seconds:
-                raise TimeoutError(f"needs about {seconds:.0f} s, {left:.0f} s are left")
-            run()
-        except Exception as error:
-            traceback.print_exc()
-            self.add("errors", {"stage": name, "error": f"{type(error).__name__}: {error}"[:500]})
+        (self.folder / "gpu.md").write_text(self.text() + "\n")
 
 
-def markdown(data: dict[str, Any]) -> str:
-    lines = [", ".join(f"{key} {value}" for key, value in data["settings"].items()), ""]
-    lines += ["| target | wanted | measured | |", "|---|---|---|---|"]
-    for row in data["targets"]:
-        met = "met" if row["met"] else "**missed**"
-        lines.append(f"| {row['what']} | {row['wanted']} | {row['measured']} | {met} |")
-    failed = [row for row in data["checks"] if not row["held"]]
-    lines += [
-        "",
-        f"{len(data['checks'])} checks, {len(failed)} failed",
-        *(f"- {row['what']}: {row['found']}" for row in failed),
-        "",
-    ]
-    lines += ["| shape | case | method | ms | of GEMMs | extra MiB | error of dh | error of dW |"]
-    lines += ["|---|---|---|---|---|---|---|---|"]
-    lines += [_method_line(row) for row in data["methods"]]
-    lines += ["", "| tokens with zero advantage | ms | of GEMMs |", "|---|---|---|"]
+def _lines(report: Report) -> Iterator[str]:
+    data = report.data
+    yield ", ".join(f"{key} {value}" for key, value in data["settings"].items())
+    yield from ("", "| target | wanted | measured | |", "|---|---|---|---|")
+    for row in targets(data):
+        yield f"| {row.what} | {row.wanted} | {row.measured} | {'met' if row.met else '**missed**'} |"
+    yield from ("", f"{len(report.checks)} checks, {len(report.wrong)} failed", *(f"- {x}" for x in report.wrong))
+    yield from ("", "| at a real shape (dtype, N x D x V) | found |", "|---|---|")
+    yield from (f"| {row['what']} | {row['found']} |" for row in data["heads"])
+    yield from ("", "| bare GEMM | rows | ms | TFLOP/s |", "|---|---|---|---|")
+    yield from (f"| {r['gemm']} | {r['rows']} | {r['ms']:.3f} | {r['tflops']:.0f} |" for r in data["gemms"])
+    yield from ("", "| kernel | calls | ms | TFLOP/s |", "|---|---|---|---|")
+    for row in data["kernels"]:
+        rate = f"{row['tflops']:.0f}" if "tflops" in row else ""
+        yield f"| {row['kernel']} | {row['calls']} | {row['ms']:.2f} | {rate} |"
+    yield from ("", "| shape | case | method | ms | of GEMMs | extra MiB | error of dh | error of dW |")
+    yield "|---|---|---|---|---|---|---|---|"
+    yield from map(_method_line, data["methods"])
+    yield from ("", "| tokens with zero advantage | ms | of GEMMs |", "|---|---|---|")
     for row in data["no_signal"]:
-        lines.append(f"| {row['no_signal']:.0%} | {1e3 * row['seconds']:.2f} | {row['of_gemms']:.3f} |")
-    lines += ["", "| kernel | calls | ms |", "|---|---|---|"]
-    lines += [f"| {row['kernel']} | {row['calls']} | {row['ms']:.2f} |" for row in data["kernels"]]
-    lines += ["", "| tiling | ms | extra MiB |", "|---|---|---|"]
-    lines += [_tiling_line(row) for row in data["plans"]]
-    lines += ["", *(f"- {row['stage']}: {row['error']}" for row in data["errors"])]
-    return "\n".join(lines)
+        yield f"| {row['no_signal']:.0%} | {1e3 * row['seconds']:.2f} | {row['of_gemms']:.3f} |"
+    yield from ("", "| GEMM | kernel | ms | TFLOP/s |", "|---|---|---|---|")
+    yield from map(_candidate_line, data["candidates"])
+    yield from ("", "| stage | seconds | MHz | W | |", "|---|---|---|---|---|")
+    yield from map(_stage_line, data["stages"])
 
 
 def _method_line(row: dict[str, Any]) -> str:
@@ -88,7 +82,13 @@ def _method_line(row: dict[str, Any]) -> str:
     return f"{head} {1e3 * row['seconds']:.2f} | {row['of_gemms']:.3f} | {memory_and_errors(row)} |"
 
 
-def _tiling_line(row: dict[str, Any]) -> str:
-    if "error" in row:
-        return f"| {row['plan']} | {row['error']} | |"
-    return f"| {row['plan']} | {1e3 * row['seconds']:.2f} | {row['extra_bytes'] / 2**20:.0f} |"
+def _candidate_line(row: dict[str, Any]) -> str:
+    found = row["fault"] if "fault" in row else f"{1e3 * row['seconds']:.3f} | {row['tflops']:.0f}"
+    return f"| {row['of']} | {row['kernel']} | {found} |"
+
+
+def _stage_line(row: dict[str, Any]) -> str:
+    seconds = f"{row['seconds']:.1f}" if "seconds" in row else ""
+    clock = "{:.0f} to {:.0f}".format(*row["clock_mhz"]) if "clock_mhz" in row else ""
+    power = f"{row['power_w']:.0f}" if "power_w" in row else ""
+    return f"| {row['stage']} | {seconds} | {clock} | {power} | {' '.join(row['fault'].split())} |"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from upge.diagnosis.real_shape import gpu_seconds
+from upge.diagnosis.timing import gpu_seconds
 
 from .problem import Problem
 

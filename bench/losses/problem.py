@@ -7,16 +7,11 @@ from dataclasses import dataclass
 import torch
 import upge
 from torch import Tensor
-from upge.diagnosis import real_shape
+from upge.diagnosis import timing
+from upge.heads import HEADS
 
-SHAPES = {  # width D, vocabulary V
-    "smollm2-135m": (576, 49152),
-    "qwen2.5-1.5b": (1536, 151936),
-    "qwen2.5-7b": (3584, 152064),
-    "llama-3.1-8b": (4096, 128256),
-    "gemma-2-9b": (3584, 256000),
-    "rehearsal": (64, 1000),
-}
+# Width D and vocabulary V of each head.
+SHAPES = {name: (d, v) for name, (v, d) in HEADS.items()} | {"rehearsal": (32, 200)}
 CASES = ("sft", "grpo", "hpt")
 SEQUENCE = 256  # tokens that share an advantage
 
@@ -98,4 +93,4 @@ def make_problem(
 
 def bare_gemms(problem: Problem) -> None:
     """The three GEMMs of the problem: the least that an exact method needs."""
-    real_shape.bare_gemms(problem.hidden.detach(), problem.weight.detach())
+    timing.bare_gemms(problem.hidden.detach(), problem.weight.detach())

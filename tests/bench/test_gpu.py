@@ -3,39 +3,101 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 
+from upge.backends.triton.kernels.bias import bias_kernel
+
 from bench.commands import gpu
+from bench.gpu.clocks import summary
+from bench.gpu.compile_ahead import compiling_only
+from bench.gpu.rehearsal import crash
 from bench.gpu.report import Report
-from bench.gpu.stages import TILINGS
+from bench.gpu.schedule import Stage, run_stages
 
 
-@pytest.mark.usefixtures("row_independent_dot")
-def test_gpu_rehearsal(tmp_path: Path) -> None:
-    """Every stage of `bench gpu` runs (here in the interpreter and without CUDA), and its checks hold."""
-    status = gpu.main(["--rehearse", "--output", str(tmp_path)])
+def test_rehearsal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every stage runs, here in the interpreter; the checks hold, and a crash and a hang are recorded."""
+    assert gpu.main(["--rehearse", "--minutes", "60", "--output", str(tmp_path)]) == 0
     report = json.loads((tmp_path / "gpu.json").read_text())
-    assert [r["error"] for r in report["errors"]] == []
-    assert [r["what"] for r in report["checks"] if not r["held"]] == []
-    assert status == 0
-    assert len(report["checks"]) == 3 * (4 * 4 + 5)
+    faults = {r["stage"]: r["fault"] for r in report["stages"] if r["fault"]}
+    assert faults == {"a crash": "was ended by SIGABRT", "a hang": "did not end within 15 seconds"}
+    assert [r["what"] for r in report["checks"] if r["held"] is False] == []
+    before = {"before the crash", "before the hang"}
+    assert before < {r["what"] for r in report["checks"]}
+    assert len(report["checks"]) - len(before) == 3 * (4 * 4 + 5)  # three dtypes
+    assert len(report["heads"]) == 5 * (1 + 3 + 1)  # smoke test, three token counts, float16
+    assert all(r["held"] for r in report["heads"])
+    assert {r["gemm"] for r in report["gemms"]} == {"h W^T", "G W", "G^T h"}
     assert {r["case"] for r in report["methods"] if r["method"] == "upge"} == {"sft", "grpo", "hpt"}
-    assert [r["plan"] for r in report["plans"] if "seconds" in r] == list(TILINGS)
-    assert {"half of the tokens at A = 0: time of GEMMs", "sft: memory"} <= {r["what"] for r in report["targets"]}
+    assert {r["of"] for r in report["candidates"]} == {"logits", "hidden", "weight"}
+    assert [r for r in report["candidates"] if "fault" in r] == []
     text = (tmp_path / "gpu.md").read_text()
-    assert all(f"| {r['what']} |" in text for r in report["targets"])
+    for what in ("half of the tokens at A = 0: time of GEMMs", "sft: memory", "hpt: time of pytorch"):
+        assert f"| {what} |" in text
+    assert text.rstrip() in capsys.readouterr().out
 
 
-def test_stages_that_fail_or_start_too_late_are_recorded(tmp_path: Path) -> None:
-    report = Report(tmp_path, minutes=1)
-    report.stage("breaks", 1, lambda: {}["no such kernel"])
-    report.stage("late", 120, lambda: report.add("checks", {"what": "never", "held": True}))
-    report.add("targets", {"what": "memory", "wanted": "1", "measured": "2", "met": False})
+def late() -> Iterator[Any]:
+    yield {"what": "never", "found": "", "held": True}
+
+
+def test_stages_that_crash_or_start_too_late_are_recorded(tmp_path: Path) -> None:
+    report = Report(tmp_path, {"shape": "rehearsal"})
+    crashing = Stage("crashes", "checks", crash, {}, needs=1, limit=60)
+    run_stages([crashing, Stage("late", "checks", late, {}, needs=120, limit=120)], report, 1, {})
     found = json.loads((tmp_path / "gpu.json").read_text())
-    assert [r["stage"] for r in found["errors"]] == ["breaks", "late"]
-    assert found["checks"] == []
-    assert "| memory | 1 | 2 | **missed** |" in (tmp_path / "gpu.md").read_text()
+    assert [row["what"] for row in found["checks"]] == ["before the crash"]
+    crashed, not_started = (row["fault"] for row in found["stages"])
+    assert crashed == "was ended by SIGABRT"
+    assert not_started.startswith("not started: it needs about 120 s")
+    assert "| late |  |  |  | not started" in (tmp_path / "gpu.md").read_text()
+
+
+def test_a_stage_ends_at_the_deadline_of_the_whole(tmp_path: Path) -> None:
+    report = Report(tmp_path, {"shape": "rehearsal"})
+    start = time.monotonic()
+    run_stages([Stage("hangs", "checks", gpu.rehearsal.hang, {}, needs=1, limit=600)], report, 0.2, {})
+    assert time.monotonic() - start < 60
+    assert report.faults["hangs"].startswith("did not end within")
+
+
+def test_each_launch_is_compiled_by_one_worker_and_none_runs() -> None:
+    totals = torch.zeros(4)
+
+    def launch() -> None:
+        for block in (16, 32, 64):
+            bias_kernel[(1,)](torch.ones(4, 4), torch.ones(4), totals, 4, 4, 4, BM=block, BN=16)
+
+    compiled = []
+    for worker in range(2):
+        with compiling_only(worker, 2) as rows:
+            launch()
+            launch()
+        compiled.append(len(rows))
+    assert compiled == [2, 1]
+    assert not totals.any()
+    launch()
+    assert totals.any()
+
+
+def test_clocks_are_those_of_a_busy_gpu() -> None:
+    samples = "345, 90.1, 0\n1980, 640.5, 100\n1755, 699.0, 98\n[N/A], 1, 99\n1980, 6"
+    assert summary(samples) == {"clock_mhz": [1755.0, 1980.0], "power_w": 699.0}
+    assert summary("") == {}
+
+
+def test_a_missed_target_is_shown(tmp_path: Path) -> None:
+    report = Report(tmp_path, {"shape": "qwen2.5-7b"})
+    row = {"shape": "qwen2.5-7b", "case": "sft", "method": "upge", "seconds": 1.0, "of_gemms": 1.2, "extra_bytes": 9}
+    report.add("methods", row, row | {"shape": "llama-3.1-8b", "of_gemms": 1.0})
+    text = (tmp_path / "gpu.md").read_text()
+    assert "| sft: time of three bare GEMMs | at most 1.15 x | 1.20 x | **missed** |" in text
+    assert text.count("sft: memory") == 1

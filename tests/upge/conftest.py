@@ -80,8 +80,8 @@ def make_problem(n=150, d=24, v=301, dtype=torch.float32, seed=0, spread=0.5) ->
 
 
 @pytest.fixture(autouse=True)
-def interpreter(row_independent_dot, rounded_bfloat16):
-    """Kernels in Triton's interpreter compute the same bits at any position in a tile, and round as a GPU does."""
+def interpreter(interpreter_as_gpu):
+    """For every test of the kernels."""
 
 
 @pytest.fixture(params=["pointers", "descriptors"])

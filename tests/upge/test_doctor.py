@@ -101,11 +101,11 @@ def test_a_wrong_number_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         self.gradients.hidden.mul_(1.001)
 
     assert all(finding["held"] for finding in check_values("cpu", "float32", "torch", n=300))
-    assert all(finding["held"] for finding in check_head("cpu", "float32", "torch", n=80, width=20, v=9000))
+    assert all(finding["held"] for finding in check_head("cpu", 9000, 20, 80, "float32", "torch"))
     monkeypatch.setattr(ChunkedWorkspace, "backward", wrong)
     for findings in (
         check_values("cpu", "float32", "torch", n=300),
-        check_head("cpu", "float32", "torch", n=80, width=20, v=9000),
+        check_head("cpu", 9000, 20, 80, "float32", "torch"),
     ):
         found = {finding["what"].rpartition(": ")[2]: finding["held"] for finding in findings}
         assert not found["dh"]

@@ -8,14 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from ..heads import HEADS
 from . import machine
-from .checks import check_bits, check_values
+from .checks import CALLS, check_bits, check_values
 from .finding import Finding, fault, note
 from .isolated import run_isolated
 from .machine import Device
 from .real_shape import check_head, time_head
 
 LIMIT = 120.0  # seconds of a check. A kernel that was never used before compiles for some seconds.
+HEAD = "qwen2.5-7b"
 # Bytes that the checks with a real model's head take at most, float64 numbers included.
 HEAD_BYTES = 8 << 30
 
@@ -55,15 +57,24 @@ def examine() -> Iterator[Section]:
 
 def backend_checks(devices: Sequence[Device]) -> list[Check]:
     """Small calls of the backend that `backend="auto"` takes."""
-    device = "cuda" if devices else "cpu"
-    backend = "triton" if devices and _has_triton() else "torch"
-    sizes = {} if devices else {"n": 300}
-    dtypes = ("bfloat16", "float16", "float32") if devices else ("bfloat16", "float32")
-    common = {"device": device, "backend": backend, **sizes}
-    return [
-        *(Check(f"{backend}, {dtype}", check_values, {"dtype": dtype, **common}) for dtype in dtypes),
-        *(Check(f"{backend}, {dtype}, bits", check_bits, {"dtype": dtype, **common}) for dtype in dtypes),
-    ]
+    if not devices:
+        return _small_checks("cpu", "torch", "float32", [CALLS]) + _small_checks("cpu", "torch", "bfloat16", [CALLS])
+    backend = "triton" if _has_triton() else "torch"
+    # Each call compiles kernels of its own, so it is a process of its own.
+    found = _small_checks("cuda", backend, "bfloat16", [(call,) for call in CALLS])
+    for dtype in ("float16", "float32"):
+        found += _small_checks("cuda", backend, dtype, [CALLS[:1]])
+    return found
+
+
+def _small_checks(device: str, backend: str, dtype: str, calls: Sequence[Sequence[str]]) -> list[Check]:
+    """The calls of each item in a process of their own, and a process for bits."""
+    common = {"device": device, "backend": backend, "dtype": dtype, "n": 300 if device == "cpu" else 700}
+    found = [Check(f"{backend}, {dtype}, bits", check_bits, common)]
+    for names in calls:
+        title = f"{backend}, {dtype}, {names[0] if len(names) == 1 else 'values'}"
+        found.append(Check(title, check_values, {**common, "calls": list(names)}))
+    return found
 
 
 def run_checks(checks: Sequence[Check]) -> Iterator[Section]:
@@ -95,12 +106,14 @@ def is_right(sections: Sequence[Section]) -> bool:
 
 def _with_head(device: Device) -> Iterator[Section]:
     """Checks that take much memory, one after the other."""
+    vocabulary, width = HEADS[HEAD]
+    arguments = {"device": "cuda", "v": vocabulary, "width": width}
     if device["free"] < HEAD_BYTES:
         why = f"not looked at: it takes up to {HEAD_BYTES >> 30} GiB, and {device['free'] / 2**30:.1f} are free"
-        yield Section("Qwen2.5-7B's head", [note("Qwen2.5-7B's head", why)], 0.0)
+        yield Section(f"head of {HEAD}", [note(f"head of {HEAD}", why)], 0.0)
         return
-    yield run_check(Check("Qwen2.5-7B's head", check_head, {"device": "cuda"}))
-    yield run_check(Check("time", time_head, {"device": "cuda"}))
+    yield run_check(Check(f"head of {HEAD}", check_head, arguments))
+    yield run_check(Check(f"head of {HEAD}, time", time_head, arguments))
 
 
 def _has_triton() -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..diagnosis.timing import gpu_seconds
 from .chunk import Chunk
 
 # The largest relative error (by norm) of a kernel that is taken: the roundings of E or dW, and of tf32 for fp16.
@@ -65,11 +66,4 @@ def _seconds(run: Callable[[], object], device: str) -> float:
         begun = time.perf_counter()
         run()
         return time.perf_counter() - begun
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    start.record()
-    run()
-    end.record()
-    torch.cuda.synchronize()
-    milliseconds: float = start.elapsed_time(end)
-    return milliseconds / 1000
+    return gpu_seconds(run)
