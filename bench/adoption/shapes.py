@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Shape:
-    """A Qwen2 model with tied embeddings, and a batch of `rows` sequences with `length` trained tokens each."""
+    """A Qwen2 model with tied embeddings, and a batch of `rows` sequences with `length` trained tokens each.
+
+    micro_batches: into how many a batch is split, whose gradients are added up.
+    """
 
     vocabulary: int
     width: int
@@ -18,6 +21,7 @@ class Shape:
     rows: int
     length: int
     dtype: str
+    micro_batches: int = 1
     checkpointing: bool = False  # of activations
 
     @property
@@ -30,7 +34,7 @@ class Shape:
 
 SHAPES = {
     "small": Shape(49152, 128, 512, 2, 4, 2, rows=8, length=128, dtype="float32"),
-    "smollm2-135m": Shape(49152, 576, 1536, 30, 9, 3, rows=4, length=128, dtype="float32"),
+    "smollm2-135m": Shape(49152, 576, 1536, 30, 9, 3, rows=8, length=64, dtype="float32", micro_batches=2),
     "qwen2.5-1.5b": Shape(151936, 1536, 8960, 28, 12, 2, rows=8, length=1024, dtype="bfloat16", checkpointing=True),
-    "tiny": Shape(256, 32, 64, 1, 4, 2, rows=4, length=8, dtype="float32"),
+    "tiny": Shape(256, 32, 64, 1, 4, 2, rows=8, length=8, dtype="float32", micro_batches=2),
 }
