@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 from .shapes import Shape
 
 PROMPT = 16  # tokens before each rollout
-GROUP = 4  # rollouts of a prompt
 
 
 def make_model(shape: Shape, device: str) -> PreTrainedModel:

@@ -19,7 +19,8 @@ from hpt.training.assemble import make_policy, make_trainer
 from hpt.verify import Verdict
 
 from ..training.synthetic import random_questions
-from .batches import GROUP, PROMPT, MadeUpRollouts, make_model
+from .batches import PROMPT, MadeUpRollouts, make_model
+from .shapes import GROUP
 from .worker import Steps
 
 if TYPE_CHECKING:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+GROUP = 4  # rollouts of a prompt
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -34,7 +36,7 @@ class Shape:
 
 SHAPES = {
     "small": Shape(49152, 128, 512, 2, 4, 2, rows=8, length=128, dtype="float32"),
-    "smollm2-135m": Shape(49152, 576, 1536, 30, 9, 3, rows=8, length=64, dtype="float32", micro_batches=2),
+    "smollm2-135m": Shape(49152, 576, 1536, 30, 9, 3, rows=4, length=128, dtype="float32"),
     "qwen2.5-1.5b": Shape(151936, 1536, 8960, 28, 12, 2, rows=8, length=1024, dtype="bfloat16", checkpointing=True),
     "tiny": Shape(256, 32, 64, 1, 4, 2, rows=8, length=8, dtype="float32", micro_batches=2),
 }

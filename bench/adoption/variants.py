@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from .shapes import Shape
+from .shapes import GROUP, Shape
 
 if TYPE_CHECKING:
     from .worker import Steps
@@ -91,7 +91,7 @@ def trl_grpo(setup: Setup, *, fused: bool = False, logprobs: bool = False) -> No
     from datasets import Dataset
 
     from ..training.word_tokenizer import word_tokenizer
-    from .batches import GROUP, MadeUpRollouts, make_model
+    from .batches import MadeUpRollouts, make_model
 
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"  # rollout_func is experimental
     rollouts = MadeUpRollouts(setup.shape)
