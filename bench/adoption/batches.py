@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config
 from .shapes import Shape
 
 PROMPT = 16  # tokens before each rollout
-GROUP = 4  # rollouts of a prompt
 
 
 def make_model(shape: Shape, device: str) -> PreTrainedModel:
@@ -43,22 +42,20 @@ def examples(shape: Shape) -> list[dict[str, Any]]:
 
 
 class MadeUpRollouts:
-    """Rollouts of random tokens and random rewards, in the forms that TRL asks for. The same in every process.
+    """Rollouts of random tokens and random rewards. The same in every process.
 
     No two rewards are equal, so that every rollout has an advantage.
     """
 
     def __init__(self, shape: Shape):
         self.shape, self.draw = shape, random.Random(0)
+        self.prompt = _tokens(shape, PROMPT, random.Random(0))
 
-    def generate(self, prompts: list[Any], trainer: Any) -> dict[str, Any]:
-        """TRL's rollout_func."""
-        prompt = _tokens(self.shape, PROMPT, random.Random(0))
-        completions = [_tokens(self.shape, self.shape.length, self.draw) for _ in prompts]
-        return {"prompt_ids": [prompt] * len(prompts), "completion_ids": completions, "logprobs": None}
+    def completions(self, count: int) -> list[list[int]]:
+        return [_tokens(self.shape, self.shape.length, self.draw) for _ in range(count)]
 
-    def reward(self, completions: list[Any], **columns: Any) -> list[float]:
-        return [self.draw.random() for _ in completions]
+    def rewards(self, count: int) -> list[float]:
+        return [self.draw.random() for _ in range(count)]
 
 
 def _tokens(shape: Shape, length: int, draw: random.Random) -> list[int]:

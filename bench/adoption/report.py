@@ -9,8 +9,8 @@ from typing import Any
 Report = dict[str, Any]
 
 NOTES = """\
-- A step is the trainer's own, from its `on_step_begin` to its `on_step_end`: forward, backward and AdamW. In GRPO it
-  has rewards and advantages, too, but no generation: rollouts are made up, on-policy and without a reference model.
+- A step is the trainer's own: forward, backward, gradient norm and AdamW. In GRPO it begins at the rewards and has
+  advantages, too. Rollouts are made up, on-policy and without a reference model; all have an advantage.
 - seconds: the best step of {repeats}, and by how much the slowest took longer. Trainers take turns.{clock}
 - extra MiB: the peak of a step beyond what was there before it (weights and optimizer states). Gradients are part of
   it. Each trainer has its own process.
@@ -33,8 +33,11 @@ def table(report: Report) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in settings["versions"].items())
     threads = f", threads: {settings['threads']}" if settings["threads"] else ""
     lines = [
+        f"`{settings['command']}`",
+        "",
         f"{settings['shape']} (D {settings['width']}, V {settings['vocabulary']}, {settings['layers']} layers), "
-        f"{settings['rows']} rows of {settings['length']} tokens, {settings['dtype']}, {settings['processor']}"
+        f"{settings['rows']} rows of {settings['length']} tokens in {settings['micro_batches']} micro-batches, "
+        f"{settings['dtype']}, {settings['processor']}"
         f"{threads}; {versions} of commit {settings['commit']}",
         "",
         "| case | trainer | seconds | of first | extra MiB | gradients' difference |",

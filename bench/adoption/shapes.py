@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+GROUP = 4  # rollouts of a prompt
+
 
 @dataclass(frozen=True)
 class Shape:
-    """A Qwen2 model with tied embeddings, and a batch of `rows` sequences with `length` trained tokens each."""
+    """A Qwen2 model with tied embeddings, and a batch of `rows` sequences with `length` trained tokens each.
+
+    micro_batches: into how many a batch is split, whose gradients are added up.
+    """
 
     vocabulary: int
     width: int
@@ -18,6 +23,7 @@ class Shape:
     rows: int
     length: int
     dtype: str
+    micro_batches: int = 1
     checkpointing: bool = False  # of activations
 
     @property
@@ -32,5 +38,5 @@ SHAPES = {
     "small": Shape(49152, 128, 512, 2, 4, 2, rows=8, length=128, dtype="float32"),
     "smollm2-135m": Shape(49152, 576, 1536, 30, 9, 3, rows=4, length=128, dtype="float32"),
     "qwen2.5-1.5b": Shape(151936, 1536, 8960, 28, 12, 2, rows=8, length=1024, dtype="bfloat16", checkpointing=True),
-    "tiny": Shape(256, 32, 64, 1, 4, 2, rows=4, length=8, dtype="float32"),
+    "tiny": Shape(256, 32, 64, 1, 4, 2, rows=8, length=8, dtype="float32", micro_batches=2),
 }

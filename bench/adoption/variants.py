@@ -15,10 +15,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from .shapes import Shape
+from .shapes import GROUP, Shape
 
 if TYPE_CHECKING:
-    from transformers import TrainerCallback
+    from .worker import Steps
 
 
 @dataclass(frozen=True)
@@ -28,16 +28,19 @@ class Setup:
     shape: Shape
     device: str
     steps: int
-    callback: TrainerCallback
+    callback: Steps
     folder: Path
+    # Gradients are compared as they are. Their norm is computed, as by default, but is never as large as this.
+    max_grad_norm: float = 1e9
 
     def arguments(self) -> dict[str, Any]:
         """Arguments that TrainingArguments, SFTConfig and GRPOConfig share."""
         return {
             "output_dir": str(self.folder),
             "max_steps": self.steps,
-            "per_device_train_batch_size": self.shape.rows,
-            "max_grad_norm": 0.0,  # gradients are compared as they are
+            "per_device_train_batch_size": self.shape.rows // self.shape.micro_batches,
+            "gradient_accumulation_steps": self.shape.micro_batches,
+            "max_grad_norm": self.max_grad_norm,
             "use_cpu": self.device == "cpu",
             "bf16": self.shape.dtype == "bfloat16",
             "gradient_checkpointing": self.shape.checkpointing,
@@ -83,21 +86,34 @@ def trl_sft(setup: Setup, *, fused: bool) -> None:
 
 
 def trl_grpo(setup: Setup, *, fused: bool = False, logprobs: bool = False) -> None:
-    """The rollouts are made up in no time, so a step is all but their generation."""
+    """The rollouts are made up. Advantages are not divided by their standard deviation, to which TRL adds 1e-4."""
     theirs, ours = _trl()
     from datasets import Dataset
 
     from ..training.word_tokenizer import word_tokenizer
-    from .batches import GROUP, MadeUpRollouts, make_model
+    from .batches import MadeUpRollouts, make_model
 
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"  # rollout_func is experimental
     rollouts = MadeUpRollouts(setup.shape)
+
+    def generate(prompts: list[Any], trainer: Any) -> dict[str, Any]:
+        completions = rollouts.completions(len(prompts))
+        return {"prompt_ids": [rollouts.prompt] * len(prompts), "completion_ids": completions, "logprobs": None}
+
+    def reward(completions: list[Any], **columns: Any) -> list[float | None]:
+        setup.callback.start()
+        return [*rollouts.rewards(len(completions))]
+
     trainer = (ours if fused else theirs).GRPOTrainer(
         model=make_model(setup.shape, setup.device),
-        reward_funcs=rollouts.reward,
-        rollout_func=rollouts.generate,
+        reward_funcs=reward,
+        rollout_func=generate,
         args=theirs.GRPOConfig(
-            **setup.arguments(), num_generations=GROUP, max_completion_length=setup.shape.length, beta=0.0
+            **setup.arguments(),
+            num_generations=GROUP,
+            max_completion_length=setup.shape.length,
+            beta=0.0,
+            scale_rewards="none",
         ),
         train_dataset=Dataset.from_dict({"prompt": ["?"] * (setup.shape.rows // GROUP)}),
         processing_class=word_tokenizer(setup.shape.vocabulary),
@@ -106,6 +122,12 @@ def trl_grpo(setup: Setup, *, fused: bool = False, logprobs: bool = False) -> No
     context: AbstractContextManager[None] = ours.use_logprobs() if logprobs else nullcontext()
     with context:
         trainer.train()
+
+
+def hpt_grpo(setup: Setup) -> None:
+    from .hpt_steps import train
+
+    train(setup)
 
 
 def _trl() -> tuple[ModuleType, ModuleType]:
@@ -128,5 +150,6 @@ CASES: dict[str, dict[str, Variant]] = {
         "trl.GRPOTrainer": trl_grpo,
         "within upge's use_logprobs()": lambda setup: trl_grpo(setup, logprobs=True),
         "upge's GRPOTrainer": lambda setup: trl_grpo(setup, fused=True),
+        "hpt's trainer": hpt_grpo,
     },
 }

@@ -46,6 +46,10 @@ class Steps(transformers.TrainerCallback):
 
     def on_step_begin(self, *args: Any, **options: Any) -> None:
         self.request: dict[str, Any] = self.connection.recv()
+        self.start()
+
+    def start(self) -> None:
+        """What is measured starts here, and not before: the rollouts are there."""
         self.peak = PeakMemory(self.device) if self.request.get("memory") else None
         self.begun = clock(self.device)
 

@@ -20,7 +20,7 @@ from upge.backends import tuned
 from upge.diagnosis.isolated import run_isolated
 from upge.diagnosis.machine import Device, devices, nvidia_smi, version
 
-from ..commit import kernels_commit
+from ..commit import last_commit
 from ..gpu import rehearsal
 from ..gpu.report import Report
 from ..gpu.schedule import run_stages
@@ -73,7 +73,7 @@ def conditions(settings: Settings, gpu: str, driver: str) -> dict[str, object]:
         "driver": driver,
         "torch": torch.__version__,
         "triton": version("triton"),
-        "commit": kernels_commit(),
+        "commit": last_commit("kernels"),
         "plan": "tuned, where upge tune was run" if tuned.path().exists() else "shipped",
         "shape": settings.shape,
         "tokens": settings.tokens,

@@ -199,5 +199,5 @@ def _update_bytes(parameter: torch.nn.Parameter, settings: OptimizerConfig) -> i
     with AllocationTracker("meta") as live:
         live.add([parameter, parameter.grad, *stored_tensors(optimizer.state[parameter]).values()])
         base = live.current
-        optimizer.step(gradient_factor=torch.ones((), device="meta"))
+        optimizer.step()
         return live.peak - base

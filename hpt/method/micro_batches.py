@@ -66,8 +66,10 @@ class MicroBatcher:
         own = rows_of_rank([row for row in rows if row.has_signal], self.world)
         batches = micro_batches(own, self.max_tokens, packed=self.packed, reweight=reweight)
         count = max(self.least, *self.world.gather(len(batches)))
-        for batch in batches + [empty_batch()] * (count - len(batches)):
+        for batch in batches:
             yield batch.to(self.device)
+        for _ in range(count - len(batches)):
+            yield empty_batch().to(self.device)
 
     def measure(
         self, rows: Sequence[Row], function: Callable[[MicroBatch], torch.Tensor]
@@ -146,9 +148,9 @@ def empty_batch() -> MicroBatch:
 def packed_batch(rows: Sequence[Row]) -> MicroBatch:
     """All rows one after the other in a single sequence, without padding: B = 1."""
     tokens = [token for row in rows for token in row.tokens]
-    position_ids = [position for row in rows for position in range(len(row.tokens))]
+    position_ids = torch.cat([torch.arange(len(row.tokens)) for row in rows])
     starts = [0, *accumulate(len(row.tokens) for row in rows[:-1])]
-    return _micro_batch(rows, torch.tensor([tokens]), torch.tensor([position_ids]), starts)
+    return _micro_batch(rows, torch.tensor([tokens]), position_ids[None], starts)
 
 
 def padded_batch(rows: Sequence[Row]) -> MicroBatch:
@@ -164,20 +166,24 @@ def _micro_batch(
 ) -> MicroBatch:
     """starts: index into (B * L) of each row's first token."""
     lengths = torch.tensor([row.response_length for row in rows])
-    positions = [
-        torch.arange(start + row.prompt_length - 1, start + len(row.tokens) - 1)
-        for start, row in zip(starts, rows, strict=True)
+    positions = torch.cat(
+        [
+            torch.arange(start + row.prompt_length - 1, start + len(row.tokens) - 1)
+            for start, row in zip(starts, rows, strict=True)
+        ]
+    )
+    weights = [
+        row.weight if row.importance is None else [row.weight * factor for factor in row.importance] for row in rows
     ]
-    weights = [row.weight * factor for row in rows for factor in row.importance or [1.0] * row.response_length]
     return MicroBatch(
         rows=list(rows),
         input_ids=input_ids,
         position_ids=position_ids,
-        positions=torch.cat(positions),
-        targets=torch.tensor([token for row in rows for token in row.tokens[row.prompt_length :]]),
+        positions=positions,
+        targets=input_ids.flatten()[positions + 1],
         objective_index=torch.tensor([int(row.signal) for row in rows]).repeat_interleave(lengths),
-        advantages=torch.tensor([value for row in rows for value in row.advantages], dtype=torch.float32),
-        weights=torch.tensor(weights, dtype=torch.float32),
+        advantages=_per_token(rows, [row.advantage for row in rows]),
+        weights=_per_token(rows, weights),
         sequence_ids=torch.arange(len(rows)).repeat_interleave(lengths),
         rollout_logprobs=_per_token(rows, [row.rollout_logprobs for row in rows]),
         old_logprobs=_per_token(rows, [row.old_logprobs for row in rows]),
@@ -185,9 +191,13 @@ def _micro_batch(
     )
 
 
-def _per_token(rows: Sequence[Row], numbers: Sequence[list[float] | None]) -> torch.Tensor:
-    """(N,) float32; nan for the tokens of rows without numbers."""
-    flat: list[float] = []
+def _per_token(rows: Sequence[Row], numbers: Sequence[float | list[float] | None]) -> torch.Tensor:
+    """(N,) float32 from a number for each row's tokens, or one number for all of them; None stands for nan."""
+    parts = []
     for row, own in zip(rows, numbers, strict=True):
-        flat += own or [float("nan")] * row.response_length
-    return torch.tensor(flat, dtype=torch.float32)
+        if isinstance(own, list):
+            parts.append(torch.tensor(own, dtype=torch.float32))
+        else:
+            value = float("nan") if own is None else own
+            parts.append(torch.full((row.response_length,), value, dtype=torch.float32))
+    return torch.cat(parts)

@@ -37,7 +37,7 @@ class PolicyModule(torch.nn.Module):
         position_ids: torch.Tensor,
         positions: torch.Tensor,
         targets: torch.Tensor,
-        objectives: Sequence[upge.Objective] | None = None,
+        objectives: upge.Objective | Sequence[upge.Objective] | None = None,
         **options: Any,
     ) -> upge.PolicyLossOutput | upge.LogprobsOutput:
         """`upge.fused_policy_loss` with `objectives`, `upge.linear_logprobs` without; `options` are theirs.
@@ -95,12 +95,14 @@ class Policy:
 
     def loss(self, batch: MicroBatch) -> upge.PolicyLossOutput:
         """The micro-batch's share of the loss; shares add up, since the weights hold the global normaliser."""
+        signals = {row.signal for row in batch.rows}
+        alike = len(signals) == 1  # then no token's objective has to be looked up
         return self.module(
             **_inputs(batch),
-            objectives=self.objectives,
+            objectives=self.objectives[signals.pop()] if alike else self.objectives,
             advantages=batch.advantages,
             weights=batch.weights,
-            objective_index=batch.objective_index,
+            objective_index=None if alike else batch.objective_index,
             old_logprobs=batch.old_logprobs if self.needs_old_logprobs else None,
             ref_logprobs=batch.ref_logprobs if batch.penalised else None,
             sequence_ids=batch.sequence_ids,
@@ -123,7 +125,9 @@ class Policy:
     def _token_values(self, batch: MicroBatch) -> upge.LogprobsOutput:
         return self.module(**_inputs(batch), temperature=self._temperatures(batch), entropy=True)
 
-    def _temperatures(self, batch: MicroBatch) -> torch.Tensor:
+    def _temperatures(self, batch: MicroBatch) -> float | torch.Tensor:
+        if self.temperature == 1:
+            return 1.0  # the loss divides no logits by this number, but does by a tensor
         return torch.where(batch.objective_index == Signal.RL, self.temperature, 1.0)
 
 

@@ -77,9 +77,9 @@ class AdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(  # type: ignore[override]
-        self, closure: None = None, *, gradient_factor: Tensor | None = None
+        self, closure: None = None, *, gradient_factor: float = 1.0
     ) -> None:
-        """One update by the gradients times `gradient_factor` (), which is applied in float32; default 1.
+        """One update by the gradients times `gradient_factor`, which is applied in float32.
 
         A parameter without a gradient has gradient 0. As with the `grad_scale` of torch's fused AdamW, float32
         gradients are scaled in place.
@@ -130,7 +130,7 @@ class AdamW(torch.optim.Optimizer):
                 state[f"{name}_scale"] = zeros(torch.float32, -(-count // BLOCK))
         return state
 
-    def _update_parameter(self, parameter: Tensor, group: dict[str, Any], gradient_factor: Tensor | None) -> None:
+    def _update_parameter(self, parameter: Tensor, group: dict[str, Any], gradient_factor: float) -> None:
         state = self.state[parameter]
         state["step"] += 1
         stored = stored_tensors(state)
@@ -142,7 +142,7 @@ class AdamW(torch.optim.Optimizer):
                 gradient_part = torch.zeros_like(weight[part], dtype=torch.float32)
             else:
                 gradient_part = gradient[part].float()
-                if gradient_factor is not None:
+                if gradient_factor != 1:
                     gradient_part.mul_(gradient_factor)
             self._update_slice(weight[part], gradient_part, int(state["step"]), _sliced(stored, part), group)
 
@@ -199,8 +199,7 @@ class AdamW(torch.optim.Optimizer):
 def _update_float32(
     master: Tensor, gradient: Tensor, step: int, states: dict[str, Tensor], group: dict[str, Any]
 ) -> None:
-    fused = master.device.type == "cuda"
-    done = torch.tensor(float(step - 1), device=master.device if fused else "cpu")
+    done = torch.full((), float(step - 1), device=master.device)
     adamw(
         [master],
         [gradient],
@@ -209,7 +208,7 @@ def _update_float32(
         [],
         [done],
         foreach=False,
-        fused=fused,
+        fused=True,  # one pass over memory, on a CPU too
         amsgrad=False,
         beta1=group["betas"][0],
         beta2=group["betas"][1],

@@ -71,16 +71,16 @@ class LocalEngine:
     def step(self) -> Update:
         """Applies and clears the accumulated gradient, unless its norm forbids it."""
         settings = self.config.optimizer
-        norm = self._gradient_norm() / self.loss_scale
-        finite = math.isfinite(norm.item())
-        skipped = not finite or norm.item() > (settings.skip_grad_norm or math.inf)
+        norm = self._gradient_norm().item() / self.loss_scale
+        finite = math.isfinite(norm)
+        skipped = not finite or norm > (settings.skip_grad_norm or math.inf)
         if not skipped:
-            clip = (settings.clip_grad_norm / (norm + 1e-6)).clamp(max=1.0)  # as in torch.nn.utils.clip_grad_norm_
+            clip = min(1.0, settings.clip_grad_norm / (norm + 1e-6))  # as in torch.nn.utils.clip_grad_norm_
             self.optimizer.step(gradient_factor=clip / self.loss_scale)
         elif not finite:
             self.loss_scale = max(1.0, self.loss_scale / 2)
         self.optimizer.zero_grad()
-        return Update(norm.item(), float(self.schedule.get_last_lr()[0]), skipped)
+        return Update(norm, float(self.schedule.get_last_lr()[0]), skipped)
 
     def end_step(self) -> None:
         """Advances the learning rate by one training step."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Sequence
+from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ Metrics = dict[str, float]
 
 @dataclass
 class RankStats:
-    """What one rank counted over its own micro-batches. `over_ranks` adds the numbers up, but for maxima."""
+    """What one rank counted over its own micro-batches. Numbers are added up, over ranks too, but for maxima."""
 
     loss: float = 0.0
     tokens: int = 0
@@ -34,51 +34,70 @@ class RankStats:
     kl_tokens: int = 0
     mismatch_kl: float = 0.0
     mismatch_abs: float = 0.0
-    mismatch_max: float = field(default=0.0, metadata={"over_ranks": max})
+    mismatch_max: float = field(default=0.0, metadata={"combined_by": max})
     mismatch_tokens: int = 0
 
     def add_batch(self, batch: MicroBatch, output: upge.PolicyLossOutput, *, first_update: bool) -> None:
         if not batch.rows:
             return
-        rl = batch.objective_index == Signal.RL
-        self.loss += output.loss.item()
+        rl, evaluated = batch.objective_index == Signal.RL, output.evaluated
         self.tokens += batch.targets.numel()
-        self.entropy += output.entropy[output.evaluated].sum().item()
-        self.rl_tokens += int(rl.sum())
-        self.clipped += int((rl & ~output.stable).sum())
+        numbers = {
+            "loss": output.loss,
+            "entropy": output.entropy.where(evaluated, 0.0).sum(),
+            "rl_tokens": rl.sum(),
+            "clipped": (rl & ~output.stable).sum(),
+        }
         if batch.penalised:
-            gap = (batch.ref_logprobs - output.logprobs)[output.evaluated].double()
-            self.kl += (torch.expm1(gap) - gap).sum().item()
-            self.kl_tokens += gap.numel()
+            gap = (batch.ref_logprobs.double() - output.logprobs.double()).where(evaluated, 0.0)
+            numbers |= {"kl": (torch.expm1(gap) - gap).sum(), "kl_tokens": evaluated.sum()}
         if first_update:  # later ones no longer have the weights that the engine had
-            known = rl & output.evaluated & batch.old_logprobs.isnan()
-            self._add_mismatch(output.logprobs[known], batch.rollout_logprobs[known])
+            known = rl & evaluated & batch.old_logprobs.isnan()
+            numbers |= _mismatch(output.logprobs, batch.rollout_logprobs, known)
+        self._add(numbers)
 
     def add_mismatch_of_rows(self, rows: Sequence[Row]) -> None:
         """From log-probabilities that were measured before the first update."""
         for row in rows:
             if row.signal == Signal.RL and row.old_logprobs and row.rollout_logprobs:
-                self._add_mismatch(torch.tensor(row.old_logprobs), torch.tensor(row.rollout_logprobs))
+                old, rollout = torch.tensor(row.old_logprobs), torch.tensor(row.rollout_logprobs)
+                self._add(_mismatch(old, rollout, torch.ones_like(old, dtype=torch.bool)))
 
-    def _add_mismatch(self, trainer: torch.Tensor, engine: torch.Tensor) -> None:
-        """Between log-probabilities (N,) of the same tokens under the same weights; nan where the engine has none."""
-        log_ratio = (trainer.double() - engine.double())[~engine.isnan()]
-        if log_ratio.numel() == 0:
-            return
-        k3 = torch.expm1(log_ratio) - log_ratio  # estimates KL(engine || trainer)
-        self.mismatch_kl += k3.sum().item()
-        self.mismatch_abs += log_ratio.abs().sum().item()
-        self.mismatch_max = max(self.mismatch_max, log_ratio.abs().max().item())
-        self.mismatch_tokens += log_ratio.numel()
+    def _add(self, numbers: dict[str, torch.Tensor]) -> None:
+        """Adds numbers () to the fields of these names; they leave the device all at once."""
+        values = torch.stack([number.detach().double() for number in numbers.values()]).tolist()
+        known = dict(zip(numbers, values, strict=True))
+        for number in fields(self):
+            if number.name in known:
+                total = _combination(number)([getattr(self, number.name), known[number.name]])
+                setattr(self, number.name, type(number.default)(total))
+
+
+def _mismatch(trainer: torch.Tensor, engine: torch.Tensor, known: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Between log-probabilities (N,) of the same tokens under the same weights, where `known` (N,) is true.
+
+    engine: nan where it has none.
+    """
+    known = known & ~engine.isnan()
+    log_ratio = (trainer.double() - engine.double()).where(known, 0.0)
+    return {
+        "mismatch_kl": (torch.expm1(log_ratio) - log_ratio).sum(),  # k3 estimates KL(engine || trainer)
+        "mismatch_abs": log_ratio.abs().sum(),
+        "mismatch_max": log_ratio.abs().max(),
+        "mismatch_tokens": known.sum(),
+    }
 
 
 def over_ranks(parts: Sequence[RankStats]) -> RankStats:
     """The step's micro-batches as all ranks counted them."""
     combined = {}
     for number in fields(RankStats):
-        combine = number.metadata.get("over_ranks", sum)
-        combined[number.name] = combine([getattr(part, number.name) for part in parts])
+        combined[number.name] = _combination(number)([getattr(part, number.name) for part in parts])
     return RankStats(**combined)
+
+
+def _combination(number: Field[Any]) -> Callable[[Sequence[float]], float]:
+    return number.metadata.get("combined_by", sum)
 
 
 @dataclass

@@ -80,7 +80,7 @@ def train(optimizer: AdamW, steps: range, dtype: torch.dtype, factor: float = 0.
         for parameter, gradient in zip(trained(optimizer), gradients(step, dtype), strict=True):
             parameter.grad = gradient.clone()
         optimizer.param_groups[0]["lr"] = 1e-3 / (step + 1)
-        optimizer.step(gradient_factor=torch.tensor(factor))
+        optimizer.step(gradient_factor=factor)
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +94,7 @@ def test_it_is_torchs_adamw_on_float32_masters(dtype: torch.dtype, offload: bool
     ours = make(parameters(dtype), offload=offload)
     train(ours, range(20), dtype)
     exact = [torch.nn.Parameter(parameter.detach().float()) for parameter in parameters(dtype)]
-    theirs = torch.optim.AdamW(exact, weight_decay=0.1)
+    theirs = torch.optim.AdamW(exact, weight_decay=0.1, fused=True)
     for step in range(20):
         for master, gradient in zip(exact, gradients(step, dtype), strict=True):
             master.grad = gradient.float() * 0.5
@@ -143,7 +143,7 @@ def test_8bit_states_of_a_bfloat16_weight_keep_its_master() -> None:
         for master, gradient in zip(trained(exact), gradients(step, torch.bfloat16), strict=True):
             master.grad = gradient.float()
         exact.param_groups[0]["lr"] = 1e-3 / (step + 1)
-        exact.step(gradient_factor=torch.tensor(0.5))
+        exact.step(gradient_factor=0.5)
     for parameter, state, master in zip(trained(ours), stored(ours), trained(exact), strict=True):
         assert torch.equal(join_master(parameter.detach().view(-1), state["remainder"]), master.view(-1))
 
@@ -206,7 +206,7 @@ def test_an_update_makes_nothing_larger_than_a_slice(dtype: torch.dtype) -> None
     for parameter, gradient in zip(trained(optimizer), gradients(0, dtype), strict=True):
         parameter.grad = gradient
     with LargestResult() as largest:
-        optimizer.step(gradient_factor=torch.tensor(1.0))
+        optimizer.step(gradient_factor=0.5)
     assert largest.elements == 1024  # the slice; the first parameter has 7,000
 
 
@@ -224,7 +224,7 @@ def test_parameter_groups_have_settings_of_their_own() -> None:
     ours.add_param_group({"params": second, "lr": 1e-3, "weight_decay": 0.5})
     exact = [torch.nn.Parameter(parameter.detach().float()) for parameter in (*first, *second)]
     groups = [{"params": exact[:1]}, {"params": exact[1:], "lr": 1e-3, "weight_decay": 0.5}]
-    theirs = torch.optim.AdamW(groups, lr=1e-2, weight_decay=0.0)
+    theirs = torch.optim.AdamW(groups, lr=1e-2, weight_decay=0.0, fused=True)
     for step in range(3):
         for own, master, gradient in zip((*first, *second), exact, gradients(step, torch.bfloat16), strict=False):
             own.grad, master.grad = gradient, gradient.float()
