@@ -1,135 +1,168 @@
-"""Run a function in a process of its own, with a time limit: a crash or a hang is a result like any other."""
+"""From a tile of h W^T in registers to what is kept of it, shared by the kernels that compute logits.
 
-from __future__ import annotations
+With an anchor a near the target's logit z_y, all that a row needs are sums over the other entries j != y:
 
-import contextlib
-import faulthandler
-import importlib
-import json
-import os
-import signal
-import subprocess
-import sys
-import tempfile
-import time
-import traceback
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+    S = sum_j exp(z_j - a),   S' = S exp(a - z_y),   l = -log(1 + S'),   1 - p_y = S' / (1 + S')
 
-OUTPUT_LINES = 30  # of what the function printed
-SECONDS_TO_DIE = 5.0
+and for the entropy m = sum_j exp(z_j - a) (z_j - a) (see `rows.py`). So one pass over the logits is enough, without a
+running maximum. The logits never leave the registers. E = exp(z - a) is stored for the gradient GEMMs (in bf16 for bf16
+operands, since bf16 has the exponents of fp32), and S and m are summed in fp32 before that rounding.
 
+The target's logit comes from this GEMM as well. All logits of a row are then rounded alike, and equal ones are equal.
+Rows whose anchor turns out to be bad (`reanchor.py`) are computed again with another one (`redo.py`).
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a function."""
+With a soft-cap, what is stored is E times the slope of the cap (`raw_logit.py`), since the gradient of h W^T + b is a
+multiple of that. An entropy coefficient then also needs the distance d = z - a, which cannot be told from the product
+(KEEP_DISTANCES). It is stored as (exp(|d|) - 1) sign(d), which bf16 holds with an error of 2^-8 min(1, |d|) in d.
 
-    results: list[Any]
-    """What it yielded, until it ended."""
-    fault: str
-    """Why it did not run to its end; "" if it did."""
-    output: str
-    """The last lines of its stdout and stderr; after a crash or a hang with the place in the code."""
-    seconds: float
+exp(z - a) is 2^((u - a) log2(e) / T) with the raw logit u and the anchor as a raw logit. Partial sums go to one slot
+per (vocabulary tile, row) and are added in a fixed order later, without atomics.
+"""
+
+import triton
+import triton.language as tl
+
+from .raw_logit import LOG2E, raw_logit
 
 
-def run_isolated(
-    function: Callable[..., Iterable[Any]], limit: float, environment: dict[str, str] | None = None, **arguments: Any
-) -> Outcome:
-    """Call `function(**arguments)` in a new process, and end that process with all its children after `limit` seconds.
+@triton.jit
+def _store(
+    out,  # a pointer, or where DESCRIPTORS a descriptor of blocks (BM, n)
+    values,  # (BM, n) fp32
+    first_row,
+    first,
+    stride,
+    live,  # (BM, 1): rows to write, read where MASKED
+    DESCRIPTORS: tl.constexpr,
+    MASKED: tl.constexpr,
+    BM: tl.constexpr,
+    n: tl.constexpr,
+):
+    if DESCRIPTORS:
+        out.store([first_row, first], values.to(out.dtype))
+    else:
+        corner = out + first_row.to(tl.int64) * stride + first
+        places = tl.arange(0, BM)[:, None] * stride + tl.arange(0, n)[None, :]
+        if MASKED:
+            tl.store(corner + places, values.to(out.dtype.element_ty), mask=live)
+        else:
+            tl.store(corner + places, values.to(out.dtype.element_ty))
 
-    function:    of a module that this process can import. What it yields is kept as it comes, and must be JSON.
-    environment: variables that the process has in addition to those of this one.
-    arguments:   JSON.
+
+@triton.jit
+def _part(
+    product,  # (BM, n) fp32: columns of a tile of h W^T
+    first_row,
+    first,  # its first vocabulary entry
+    scale,  # (BM,): log2(e) / T
+    a,  # (BM,): the anchor, a raw logit
+    y,  # (BM,): the target
+    has_target,  # whether the tile has the target of any of its rows
+    live,  # (BM,): rows to write, read where MASKED
+    bias,
+    exps,
+    distances,
+    target_logit,  # this and the next at the tile's first row
+    target_slope,
+    V,
+    exps_stride,
+    softcap,
+    inverse_softcap,
+    HAS_BIAS: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    KEEP: tl.constexpr,
+    KEEP_DISTANCES: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    MASKED: tl.constexpr,
+    PARTS: tl.constexpr,
+    BM: tl.constexpr,
+    n: tl.constexpr,
+):
+    """Store E and the target's u; return the row sums of E and of E (z - a) / log(2), and the largest u.
+
+    Sums and maximum leave the target out. Few tiles have a target or entries past V, so only those spend time on it.
     """
-    name = f"{function.__module__}:{function.__qualname__}"
-    with tempfile.TemporaryDirectory() as folder:
-        results, output = Path(folder, "results"), Path(folder, "output")
-        # -P and this process's own path: the new one imports what this one does.
-        command = [sys.executable, "-P", "-m", __name__, name, json.dumps(arguments), str(results)]
-        path = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
-        variables = os.environ | (environment or {}) | {"PYTHONPATH": path}
-        start = time.monotonic()
-        with output.open("wb") as stream:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=stream,
-                env=variables,
-                start_new_session=True,
-            )
-        try:
-            process.wait(limit)
-            fault = "" if process.returncode == 0 else _ending(process.returncode)
-        except subprocess.TimeoutExpired:
-            fault = f"did not end within {limit:g} seconds"
-            process.send_signal(signal.SIGABRT)  # faulthandler prints where it is
-            _wait(process)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-        if not _wait(process):
-            fault += ", and could not be killed"
-        seconds = time.monotonic() - start
-        found = [json.loads(line) for line in _complete_lines(results)]
-        errors = [row["error"] for row in found if "error" in row]
-        printed = output.read_text(errors="replace").splitlines()
-    return Outcome(
-        [row["result"] for row in found if "result" in row],
-        errors[0] if errors else fault,
-        "\n".join(printed[-OUTPUT_LINES:]),
-        seconds,
-    )
+    if PARTS > 1:
+        left, right = tl.split(tl.permute(tl.reshape(product, (BM, 2, n // 2)), (0, 2, 1)))
+        s0, m0, t0 = _part(
+            left, first_row, first, scale, a, y, has_target, live, bias, exps, distances, target_logit, target_slope,
+            V, exps_stride, softcap, inverse_softcap, HAS_BIAS, HAS_SOFTCAP, KEEP, KEEP_DISTANCES,
+            DESCRIPTORS, MASKED, PARTS // 2, BM, n // 2,
+        )  # fmt: skip
+        s1, m1, t1 = _part(
+            right, first_row, first + n // 2, scale, a, y, has_target, live, bias, exps, distances, target_logit,
+            target_slope, V, exps_stride, softcap, inverse_softcap, HAS_BIAS, HAS_SOFTCAP, KEEP, KEEP_DISTANCES,
+            DESCRIPTORS, MASKED, PARTS // 2, BM, n // 2,
+        )  # fmt: skip
+        return s0 + s1, m0 + m1, tl.maximum(t0, t1)
+    else:
+        columns = first + tl.arange(0, n)
+        b = 0.0
+        if HAS_BIAS:
+            b = tl.load(bias + tl.minimum(columns, V - 1)).to(tl.float32)[None, :]
+        u, slope = raw_logit(product, b, softcap, inverse_softcap, HAS_BIAS, HAS_SOFTCAP)
+        if has_target:
+            own = columns[None, :] == y[:, None]
+            here = (y >= first) & (y < first + n)
+            if MASKED:
+                here = here & live
+            tl.store(target_logit + tl.arange(0, BM), tl.sum(tl.where(own, u, 0.0), 1), mask=here)
+            if HAS_SOFTCAP and KEEP:
+                tl.store(target_slope + tl.arange(0, BM), tl.sum(tl.where(own, slope, 0.0), 1), mask=here)
+            u = tl.where(own, float("-inf"), u)
+        if first + n > V:
+            u = tl.where((columns < V)[None, :], u, float("-inf"))
+        exponent = (u - a[:, None]) * scale[:, None]
+        e = tl.exp2(exponent)
+        if KEEP:
+            _store(exps, e * slope, first_row, first, exps_stride, live[:, None], DESCRIPTORS, MASKED, BM, n)
+            if KEEP_DISTANCES:
+                growth = tl.exp2(tl.minimum(tl.abs(exponent), 120.0)) - 1.0
+                signed = tl.where(exponent < 0.0, -growth, growth)
+                _store(distances, signed, first_row, first, exps_stride, live[:, None], DESCRIPTORS, MASKED, BM, n)
+        # Where E is 0 its moment is 0, and not 0 * -inf.
+        return tl.sum(e, 1), tl.sum(e * tl.maximum(exponent, -1e30), 1), tl.max(u, 1)
 
 
-def _ending(code: int) -> str:
-    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+@triton.jit
+def epilogue(
+    product,  # (BM, BN) fp32: a tile of h W^T
+    first_row,
+    first,  # its first vocabulary entry
+    live,  # (BM,): rows to write, read where MASKED
+    bias,
+    targets,
+    inverse_temperature,
+    anchor,
+    target_logit,
+    target_slope,
+    exps,
+    distances,
+    V,
+    exps_stride,
+    softcap,
+    inverse_softcap,
+    HAS_BIAS: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    KEEP: tl.constexpr,
+    KEEP_DISTANCES: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    MASKED: tl.constexpr,
+    PARTS: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """Store E and the target's logit; return the tile's sums, moments and largest logits, (BM,) each.
 
-
-def _wait(process: subprocess.Popen[bytes]) -> bool:
-    """Whether it ends soon. A process that hangs inside a driver cannot be killed."""
-    try:
-        process.wait(SECONDS_TO_DIE)
-    except subprocess.TimeoutExpired:
-        return False
-    return True
-
-
-def _complete_lines(path: Path) -> list[str]:
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return [line for line in lines if line.endswith("\n")]
-
-
-def _call(name: str, arguments: str, results: str) -> int:
-    """In the new process: call the function and write a line for each thing that it yields."""
-    faulthandler.enable()
-    _forbid_core_files()
-    module, _, function = name.partition(":")
-    with Path(results).open("w", encoding="utf-8") as stream:
-
-        def write(**row: Any) -> None:
-            stream.write(json.dumps(row) + "\n")
-            stream.flush()
-
-        try:
-            for result in getattr(importlib.import_module(module), function)(**json.loads(arguments)):
-                write(result=result)
-        except Exception as error:
-            traceback.print_exc()
-            write(error=f"{type(error).__name__}: {error}")
-            return 1
-    return 0
-
-
-def _forbid_core_files() -> None:
-    """A core file of a process with a GPU's memory is large."""
-    import resource  # not on Windows
-
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-if __name__ == "__main__":
-    sys.exit(_call(*sys.argv[1:]))
+    The arguments are those of `logits.py`.
+    """
+    rows = first_row + tl.arange(0, BM)
+    scale = tl.load(inverse_temperature + rows) * LOG2E
+    a = tl.load(anchor + rows)
+    y = tl.load(targets + rows)
+    has_target = tl.max(((y >= first) & (y < first + BN)).to(tl.int32), 0) != 0
+    return _part(
+        product, first_row, first, scale, a, y, has_target, live, bias, exps, distances,
+        target_logit + first_row, target_slope + first_row, V, exps_stride, softcap, inverse_softcap,
+        HAS_BIAS, HAS_SOFTCAP, KEEP, KEEP_DISTANCES, DESCRIPTORS, MASKED, PARTS, BM, BN,
+    )  # fmt: skip
