@@ -24,6 +24,8 @@ import triton.language as tl
 
 from .raw_logit import LOG2E, raw_logit
 
+LOWEST = tl.constexpr(-1e30)  # 2^LOWEST is 0, and LOWEST times 0 too
+
 
 @triton.jit
 def _store(
@@ -101,27 +103,30 @@ def _part(
         if HAS_BIAS:
             b = tl.load(bias + tl.minimum(columns, V - 1)).to(tl.float32)[None, :]
         u, slope = raw_logit(product, b, softcap, inverse_softcap, HAS_BIAS, HAS_SOFTCAP)
-        if has_target:
-            own = columns[None, :] == y[:, None]
-            here = (y >= first) & (y < first + n)
-            if MASKED:
-                here = here & live
-            tl.store(target_logit + tl.arange(0, BM), tl.sum(tl.where(own, u, 0.0), 1), mask=here)
-            if HAS_SOFTCAP and KEEP:
-                tl.store(target_slope + tl.arange(0, BM), tl.sum(tl.where(own, slope, 0.0), 1), mask=here)
-            u = tl.where(own, float("-inf"), u)
-        if first + n > V:
-            u = tl.where((columns < V)[None, :], u, float("-inf"))
+        own = columns[None, :] == y[:, None]
+        here = (y >= first) & (y < first + n)
+        if MASKED:
+            here = here & live
         exponent = (u - a[:, None]) * scale[:, None]
+        if HAS_BIAS:  # a bias of -inf switches an entry off: its moment is 0, and not 0 * -inf
+            exponent = tl.maximum(exponent, LOWEST)
+        # One branch, with a store in it: the compiler would turn a branch without one into a select of every entry.
+        if has_target | (first + n > V):
+            tl.store(target_logit + tl.arange(0, BM), tl.sum(tl.where(own, u, 0.0), 1), mask=here)
+            left_out = own | (columns >= V)[None, :]
+            u = tl.where(left_out, float("-inf"), u)
+            exponent = tl.where(left_out, LOWEST, exponent)
         e = tl.exp2(exponent)
+        if HAS_SOFTCAP and KEEP:
+            if has_target:
+                tl.store(target_slope + tl.arange(0, BM), tl.sum(tl.where(own, slope, 0.0), 1), mask=here)
         if KEEP:
             _store(exps, e * slope, first_row, first, exps_stride, live[:, None], DESCRIPTORS, MASKED, BM, n)
             if KEEP_DISTANCES:
                 growth = tl.exp2(tl.minimum(tl.abs(exponent), 120.0)) - 1.0
                 signed = tl.where(exponent < 0.0, -growth, growth)
                 _store(distances, signed, first_row, first, exps_stride, live[:, None], DESCRIPTORS, MASKED, BM, n)
-        # Where E is 0 its moment is 0, and not 0 * -inf.
-        return tl.sum(e, 1), tl.sum(e * tl.maximum(exponent, -1e30), 1), tl.max(u, 1)
+        return tl.sum(e, 1), tl.sum(e * exponent, 1), tl.max(u, 1)
 
 
 @triton.jit
