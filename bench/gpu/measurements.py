@@ -80,7 +80,7 @@ def measure_kernels(settings: Row) -> Iterator[Row]:
             microseconds = event.device_time_total if on_gpu else event.cpu_time_total
             found.append({"kernel": event.key[:60], "calls": event.count, "ms": microseconds / 1e3})
     width, vocabulary = SHAPES[s.shape]
-    for row in sorted(found, key=lambda row: row["ms"], reverse=True)[:15]:
+    for row in sorted(found, key=lambda row: row["ms"], reverse=True)[:25]:
         if row["kernel"].startswith(GEMMS):
             row["tflops"] = 2 * s.tokens * width * vocabulary / row["ms"] / 1e9
         yield row

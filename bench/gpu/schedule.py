@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from upge.diagnosis.isolated import Outcome, run_isolated
+from upge.diagnosis.isolated import Outcome, run_isolated, side_by_side
 
 from .clocks import Clocks
 
@@ -54,6 +53,5 @@ def run_stages(stages: Sequence[Stage], report: Report, minutes: float, environm
 
 
 def _run(stage: Stage, limit: float, environment: dict[str, str]) -> list[Outcome]:
-    run = partial(run_isolated, stage.function, limit, environment)
-    with ThreadPoolExecutor(len(stage.workers)) as pool:
-        return list(pool.map(lambda worker: run(**stage.arguments, **worker), stage.workers))
+    run = partial(run_isolated, stage.function, limit, environment, **stage.arguments)
+    return list(side_by_side([partial(run, **worker) for worker in stage.workers], len(stage.workers)))

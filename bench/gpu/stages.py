@@ -89,7 +89,7 @@ def rehearsal_stages(sizes: Sizes) -> list[Stage]:
     found = [replace(rehearsed(stage), limit=300) for stage in stages(sizes)]  # a CPU may be busy
     faulty = [
         rehearsed(Stage("a crash", "checks", crash, {}, 1, 60)),
-        rehearsed(Stage("a hang", "checks", hang, {}, 1, 15)),
+        rehearsed(Stage("a hang", "checks", hang, {}, 1, 25)),
     ]
     middle = len(found) // 2
     return found[:middle] + faulty + found[middle:]

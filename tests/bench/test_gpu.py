@@ -28,7 +28,7 @@ def test_rehearsal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu.main(["--rehearse", "--minutes", "60", "--output", str(tmp_path)]) == 0
     report = json.loads((tmp_path / "gpu.json").read_text())
     faults = {r["stage"]: r["fault"] for r in report["stages"] if r["fault"]}
-    assert faults == {"a crash": "was ended by SIGABRT", "a hang": "did not end within 15 seconds"}
+    assert faults == {"a crash": "was ended by SIGABRT", "a hang": "did not end within 25 seconds"}
     assert [r["what"] for r in report["checks"] if r["held"] is False] == []
     before = {"before the crash", "before the hang"}
     assert before < {r["what"] for r in report["checks"]}
@@ -97,7 +97,7 @@ def test_clocks_are_those_of_a_busy_gpu() -> None:
 def test_a_missed_target_is_shown(tmp_path: Path) -> None:
     report = Report(tmp_path, {"shape": "qwen2.5-7b"})
     row = {"shape": "qwen2.5-7b", "case": "sft", "method": "upge", "seconds": 1.0, "of_gemms": 1.2, "extra_bytes": 9}
-    report.add("methods", row, row | {"shape": "llama-3.1-8b", "of_gemms": 1.0})
+    report.add("methods", row | {"shape": "llama-3.1-8b", "of_gemms": 1.0}, row)
     text = (tmp_path / "gpu.md").read_text()
     assert "| sft: time of three bare GEMMs | at most 1.15 x | 1.20 x | **missed** |" in text
     assert text.count("sft: memory") == 1

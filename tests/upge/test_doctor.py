@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,11 @@ import torch
 from upge.backends.chunked import ChunkedWorkspace
 from upge.command_line import main
 from upge.commands import doctor as command
-from upge.diagnosis import doctor, machine
+from upge.diagnosis import doctor, isolated, machine
 from upge.diagnosis.checks import check_values, poisoned_memory
 from upge.diagnosis.doctor import Check, Section, is_right, run_check, verdict
 from upge.diagnosis.finding import at_most, fault, note
-from upge.diagnosis.isolated import run_isolated
+from upge.diagnosis.isolated import run_isolated, side_by_side
 from upge.diagnosis.real_shape import check_head
 
 CASES = """
@@ -70,8 +71,8 @@ def test_a_crash_keeps_what_came_before_and_says_where(cases) -> None:
 
 
 def test_a_hang_ends_at_the_limit_with_its_children_and_says_where(cases) -> None:
-    outcome = run_isolated(cases.hangs, 15)
-    assert outcome.fault == "did not end within 15 seconds"
+    outcome = run_isolated(cases.hangs, 25)
+    assert outcome.fault == "did not end within 25 seconds"
     assert "in hangs" in outcome.output
     (child,) = outcome.results
     deadline = time.monotonic() + 30
@@ -86,6 +87,18 @@ def is_running(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_an_interrupt_does_not_wait_for_the_others(cases) -> None:
+    def interrupted() -> None:
+        while not isolated._running:
+            time.sleep(0.05)
+        raise KeyboardInterrupt
+
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        list(side_by_side([interrupted, partial(run_isolated, cases.hangs, 120)], 2))
+    assert time.monotonic() - begun < 60  # their limit is 120
 
 
 def test_an_error_and_an_exit_code_are_faults(cases) -> None:

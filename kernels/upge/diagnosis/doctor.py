@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ..heads import HEADS
 from . import machine
 from .checks import CALLS, check_bits, check_values
 from .finding import Finding, fault, note
-from .isolated import run_isolated
+from .isolated import run_isolated, side_by_side
 from .machine import Device
 from .real_shape import check_head, time_head
 
@@ -79,8 +79,7 @@ def _small_checks(device: str, backend: str, dtype: str, calls: Sequence[Sequenc
 
 def run_checks(checks: Sequence[Check]) -> Iterator[Section]:
     """Run the checks, as many at once as there are CPUs, up to 8; in their order."""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        yield from pool.map(run_check, checks)
+    yield from side_by_side([partial(run_check, check) for check in checks], min(8, os.cpu_count() or 1))
 
 
 def run_check(check: Check) -> Section:

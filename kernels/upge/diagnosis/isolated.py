@@ -13,13 +13,17 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 OUTPUT_LINES = 30  # of what the function printed
 SECONDS_TO_DIE = 5.0
+T = TypeVar("T")
+
+_running: set[subprocess.Popen[bytes]] = set()
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ def run_isolated(
                 env=variables,
                 start_new_session=True,
             )
+        _running.add(process)
         try:
             process.wait(limit)
             fault = "" if process.returncode == 0 else _ending(process.returncode)
@@ -69,8 +74,8 @@ def run_isolated(
             process.send_signal(signal.SIGABRT)  # faulthandler prints where it is
             _wait(process)
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            _running.discard(process)
+            _kill(process)
         if not _wait(process):
             fault += ", and could not be killed"
         seconds = time.monotonic() - start
@@ -83,6 +88,24 @@ def run_isolated(
         "\n".join(printed[-OUTPUT_LINES:]),
         seconds,
     )
+
+
+def side_by_side(calls: Sequence[Callable[[], T]], at_once: int) -> Iterator[T]:
+    """What each of the calls returns, in their order. Each is to call `run_isolated`; so many run at the same time."""
+    with ThreadPoolExecutor(at_once) as pool:
+        try:
+            yield from pool.map(lambda call: call(), calls)
+        except BaseException:  # threads that wait for a process do not see an interrupt
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(_running):
+                _kill(process)
+            raise
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """With all its children."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _ending(code: int) -> str:
