@@ -1,4 +1,4 @@
-"""The trainers that are compared: each case has the trainer as it is first, then the same one with upge.
+"""The trainers that are compared: each case has the trainer as it is first, then the same one with upge, then hpt's.
 
 A variant trains a model of random weights for some steps. Everything that is not set here is the trainer's default.
 Trainers are imported where they are used, since that takes 10 s and most processes need only names.

@@ -1,8 +1,9 @@
-"""Whole training steps inside Hugging Face's Trainer and TRL, as they are and with the loss of upge.
+"""Whole training steps inside Hugging Face's Trainer and TRL, as they are and with the loss of upge, and hpt's own.
 
-SFT by transformers' Trainer, SFT and GRPO by TRL's trainers: seconds and peak memory of a step, and how far the
-gradients are apart. Models have random weights, and rollouts are made up, so generation is no part of a step. Each
-trainer runs in its own process, and they take turns step by step.
+SFT by transformers' Trainer, SFT and GRPO by TRL's trainers, GRPO by hpt's: seconds and peak memory of a step, and how
+far the gradients are apart. Models have random weights, and rollouts are made up, so generation is no part of a step.
+All trainers of a case have the same rows, micro-batches and settings of the optimizer. Each runs in its own process,
+and they take turns step by step.
 
 The shape qwen2.5-1.5b is meant for a GPU, and has not run on one yet.
 """

@@ -10,6 +10,7 @@ tokens (causal). LoRA counts 4 P instead of 6 P. What checkpointing computes aga
 GRPOTrainer (pip install trl) with the same weights, LoRA, questions and limits, and random rewards. It trains on all
 its rollouts, while hpt trains on those with an advantage and on the demonstration of one question. Of TRL's step only
 two phases can be measured, rollout and train (which starts at its rewards), and the plan does not apply to it.
+`python -m bench adopt --cases trl-grpo` compares both on the same rows and micro-batches, on a CPU too.
 
 This benchmark has not run on a GPU yet.
 """

@@ -69,8 +69,9 @@ class RankStats:
         known = dict(zip(numbers, values, strict=True))
         for number in fields(self):
             if number.name in known:
-                total = _combination(number)([getattr(self, number.name), known[number.name]])
-                setattr(self, number.name, type(number.default)(total))
+                before = getattr(self, number.name)
+                total = _combination(number)([before, known[number.name]])
+                setattr(self, number.name, type(before)(total))  # counts stay whole numbers
 
 
 def _mismatch(trainer: torch.Tensor, engine: torch.Tensor, known: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -90,7 +91,7 @@ def _mismatch(trainer: torch.Tensor, engine: torch.Tensor, known: torch.Tensor) 
 
 def over_ranks(parts: Sequence[RankStats]) -> RankStats:
     """The step's micro-batches as all ranks counted them."""
-    combined = {}
+    combined: dict[str, Any] = {}
     for number in fields(RankStats):
         combined[number.name] = _combination(number)([getattr(part, number.name) for part in parts])
     return RankStats(**combined)

@@ -69,7 +69,7 @@ def test_the_best_step_counts_and_a_trainer_that_fails_is_a_row(
 ) -> None:
     monkeypatch.setattr(comparison, "_Worker", Answers)
     settings = comparison.Settings(SHAPES["tiny"], "cpu", 3, 1, 60.0)
-    first, failed, last = comparison.compare("trl-grpo", settings)
+    first, failed, last, _ = comparison.compare("trl-grpo", settings)
     assert failed["failed"] == "OutOfMemoryError: no room"
     assert first["seconds"] == 0.2
     assert last["of_first"] == pytest.approx(1 / 3)
@@ -113,7 +113,40 @@ def test_a_process_that_takes_too_long_or_ends_is_a_failure(monkeypatch: pytest.
         worker.step({})
 
 
-@pytest.mark.parametrize("option", ["--repeats", "--threads", "--seconds"])
+class NoSteps:
+    """Watches nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **options: None
+
+
+def test_a_step_of_hpt_has_the_rows_and_micro_batches_that_were_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from bench.adoption.hpt_steps import train
+    from hpt.training.metrics import StepStats
+
+    seen = []
+    add_batch = StepStats.add_batch
+
+    def watched(stats: StepStats, batch: Any, output: Any) -> None:
+        seen.append((len(batch.rows), tuple(batch.input_ids.shape), bool(batch.advantages.all())))
+        add_batch(stats, batch, output)
+
+    monkeypatch.setattr(StepStats, "add_batch", watched)
+    shape = dataclasses.replace(SHAPES["tiny"], rows=12, length=5, micro_batches=3)
+    train(variants.Setup(shape, "cpu", 2, NoSteps(), tmp_path))  # type: ignore[arg-type]
+    assert seen == [(4, (4, 16 + 5), True)] * 3 * 2
+
+
+def test_rows_that_no_batch_can_have_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for options in (["--rows", "6"], ["--rows", "8", "--micro-batches", "3"]):
+        with pytest.raises(SystemExit, match="2"):
+            adopt.main(["--quick", *options])
+        assert "argument --rows: must be a multiple of 4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--rows", "--length", "--micro-batches", "--repeats", "--threads", "--seconds"])
 def test_numbers_below_one_are_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         adopt.main([option, "0"])
