@@ -10,7 +10,7 @@ BARE = "three bare GEMMs"
 
 
 def read_measured(file: Path, head: str, tokens: int, dtype: str, gpu: str) -> dict[str, float]:
-    """Milliseconds of a call's kernels, by their names in the model, and of BARE. None where the file has another call."""
+    """Milliseconds of a call's kernels, by their names in the model, and of BARE. None of another call's."""
     if not file.exists():
         return {}
     results: dict[str, Any] = json.loads(file.read_text())
