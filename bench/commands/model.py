@@ -20,7 +20,7 @@ from upge.heads import HEADS
 from ..compilation.compiler import Compiled, compile_job
 from ..compilation.jobs import Job
 from ..compilation.launches import CAPABILITIES, Call, launches
-from ..roofline.measured import read_measured
+from ..roofline.measured import BARE, read_measured
 from ..roofline.model import Predicted, Program, bare_seconds, predict
 from ..roofline.rates import ASSUMED, GPUS, MEANINGS
 
@@ -87,7 +87,8 @@ def _table(
         lines.append(line(name, kernels[0].calls, [1e3 * kernel.seconds for kernel in kernels], "2f", found))
     totals = [sum(kernel.seconds for kernel in kernels) for kernels in predicted.values()]
     lines.append(line("sum", "", [1e3 * total for total in totals], "2f"))
-    lines.append(line("three bare GEMMs", "", [1e3 * seconds for seconds in bare.values()], "2f"))
+    found = f"{measured[BARE]:.2f}" if BARE in measured else "-"
+    lines.append(line(BARE, "", [1e3 * seconds for seconds in bare.values()], "2f", found))
     ratios = [total / seconds for total, seconds in zip(totals, bare.values(), strict=True)]
     lines.append(line("ratio", "", ratios, "3f"))
     return lines

@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+BARE = "three bare GEMMs"
+
 
 def read_measured(file: Path, head: str, tokens: int, dtype: str, gpu: str) -> dict[str, float]:
-    """Milliseconds of each kernel of a call, by its name in the model. None where the file holds another call."""
+    """Milliseconds of a call's kernels, by their names in the model, and of BARE. None of another call's."""
     if not file.exists():
         return {}
     results: dict[str, Any] = json.loads(file.read_text())
@@ -22,4 +24,6 @@ def read_measured(file: Path, head: str, tokens: int, dtype: str, gpu: str) -> d
         if is_kernel:
             name = name.removesuffix("_descriptors")
             found[name] = found.get(name, 0.0) + row["ms"]
+    if results["gemms"]:  # each over a chunk
+        found[BARE] = sum(row["ms"] * tokens / row["rows"] for row in results["gemms"])
     return found

@@ -12,7 +12,7 @@ from upge.backends.plan import Gemm, Plan
 
 from bench.roofline import model, rates
 from bench.roofline.instructions import Counts
-from bench.roofline.measured import read_measured
+from bench.roofline.measured import BARE, read_measured
 
 GPU = rates.Gpu("two multiprocessors", 2, 1e12)
 # A clock of 1 / 1,000 of FLOP/s per cycle and multiprocessor, so that cycles are easy to read.
@@ -81,7 +81,8 @@ def test_measured_times_of_the_same_call_alone(tmp_path: Path) -> None:
         {"kernel": "weight_kernel", "calls": 1, "ms": 4.0},
         {"kernel": "Memset (Device)", "calls": 2, "ms": 1.0},
     ]
-    file.write_text(json.dumps({"settings": settings, "kernels": rows}))
-    assert read_measured(file, "qwen2.5-7b", 16384, "bfloat16", "H100 SXM") == {"weight": 34.0}
+    gemms = [{"gemm": name, "rows": 2048, "ms": 3.0} for name in ("logits", "hidden", "weight")]
+    file.write_text(json.dumps({"settings": settings, "kernels": rows, "gemms": gemms}))
+    assert read_measured(file, "qwen2.5-7b", 16384, "bfloat16", "H100 SXM") == {"weight": 34.0, BARE: 72.0}
     assert read_measured(file, "qwen2.5-7b", 4096, "bfloat16", "H100 SXM") == {}
     assert read_measured(file, "qwen2.5-7b", 16384, "bfloat16", "H200 SXM") == {}
