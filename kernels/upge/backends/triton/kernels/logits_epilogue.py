@@ -117,7 +117,7 @@ def _part(
             u = tl.where(left_out, float("-inf"), u)
             exponent = tl.where(left_out, LOWEST, exponent)
         e = tl.exp2(exponent)
-        if HAS_SOFTCAP and KEEP:
+        if HAS_SOFTCAP and KEEP:  # noqa: SIM102  # a constant, decided when compiling, and a value
             if has_target:
                 tl.store(target_slope + tl.arange(0, BM), tl.sum(tl.where(own, slope, 0.0), 1), mask=here)
         if KEEP:
