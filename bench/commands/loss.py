@@ -1,6 +1,7 @@
 """Time, memory and error of the fused loss and of every other implementation that is installed.
 
-Forward and backward with dW, in one process, methods taking turns. Peak memory is what a call adds to its inputs,
+Forward and backward with dW, in one process. In each round every method runs once, in random order; compared are the
+best rounds. Peak memory is what a call adds to its inputs,
 dh and dW. Errors are those of dh and dW against float64 on the first tokens. `gemms` is the time of the three bare
 matrix products that any exact method needs. A second table shows the time of the fused loss by the share of tokens
 whose advantage is 0.
@@ -14,7 +15,7 @@ from pathlib import Path
 import torch
 
 from ..losses.comparison import DTYPES, Settings, compare, sweep_no_signal
-from ..losses.measure import processor
+from ..losses.measure import clock_name, processor
 from ..losses.peers import PEERS
 from ..losses.problem import CASES, SHAPES
 from ..losses.report import table, write
@@ -35,6 +36,7 @@ def main(argv: list[str]) -> int:
             "dtype": args.dtype,
             "device": args.device,
             "repeats": args.repeats,
+            "clock": clock_name(args.device),
             "threads": torch.get_num_threads() if args.device == "cpu" else None,
             "error_tokens": min(args.error_tokens, args.tokens),
             "torch": torch.__version__,
@@ -58,7 +60,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16" if cuda else "float32")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
-    parser.add_argument("--repeats", type=int, default=10 if cuda else 3)
+    parser.add_argument("--repeats", type=int, default=10 if cuda else 3, help="rounds")
     parser.add_argument("--threads", type=int, help="threads of PyTorch on the CPU")
     parser.add_argument("--error-tokens", type=int, default=256, help="tokens that are also computed in float64")
     parser.add_argument("--out", type=Path, help="write OUT.json, OUT.md and OUT.png")

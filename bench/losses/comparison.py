@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -36,7 +37,7 @@ class Settings:
 
 
 def compare(settings: Settings, case: str, peers: Sequence[str]) -> list[dict[str, Any]]:
-    """One row per method, the bare GEMMs first: seconds, extra bytes, errors, or why it cannot be measured."""
+    """One row per method, the bare GEMMs first: times, extra bytes, errors, or why it cannot be measured."""
     problem = settings.problem(case)
     methods: dict[str, Callable[[Problem], torch.Tensor]] = {"upge": Problem.fused}
     methods |= {name: PEERS[name] for name in peers}
@@ -45,21 +46,48 @@ def compare(settings: Settings, case: str, peers: Sequence[str]) -> list[dict[st
         rows[name] |= _first_run(name, method, problem, settings, rows["upge"].get("loss"))
         clear_gradients(problem)
     methods = {name: method for name, method in methods.items() if "unavailable" not in rows[name]}
-    gemms: list[float] = []
-    times: dict[str, list[float]] = {name: [] for name in methods}
-    for _ in range(settings.repeats):  # methods take turns
-        gemms.append(seconds(partial(bare_gemms, problem), settings.device))
-        for name, method in methods.items():
-            times[name].append(seconds(partial(forward_backward, method, problem), settings.device))
-            clear_gradients(problem)
+    runs: dict[str, Callable[[], object]] = {"gemms": partial(bare_gemms, problem)}
+    runs |= {name: _timed_run(method, problem) for name, method in methods.items()}
+    times = _interleave(runs, settings)
     few = problem.first(min(settings.error_tokens, settings.tokens))
     exact = exact_gradients(few)
     for name, method in methods.items():
-        rows[name]["seconds"] = statistics.median(times[name])
-        rows[name]["seconds_all"] = times[name]
+        rows[name] |= _summary(times[name], times["gemms"])
         rows[name]["dh_error"], rows[name]["dw_error"] = gradient_errors(method, few, exact)
-    floor = {"case": case, "method": "gemms", "seconds": statistics.median(gemms), "seconds_all": gemms}
+    floor = {"case": case, "method": "gemms"} | _summary(times["gemms"], times["gemms"])
     return [floor, *rows.values()]
+
+
+def _timed_run(method: Callable[[Problem], torch.Tensor], problem: Problem) -> Callable[[], None]:
+    """Forward and backward. The gradients are freed, as `bare_gemms` frees its results."""
+
+    def run() -> None:
+        forward_backward(method, problem)
+        clear_gradients(problem)
+
+    return run
+
+
+def _interleave(runs: Mapping[Any, Callable[[], object]], settings: Settings) -> dict[Any, list[float]]:
+    """The seconds of each run in every round. Each round has an order of its own."""
+    order, orders = list(runs), random.Random(0)
+    times: dict[Any, list[float]] = {name: [] for name in runs}
+    for _ in range(settings.repeats):
+        orders.shuffle(order)
+        for name in order:
+            times[name].append(seconds(runs[name], settings.device))
+    return times
+
+
+def _summary(times: list[float], gemms: list[float]) -> dict[str, Any]:
+    """Compared are the best rounds, which other work on the machine disturbed least."""
+    return {
+        "seconds": min(times),
+        "seconds_median": statistics.median(times),
+        "seconds_slowest": max(times),
+        "of_gemms": min(times) / min(gemms),
+        "seconds_all": times,
+    }
 
 
 def _first_run(
@@ -88,19 +116,9 @@ def _first_run(
 def sweep_no_signal(settings: Settings) -> list[dict[str, Any]]:
     """The time of the fused GRPO loss by the share of tokens whose advantage is 0, relative to the bare GEMMs."""
     problems = {share: settings.problem("grpo", share) for share in NO_SIGNAL}
-    times: dict[float, list[float]] = {share: [] for share in NO_SIGNAL}
-    gemms: list[float] = []
-    for turn in range(settings.repeats + 1):
-        floor = seconds(partial(bare_gemms, problems[0.0]), settings.device)
-        for share, problem in problems.items():
-            taken = seconds(partial(forward_backward, Problem.fused, problem), settings.device)
-            clear_gradients(problem)
-            if turn:  # the first one warms up
-                times[share].append(taken)
-        if turn:
-            gemms.append(floor)
-    base = statistics.median(gemms)
-    return [
-        {"no_signal": share, "seconds": statistics.median(found), "of_gemms": statistics.median(found) / base}
-        for share, found in times.items()
-    ]
+    runs: dict[Any, Callable[[], object]] = {"gemms": partial(bare_gemms, problems[0.0])}
+    runs |= {share: _timed_run(Problem.fused, problem) for share, problem in problems.items()}
+    for run in runs.values():
+        run()  # warms up
+    times = _interleave(runs, settings)
+    return [{"no_signal": share} | _summary(times[share], times["gemms"]) for share in NO_SIGNAL]

@@ -32,8 +32,8 @@ class Coefficients:
     q: Tensor | None = None
     k: Tensor | None = None
 
-    def at(self, rows: Tensor) -> Coefficients:
-        return self.map(lambda vector: vector.index_select(0, rows))
+    def at(self, rows: Tensor | slice) -> Coefficients:
+        return self.map(lambda vector: vector[rows])
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Coefficients:
         """A copy with `change` applied to every tensor."""

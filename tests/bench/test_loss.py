@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from bench.losses.comparison import NO_SIGNAL
+from bench.losses import comparison
+from bench.losses.comparison import NO_SIGNAL, Settings, compare
 from bench.losses.problem import make_problem
 
 
@@ -27,6 +29,19 @@ def test_loss_on_a_cpu(bench, tmp_path: Path) -> None:
     assert [r["no_signal"] for r in report["no_signal"]] == [0.0, 0.25, 0.5, 0.75]
     assert out.with_suffix(".md").read_text().strip() == printed.strip()
     assert out.with_suffix(".png").stat().st_size > 0
+
+
+def test_the_best_rounds_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three rounds of two runs each; the n-th run is said to take n seconds."""
+    clock = itertools.count(1)
+    monkeypatch.setattr(comparison, "seconds", lambda run, device: float(next(clock)))
+    gemms, upge = compare(Settings("rehearsal", 64, "float32", "cpu", repeats=3), "sft", peers=[])
+    assert sorted(gemms["seconds_all"] + upge["seconds_all"]) == [1, 2, 3, 4, 5, 6]
+    for row in (gemms, upge):
+        times = sorted(row["seconds_all"])
+        assert [row["seconds"], row["seconds_median"], row["seconds_slowest"]] == times
+        assert [(time - 1) // 2 for time in times] == [0, 1, 2]  # once in every round
+        assert row["of_gemms"] == row["seconds"] / min(gemms["seconds_all"])
 
 
 @pytest.mark.parametrize("tokens", [64, 300, 2048])

@@ -56,6 +56,20 @@ def test_any_batch_matches_the_reference(n, v, d, counted, objectives, regularis
         assert not any(x.any() for x in results[0])
 
 
+@pytest.mark.parametrize("softcap", [None, 400.0])
+@pytest.mark.parametrize("entropy_coef", [None, 0.1])
+def test_shares_too_small_for_float32(problem, backend, softcap, entropy_coef):
+    """Logits far apart: exp(z - max) is 0 for many entries, targets among them, but log p is not."""
+    p = problem(n=20, v=129, spread=25.0)
+    coefficients = {} if entropy_coef is None else {"entropy_coef": entropy_coef}
+    results = [p.loss(upge.SFT(), chosen, softcap=softcap, **coefficients) for chosen in (backend, "reference")]
+    (got, gradients), (exact, exact_gradients) = results
+    assert exact.logprobs.min() < -110
+    torch.testing.assert_close(got.logprobs, exact.logprobs, rtol=1e-5, atol=1e-3)
+    for a, b in zip(gradients, exact_gradients, strict=True):
+        assert (a - b).norm() <= 1e-4 * b.norm()
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: o.name)
 def test_ratio_overflow_stays_finite(objective, backend):
     """old_logprobs of -1e4: log r is cut at 20. Where the mask clips the token, its coefficient is exactly 0."""

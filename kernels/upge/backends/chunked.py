@@ -1,8 +1,9 @@
 """The `torch` backend: plain PyTorch on any device, one chunk of tokens at a time. The full logits never exist.
 
-The logits of a chunk are computed in fp32. In place they become their distances from an anchor, and then their own
+The logits z of a chunk are computed in fp32. In place they become E = exp(z - a) with an anchor a, and then their own
 gradient, which is multiplied into dh and dW. That costs 6 NVD in all, and only dh and dW are kept, the latter in fp32.
-The anchor is the row's maximum. Where the maximum is the target,
+E serves the sums and the gradient, so each entry takes one exponential. The anchor is the row's maximum. Where the
+maximum is the target,
 
     S = sum_{j != y} exp(z_j - z_y),   l = -log1p(S),   1 - p_y = -expm1(l),
 
@@ -34,7 +35,7 @@ SWITCHED_OFF = -1e30
 
 
 class ChunkedWorkspace(Workspace):
-    """Holds the fp32 logits of one chunk."""
+    """Holds E of one chunk, fp32."""
 
     def __init__(self, head: HeadInputs, needs: NeededGradients):
         device = head.hidden.device
@@ -49,26 +50,26 @@ class ChunkedWorkspace(Workspace):
             self.slab_rows = head.vocabulary_size
         # Tensor cores multiply bf16 into fp32 sums. fp16 lacks the range for gradients, and a CPU has no such GEMM.
         self.mixed = not self.on_cpu and head.dtype == torch.bfloat16
-        self.logits = torch.empty(0, head.vocabulary_size, dtype=torch.float32, device=device)
+        self.exps = torch.empty(0, head.vocabulary_size, dtype=torch.float32, device=device)
         # Shared by all blocks: a new buffer per block would fragment the heap by about a chunk's size.
-        self.exponentials = torch.empty(self.block_rows, head.vocabulary_size, dtype=torch.float32, device=device)
+        self.distances = torch.empty(self.block_rows, head.vocabulary_size, dtype=torch.float32, device=device)
 
     def forward(self, rows: Tensor, keep: bool) -> Statistics:
-        """Fill `self.logits[:n]` with z - anchor. The buffer is there in any case, so `keep` makes no difference."""
+        """Fill `self.exps[:n]` with E. The buffer is there in any case, so `keep` makes no difference."""
         head, n = self.head, rows.numel()
         padded = -(-n // self.granule) * self.granule
-        if self.logits.shape[0] < padded:
-            self.logits = torch.empty(padded, head.vocabulary_size, dtype=torch.float32, device=rows.device)
+        if self.exps.shape[0] < padded:
+            self.exps = torch.empty(padded, head.vocabulary_size, dtype=torch.float32, device=rows.device)
         positions = torch.cat([rows, rows[-1:].expand(padded - n)])
         hidden = self._operand(head.hidden.index_select(0, positions))
         for slab in self._slabs():
-            self._multiply(hidden, self._operand(head.weight[slab]).t(), self.logits[:padded, slab])
-        blocks = zip(self.logits[:padded].split(self.block_rows), positions.split(self.block_rows), strict=True)
+            self._multiply(hidden, self._operand(head.weight[slab]).t(), self.exps[:padded, slab])
+        blocks = zip(self.exps[:padded].split(self.block_rows), positions.split(self.block_rows), strict=True)
         sums = [torch.cat(column) for column in zip(*(self._normalise(z, part) for z, part in blocks), strict=True)]
         return self._statistics(*sums).at(slice(n))
 
     def _normalise(self, z: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
-        """Turn the products h W^T (m, V) of the tokens at `rows` into z - anchor, in place.
+        """Turn the products h W^T (m, V) of the tokens at `rows` into E, in place.
 
         Returns, each (m,): the anchor; the target's distance z_y - anchor and its exponential; and the sums of
         exp(z - anchor) and exp(z - anchor) (z - anchor) over all entries but the target.
@@ -84,19 +85,21 @@ class ChunkedWorkspace(Workspace):
         targets, here = head.local_targets(rows)
         y = targets[:, None]
         anchor = z.amax(1, keepdim=True).clamp_(min=SWITCHED_OFF)
-        z -= anchor
-        distance = z.gather(1, y).squeeze(1)
+        distances = torch.sub(z, anchor, out=self.distances[: len(z)])
+        distance = distances.gather(1, y).squeeze(1)
         if head.bias is not None:  # a bias of -inf switches an entry off; 0 * -inf would spoil the entropy
-            z.clamp_(min=SWITCHED_OFF)
-        exponentials = torch.exp(z, out=self.exponentials[: len(z)])
-        target_share = exponentials.gather(1, y).squeeze(1)
+            distances.clamp_(min=SWITCHED_OFF)
+        exps = torch.exp(distances, out=z)
+        entry = exps.gather(1, y)
+        target_share = entry.squeeze(1)
         if here is None:
-            exponentials.scatter_(1, y, 0.0)
+            exps.scatter_(1, y, 0.0)
         else:  # the target may be an entry of another rank
-            exponentials.scatter_(1, y, target_share.masked_fill(here, 0.0)[:, None])
+            exps.scatter_(1, y, entry.masked_fill(here[:, None], 0.0))
             distance, target_share = distance.masked_fill(~here, -torch.inf), target_share.masked_fill(~here, 0.0)
-        others = exponentials.sum(1)
-        return anchor.squeeze(1), distance, target_share, others, exponentials.mul_(z).sum(1)
+        others, moment = exps.sum(1), distances.mul_(exps).sum(1)
+        exps.scatter_(1, y, entry)
+        return anchor.squeeze(1), distance, target_share, others, moment
 
     def _statistics(
         self, anchor: Tensor, distance: Tensor, target_share: Tensor, others: Tensor, moment: Tensor
@@ -119,21 +122,29 @@ class ChunkedWorkspace(Workspace):
         )
 
     def backward(self, rows: Tensor, statistics: Statistics, coefficients: Coefficients) -> None:
-        """Turn the chunk's z - anchor into d loss / d (h W^T + b), and multiply it into the gradients."""
-        # Clipped tokens leave the chunk before the GEMMs. On a GPU, counting them would make the CPU wait.
-        kept = coefficients.nonzero() if self.on_cpu else torch.arange(rows.numel(), device=rows.device)
-        n, all_kept = kept.numel(), kept.numel() == rows.numel()
-        for start in range(0, n, self.block_rows):
-            block = kept[start : start + self.block_rows]
-            place = slice(start, start + block.numel())
-            z = self.logits[place] if all_kept else self.logits.index_select(0, block)
-            gradient = self._logit_gradient(z, rows[block], statistics.at(block), coefficients.at(block))
-            if not all_kept:
-                self.logits[place] = gradient
-        self._accumulate(rows[kept], self.logits[:n])
+        """Turn the chunk's E into d loss / d (h W^T + b), and multiply it into the gradients."""
+        if self.on_cpu:  # clipped tokens leave the chunk; on a GPU, counting them would make the CPU wait
+            kept = self._move_to_start(coefficients.nonzero())
+            rows, statistics, coefficients = rows[kept], statistics.at(kept), coefficients.at(kept)
+        for start in range(0, rows.numel(), self.block_rows):
+            block = slice(start, min(start + self.block_rows, rows.numel()))
+            self._logit_gradient(self.exps[block], rows[block], statistics.at(block), coefficients.at(block))
+        self._accumulate(rows, self.exps[: rows.numel()])
 
-    def _logit_gradient(self, z: Tensor, rows: Tensor, statistics: Statistics, coefficients: Coefficients) -> Tensor:
-        """Overwrite z (m, V), which holds z - anchor of the tokens at `rows`, with d loss / d (h W^T + b).
+    def _move_to_start(self, kept: Tensor) -> Tensor:
+        """Make E's rows `kept`, ascending, its first ones, by moving the last of them into the gaps between the others.
+
+        Returns them in their new order.
+        """
+        order = torch.arange(kept.numel(), device=kept.device)
+        gaps = torch.isin(order, kept, invert=True).nonzero().squeeze(1)
+        last = kept[kept >= kept.numel()]
+        for to, source in zip(gaps.split(self.block_rows), last.split(self.block_rows), strict=True):
+            self.exps[to] = self.exps[source]
+        return order.index_copy_(0, gaps, last)
+
+    def _logit_gradient(self, exps: Tensor, rows: Tensor, statistics: Statistics, coefficients: Coefficients) -> None:
+        """Overwrite E (m, V) of the tokens at `rows` with d loss / d (h W^T + b).
 
         With p the softmax, d loss / d z_j = -p_j (g - k + q (log p_j + H)) for j != y, and
         d loss / d z_y = g (1 - p_y) + k p_y - q p_y (l + H).
@@ -142,28 +153,30 @@ class ChunkedWorkspace(Workspace):
         targets, here = head.local_targets(rows)
         y = targets[:, None]
         temperature = self._temperature(rows)
-        cap_slope = None
-        if head.softcap is not None:
-            # u = cap tanh(raw / cap) has slope 1 - (u / cap)^2, and u = z T.
-            z_over_cap = (z + statistics.anchor[:, None]) * (_column(temperature) / head.softcap)
-            cap_slope = 1 - z_over_cap.square_()
-        z -= statistics.log_total[:, None]
         g, q, k = coefficients.g, coefficients.q, coefficients.k
         at_target, at_others = -torch.expm1(l) * g, -g
         if k is not None:
             at_target, at_others = at_target + k * l.exp(), k - g
-        if q is None:
-            gradient = z.exp_().mul_(at_others[:, None])
-        else:
-            scale = (z + entropy[:, None]).mul_(-q[:, None]).add_(at_others[:, None])
-            gradient = z.exp_().mul_(scale)
+        if q is not None:
             at_target = at_target - q * l.exp() * (l + entropy)
+        if q is not None or head.softcap is not None:
+            # z - anchor again. Where E is too small to tell, p is 0, and only the target's entry has a gradient.
+            distances = torch.clamp(exps, min=torch.finfo(torch.float32).tiny, out=self.distances[: len(exps)]).log_()
+        if head.softcap is not None:
+            # u = cap tanh(raw / cap) has slope 1 - (u / cap)^2, and u = z T.
+            exps *= 1 - ((distances + statistics.anchor[:, None]) * (_column(temperature) / head.softcap)).square_()
+            at_target = at_target * (1 - ((l + statistics.lse) * (temperature / head.softcap)).square_())
+        inverse_total = torch.exp(-statistics.log_total)[:, None]
+        if q is None:
+            exps *= at_others[:, None] * inverse_total
+        else:
+            distances += (entropy - statistics.log_total)[:, None]
+            exps *= distances.mul_(-q[:, None]).add_(at_others[:, None]).mul_(inverse_total)
         if here is not None:
-            at_target = at_target.where(here, gradient.gather(1, y).squeeze(1))
-        gradient.scatter_(1, y, at_target[:, None])
-        if cap_slope is not None:
-            gradient *= cap_slope
-        return gradient if _is_one(temperature) else gradient.div_(_column(temperature))
+            at_target = at_target.where(here, exps.gather(1, y).squeeze(1))
+        exps.scatter_(1, y, at_target[:, None])
+        if not _is_one(temperature):
+            exps /= _column(temperature)
 
     def _accumulate(self, rows: Tensor, gradient: Tensor) -> None:
         """Multiply d loss / d (h W^T + b), (n, V) fp32, into dh of the tokens at `rows`, dW and db."""
