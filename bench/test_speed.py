@@ -14,12 +14,13 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 from upge.backends.chunked import ChunkedWorkspace
+from upge.backends.plan import GEMMS
 from upge.backends.workspace import Statistics, Workspace
 from upge.inputs import HeadInputs, NeededGradients
 from upge.token_loss import Coefficients
 
 from .losses.measure import clear_gradients, forward_backward
-from .losses.problem import CASES, Problem, make_problem
+from .losses.problem import CASES, SHAPES, Problem, make_problem
 
 ON_GPU = torch.cuda.is_available()
 DEVICE, DTYPE = ("cuda", torch.bfloat16) if ON_GPU else ("cpu", torch.float32)
@@ -88,6 +89,18 @@ def test_triton_backward(benchmark: BenchmarkFixture, gradient: str, shape: str)
     _measure(benchmark, chunk.backward, before=chunk.forward)
 
 
+@needs_gpu
+@each_shape
+@pytest.mark.parametrize("gemm", GEMMS)
+def test_triton_gemm(benchmark: BenchmarkFixture, gemm: str, shape: str) -> None:
+    """The kernel of one GEMM, as shipped. `python -m upge tune` times the others too."""
+    from upge.tuning.chunk import Chunk as TuningChunk  # imports triton
+
+    width, vocabulary = SHAPES[shape]
+    chunk = TuningChunk(vocabulary, width, DTYPE, DEVICE)
+    _measure(benchmark, chunk.kernel(gemm, chunk.candidates(gemm)[0]).run)
+
+
 class Chunk:
     """The first chunk of a batch in a workspace. Every token has the coefficient of SFT."""
 
@@ -112,7 +125,7 @@ def _problem(shape: str, case: str) -> Problem:
     return make_problem(shape, TOKENS[shape], DTYPE, DEVICE, case)
 
 
-def _measure(benchmark: BenchmarkFixture, run: Callable[[], None], before: Callable[[], None] | None = None) -> None:
+def _measure(benchmark: BenchmarkFixture, run: Callable[[], object], before: Callable[[], None] | None = None) -> None:
     """Time `run` until the device has finished it."""
 
     def prepare() -> None:
