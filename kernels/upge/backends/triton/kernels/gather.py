@@ -44,6 +44,11 @@ def gather_kernel(
     """Grid (M / ROWS,)."""
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     row = tl.load(rows + tl.minimum(i, n - 1))
+    # First of all: the division is a call, and what is alive across it is spilled.
+    t = tl.zeros([ROWS], tl.float32) + same_temperature
+    if HAS_TEMPERATURES:
+        t = tl.load(temperature + row)
+    tl.store(inverse_temperature + i, tl.div_rn(1.0, t))
     y = tl.load(targets + row).to(tl.int64) - first_entry
     here = (y >= 0) & (y < V)
     entry = tl.where(here, y, 0)
@@ -60,9 +65,5 @@ def gather_kernel(
     if HAS_BIAS:
         b = tl.load(bias + entry).to(tl.float32)
     u, _ = raw_logit(tl.sum(products, 1), b, softcap, inverse_softcap, HAS_BIAS, HAS_SOFTCAP)
-    t = tl.zeros([ROWS], tl.float32) + same_temperature
-    if HAS_TEMPERATURES:
-        t = tl.load(temperature + row)
     tl.store(chunk_targets + i, tl.where(here, y, -1).to(tl.int32))
-    tl.store(inverse_temperature + i, tl.div_rn(1.0, t))
     tl.store(anchor + i, tl.where(here, u, 0.0))
