@@ -125,6 +125,7 @@ _HOPPER_HALF = {
         _descriptors(128, 128, 64, num_stages=2, PARTS=4, SPLITS=4),
     ),
     "weight": (
+        _descriptors(128, 256, 32, num_stages=3, PARTS=2),
         _descriptors(128, 256, 32, num_stages=3, PARTS=4),
         _descriptors(128, 128, 64, num_stages=2, PARTS=4),
     ),
