@@ -111,5 +111,5 @@ def _compile(launch: Launch, arch: str) -> Any:
 
 def _run(tool: str, *arguments: str) -> str:
     """What one of the tools prints that ship with Triton."""
-    command = [Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / tool, *arguments]
+    command: list[str | Path] = [Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / tool, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -33,8 +33,8 @@ VARIANTS: dict[str, dict[str, int | bool]] = {
     "D 4095": {"width": 4095},
 }
 # Of the variants that differ only before or after the main loop, the other dtypes have the extremes.
-OTHER_VARIANTS = ("", "no_grad", "all options", "D 4095")
-MIXED_VARIANTS = ("", "all options")
+OTHER_VARIANTS: tuple[str, ...] = ("", "no_grad", "all options", "D 4095")
+MIXED_VARIANTS: tuple[str, ...] = ("", "all options")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def jobs(arch: str, dtypes: list[str]) -> list[Job]:
 def _shipped(arch: str, dtypes: list[str]) -> Iterator[Job]:
     for dtype in dtypes:
         for hidden, weight in DTYPES[dtype]:
-            name, variants = dtype, VARIANTS if dtype == "bfloat16" else OTHER_VARIANTS
+            name, variants = dtype, tuple(VARIANTS) if dtype == "bfloat16" else OTHER_VARIANTS
             if hidden != weight:
                 name, variants = f"{SHORT[hidden]} {SHORT[weight]}", MIXED_VARIANTS
             for variant in variants:

@@ -156,7 +156,7 @@ def _run(call: Call) -> None:
 
 def _formula(call: Call) -> tuple[LossFormula, TokenInputs]:
     vector = _tensor(call.tokens)
-    given: dict[str, Tensor] = {"weights": vector, "mask": _tensor(call.tokens, dtype=torch.bool)}
+    given: dict[str, Any] = {"weights": vector, "mask": _tensor(call.tokens, dtype=torch.bool)}
     if call.entropy:
         given["entropy_coef"] = vector
     if not call.several:
