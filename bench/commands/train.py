@@ -1,7 +1,11 @@
-"""Whole training steps with random weights: tokens per second, peak memory and the plan, time per phase, MFU.
+"""Whole training steps: on a CPU beside TRL's GRPO; with --random-weights, models of real size on a GPU.
 
-hpt's trainer on models of real size: rollouts (made up, or sampled by transformers), verification, gate, loss and
-update. Each case runs in its own process, so that running out of memory is a result. Results are written after each.
+Without options, a step of hpt's trainer and one of TRL's GRPO on the same rows, at SmolLM2-135M's shape on a CPU. It is
+`bench adopt` with the options that are printed above its table, and takes about ten minutes.
+
+With --random-weights, hpt's trainer on models of real size: tokens per second, peak memory and the plan, time per
+phase, MFU. A step has rollouts (made up, or sampled by transformers), verification, gate, loss and update. Each case
+runs in its own process, so that running out of memory is a result. Results are written after each.
 
 MFU = (6 P + 6 L H T) tokens / (seconds of training x peak FLOP/s) for P weights, L layers of width H and rows of T
 tokens (causal). LoRA counts 4 P instead of 6 P. What checkpointing computes again is not counted.
@@ -10,9 +14,8 @@ tokens (causal). LoRA counts 4 P instead of 6 P. What checkpointing computes aga
 GRPOTrainer (pip install trl) with the same weights, LoRA, questions and limits, and random rewards. It trains on all
 its rollouts, while hpt trains on those with an advantage and on the demonstration of one question. Of TRL's step only
 two phases can be measured, rollout and train (which starts at its rewards), and the plan does not apply to it.
-`python -m bench adopt --cases trl-grpo` compares both on the same rows and micro-batches, on a CPU too.
 
-This benchmark has not run on a GPU yet.
+With --random-weights this has not run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ from hpt.support.optional_packages import require
 
 from ..training.plain_loss import PlainLoss
 from ..training.synthetic import REWARD, synthetic_trainer, write_random_model
+from . import adopt
 
 MODELS = {
     "qwen2.5-1.5b": "Qwen/Qwen2.5-Math-1.5B",
@@ -63,12 +67,17 @@ CASES: dict[str, tuple[float | None, dict[str, Any], bool]] = {
     "48 GB, LoRA, drawn rollouts": (44, DRAWN, False),
     f"48 GB, LoRA, drawn rollouts{TRL}": (44, DRAWN, False),
 }
+# The options of `bench adopt`: a step of the size that two CPU cores do in half a minute.
+ON_A_CPU = [
+    *("--device", "cpu", "--cases", "trl-grpo", "--shape", "smollm2-135m"),
+    *("--rows", "8", "--length", "64", "--micro-batches", "2", "--repeats", "3", "--seconds", "600"),
+]
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench train", description=__doc__)
     parser.add_argument("--model", choices=MODELS, default="qwen2.5-7b")
-    parser.add_argument("--random-weights", action="store_true", required=True, help="no others are supported")
+    parser.add_argument("--random-weights", action="store_true", help="a model of real size, on a GPU")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
     parser.add_argument("--tokens", type=int, default=4096, help="longest response (default 4096)")
     parser.add_argument("--questions", type=int, default=4, help="questions per step (default 4, 8 rollouts each)")
@@ -76,8 +85,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--minutes", type=float, default=9.5, help="time limit of all cases (default 9.5)")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, default=Path("bench/results/train"), help="OUT.json and OUT.md")
+    parser.add_argument("--out", type=Path, help="OUT.json and OUT.md (default bench/results/train or train-cpu)")
     args = parser.parse_args(argv)
+    if not args.random_weights:
+        if other := [option for option in argv if option.startswith("--") and not option.startswith("--out")]:
+            parser.error(f"argument {other[0]}: only with --random-weights")
+        return adopt.main([*ON_A_CPU, "--out", str(args.out or "bench/results/train-cpu")])
+    args.out = args.out or Path("bench/results/train")
     if args.case:
         print(json.dumps(run_case(args, args.folder)))
         return 0

@@ -31,6 +31,24 @@ def test_a_case_is_run_and_cases_without_time_left_are_listed(tmp_path: Path) ->
     assert out.with_suffix(".md").read_text().count("not begun") == len(rows)
 
 
+def test_without_options_it_compares_with_trl_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step of the committed table, by `bench adopt`, whose own test runs one."""
+    taken: list[list[str]] = []
+    monkeypatch.setattr(bench.adopt, "main", lambda options: taken.append(options) or 0)
+    assert bench.main(["--out", str(tmp_path / "steps")]) == 0
+    assert bench.main([]) == 0
+    first, second = taken
+    assert first[-2:] == ["--out", str(tmp_path / "steps")]
+    written = (Path(__file__).parents[2] / "bench/results/train-cpu.md").read_text().splitlines()[0].strip("`")
+    assert written == " ".join(["python -m bench adopt", *second])
+
+
+def test_options_of_the_other_mode_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        bench.main(["--model", "tiny"])
+    assert "argument --model: only with --random-weights" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(installed("trl"), reason="tests the message for a missing trl")
 def test_without_trl_its_row_says_what_to_install(tmp_path: Path) -> None:
     out = tmp_path / "train"
