@@ -22,7 +22,8 @@ IMPORT_LIMIT = 120.0  # seconds
 def add_arguments(parser: CommandParser) -> None:
     parser.description = """\
 Look at packages, memory, disks and GPUs, check the loss against float64, and on a GPU time it.
-Each check is a process of its own with a time limit, so a crash or a hang is a finding.
+Each check is a process of its own with a time limit, so a crash or a hang is a finding. Every installed package is
+imported, which takes most of the time.
 Exit code 1 if something is not as it should be. `python -m upge doctor` is the part without hpt."""
 
 
@@ -34,13 +35,14 @@ def run(options: argparse.Namespace, console: Console) -> int:
     from hpt.support.terminal import print_results
 
     sections = []
-    for section in _sections():
-        title, *others = lines(section)
-        text = Text("\n".join([title, *others]))
-        text.stylize("bold", 0, len(title))
-        text.highlight_words(["WRONG"], "bold red")
-        print_results(text)
-        sections.append(section)
+    with console.status("importing packages and checking the loss"):
+        for section in _sections():
+            title, *others = lines(section)
+            text = Text("\n".join([title, *others]))
+            text.stylize("bold", 0, len(title))
+            text.highlight_words(["WRONG"], "bold red")
+            print_results(text)
+            sections.append(section)
     right = is_right(sections)
     print_results(Text(verdict(sections), style="bold green" if right else "bold red"))
     return 0 if right else WRONG

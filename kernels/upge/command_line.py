@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import sys
 from pathlib import Path
+
+# As shells have it: 128 and the number of the signal.
+INTERRUPTED, CLOSED_PIPE = 130, 141
 
 
 def main(package: str, arguments: list[str]) -> int:
@@ -14,6 +18,19 @@ def main(package: str, arguments: list[str]) -> int:
     package: has a file commands/NAME.py for each command, with `main(arguments) -> int` and a docstring whose first
              line describes it.
     """
+    try:
+        status = _run(package, arguments)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print(f"{package}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED_PIPE
+    return status
+
+
+def _run(package: str, arguments: list[str]) -> int:
     descriptions = command_descriptions(package)
     lines = [f"  {name:<10} {description}" for name, description in descriptions.items()]
     usage = "\n".join([f"usage: python -m {package} COMMAND [options]", "", *lines])

@@ -23,7 +23,7 @@ def memory_bytes(
 
     tokens:        those that are evaluated: counted, and with a gradient.
     width, vocabulary, dtype: of the head's weight (V, D), and of hidden (N, D).
-    device:        "cuda" for the Triton kernels (the plan of sm_90), "cpu" for the torch backend.
+    device:        "cuda" for the Triton kernels (as shipped for sm_90), "cpu" for the torch backend.
     trains_weight: whether weight requires a gradient.
 
     Raises ValueError or TypeError naming the argument, what it got and what is allowed.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -139,7 +141,7 @@ def test_on_a_cpu_everything_is_right(capsys: pytest.CaptureFixture[str]) -> Non
     assert main("upge", ["doctor"]) == 0
     printed = capsys.readouterr().out
     assert "GPU: PyTorch sees none" in printed
-    assert printed.splitlines()[-1] == "All right: 42 checks."
+    assert printed.splitlines()[-1] == "All right: 42 checks of the torch backend. No kernel for GPUs was run."
 
 
 def test_what_is_wrong_is_shown_and_the_rest_goes_on(
@@ -174,9 +176,31 @@ def test_a_gpu_that_pytorch_cannot_use_is_wrong(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_verdict_counts_checks_and_not_notes() -> None:
-    right = Section("a", [note("torch", "2.13"), at_most("dh", 0.0, 1.0)], 0.0)
+    findings = [note("torch", "2.13"), at_most("dh", 0.0, 1.0)]
+    right, on_cpu = Section("triton, bfloat16, bits", findings, 0.0), Section("torch, float32, bits", findings, 0.0)
     assert verdict([right]) == "All right: 1 checks."
+    assert verdict([on_cpu]) == "All right: 1 checks of the torch backend. No kernel for GPUs was run."
     wrong = Section("b", [fault("triton", "is not installed")], 0.0)
     assert verdict([right, wrong]) == "Not all right: 1 of 2 checks failed, the first: triton."
     assert is_right([right])
     assert not is_right([right, wrong])
+
+
+def test_a_reader_that_stops_and_an_interrupt_end_without_a_traceback() -> None:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    listing = subprocess.Popen(
+        [sys.executable, "-m", "upge"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    assert listing.stdout is not None
+    assert listing.stderr is not None
+    listing.stdout.close()  # before it prints
+    assert (listing.stderr.read(), listing.wait()) == ("", 141)
+    code = """
+import sys
+from unittest import mock
+from upge.command_line import main
+with mock.patch("upge.commands.doctor.main", side_effect=KeyboardInterrupt):
+    sys.exit(main("upge", ["doctor"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert (done.stderr, done.returncode) == ("upge: interrupted\n", 130)

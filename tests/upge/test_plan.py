@@ -131,6 +131,15 @@ def test_a_tuned_file_that_cannot_be_read_is_a_warning(problem, cache, text):
         assert plan_of(problem(), torch.float32) == plans.plan_for(torch.float32, torch.float32, (0, 0), 24)
 
 
+def test_a_user_without_a_home_has_the_shipped_plan(problem, monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(tuned.Path, "home", no_home)
+    assert plan_of(problem(), torch.float32) == plans.plan_for(torch.float32, torch.float32, (0, 0), 24)
+
+
 def test_dh_by_torch_mm(problem, cache, small_chunks):
     """The same numbers, and a token's dh has the same bits in another batch."""
     p = problem(n=150, d=48, dtype=torch.bfloat16)

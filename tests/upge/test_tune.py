@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import asdict
 
 import pytest
@@ -59,15 +62,21 @@ def test_kernels_that_are_wrong_or_fail_are_findings(monkeypatch):
 
 
 def row(gemm, seconds):
-    return {"gemm": gemm and asdict(gemm), "seconds": seconds, "slowest": seconds, "tflops": 1.0}
+    shipped = gemm == GEMMS["hidden"][0]
+    return {"gemm": gemm and asdict(gemm), "shipped": shipped, "seconds": seconds, "slowest": seconds, "tflops": 1.0}
+
+
+def wrong(gemm):
+    return {"gemm": asdict(gemm), "shipped": gemm == GEMMS["hidden"][0], "fault": "wrong"}
 
 
 def test_the_shipped_kernel_stays_unless_another_is_clearly_faster():
     shipped, other, third = GEMMS["hidden"]
     assert tune.choose([row(shipped, 1.0), row(other, 0.995), row(None, 0.5)]) == shipped
     assert tune.choose([row(shipped, 1.0), row(other, 0.98), row(third, 0.97)]) == third
-    assert tune.choose([{"gemm": asdict(shipped), "fault": "wrong"}, row(other, 2.0)]) == other
-    assert tune.choose([{"gemm": asdict(shipped), "fault": "wrong"}, row(None, 1.0)]) is None
+    assert tune.choose([wrong(other), row(shipped, 1.0), row(third, 0.999)]) == shipped
+    assert tune.choose([wrong(shipped), row(other, 2.0)]) == other
+    assert tune.choose([wrong(shipped), row(None, 1.0)]) is None
 
 
 @pytest.mark.parametrize(
@@ -85,6 +94,26 @@ def test_bad_arguments(arguments, message, capsys):
         tune.main(arguments)
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_cache_that_cannot_be_written_is_found_before_the_timing(tmp_path, monkeypatch, capsys):
+    (tmp_path / "upge").write_text("a file, not a folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(tune, "run_isolated", lambda *_, **__: pytest.fail("timed"))
+    assert tune.main([]) == 2
+    assert "the file for the results cannot be written" in capsys.readouterr().err
+
+
+def test_two_tunings_at_once_keep_both_entries(tmp_path):
+    """The file is read, changed and replaced by one process at a time."""
+    code = (
+        "from upge.backends import plan, tuned\nimport sys\n"
+        "for i in range(40): tuned.write(f'{sys.argv[1]} {i}', {'weight': plan.Gemm('pointers', 1, 1, 1)})"
+    )
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    both = [subprocess.Popen([sys.executable, "-c", code, name], env=environment) for name in "ab"]
+    assert [process.wait() for process in both] == [0, 0]
+    assert len(json.loads((tmp_path / "upge" / "tuned.json").read_text())) == 80
 
 
 def test_without_a_gpu_nothing_is_tuned(monkeypatch, capsys):

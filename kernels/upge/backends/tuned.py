@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import lru_cache
 from importlib.metadata import version
@@ -20,7 +21,7 @@ from .plan import GEMMS, Gemm
 
 
 def path() -> Path:
-    """~/.cache/upge/tuned.json, or in $XDG_CACHE_HOME."""
+    """~/.cache/upge/tuned.json, or in $XDG_CACHE_HOME. Raises RuntimeError where the user has no home."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "upge" / "tuned.json"
 
@@ -39,24 +40,35 @@ def _triton_version() -> str:
 
 def read(key: str) -> dict[str, Gemm]:
     """The best kernels by GEMM, nothing where there are none. A file that cannot be read is a warning."""
-    file = path()
     try:
+        file = path()
         changed = file.stat().st_mtime_ns
-    except OSError:
+    except (OSError, RuntimeError):
         return {}
     return _entries(file, changed).get(key, {})
 
 
-def write(key: str, best: Mapping[str, Gemm]) -> Path:
-    """Add an entry to the file, or replace it. Returns the file."""
+@contextmanager
+def writing() -> Iterator[Path]:
+    """Hold the file's lock, for which other processes wait. Raises OSError or RuntimeError if it cannot be written."""
+    import fcntl  # not on Windows
+
     file = path()
     file.parent.mkdir(parents=True, exist_ok=True)
-    entries = _entries(file, file.stat().st_mtime_ns) if file.exists() else {}
-    rows = {name: {gemm: asdict(value) for gemm, value in gemms.items()} for name, gemms in entries.items()}
-    rows[key] = {gemm: asdict(value) for gemm, value in best.items()}
-    new = file.with_suffix(f".{os.getpid()}")
-    new.write_text(json.dumps(rows, indent=1) + "\n")
-    new.replace(file)
+    with file.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield file
+
+
+def write(key: str, best: Mapping[str, Gemm]) -> Path:
+    """Add an entry to the file, or replace it. Returns the file."""
+    with writing() as file:
+        entries = _entries(file, file.stat().st_mtime_ns) if file.exists() else {}
+        rows = {name: {gemm: asdict(value) for gemm, value in gemms.items()} for name, gemms in entries.items()}
+        rows[key] = {gemm: asdict(value) for gemm, value in best.items()}
+        new = file.with_suffix(".new")
+        new.write_text(json.dumps(rows, indent=1) + "\n")
+        new.replace(file)
     return file
 
 

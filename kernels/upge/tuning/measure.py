@@ -25,16 +25,17 @@ def time_candidates(
     repeats: int = 20,
     rows: int | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Each kernel of the GEMM `name`, the shipped one first, then the bare product. JSON rows.
+    """Each kernel of the GEMM `name`, and the bare product. JSON rows; kernels that fail come first.
 
-    Of each: gemm (its settings, None for the bare product), seconds (the best of `repeats` interleaved runs), slowest,
-    tflops, and error (relative, of a sample of the result); or gemm and fault, if it cannot run or is wrong.
+    Of each: gemm (its settings, None for the bare product), shipped (whether it is the plan's first choice), seconds
+    (the best of `repeats` interleaved runs), slowest, tflops, and error (relative, of a sample of the result). Of one
+    that cannot run or is wrong: gemm, shipped and fault.
     """
     chunk = Chunk(vocabulary, width, getattr(torch, dtype), device, rows)
     exact = chunk.exact(name)
     found: list[tuple[dict[str, Any], Callable[[], object]]] = []
-    for gemm in chunk.candidates(name):
-        row: dict[str, Any] = {"gemm": asdict(gemm)}
+    for number, gemm in enumerate(chunk.candidates(name)):
+        row: dict[str, Any] = {"gemm": asdict(gemm), "shipped": number == 0}
         print(f"{name}: {gemm}", flush=True)  # shown if the kernel crashes
         try:
             kernel = chunk.kernel(name, gemm)
@@ -43,12 +44,12 @@ def time_candidates(
         except Exception as error:  # a kernel that does not fit the GPU must not end the others
             yield row | {"fault": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
             continue
-        row["error"] = float((sample - exact).norm() / exact.norm())
+        row["error"] = float((sample - exact).norm() / (exact.norm() or 1.0))  # E of one entry, the target, is 0
         if row["error"] <= BOUNDS[chunk.hidden.dtype]:
             found.append((row, kernel.run))
         else:
             yield row | {"fault": f"wrong: its relative error is {row['error']:.1e}"}
-    found.append(({"gemm": None}, chunk.bare(name)))
+    found.append(({"gemm": None, "shipped": False}, chunk.bare(name)))
     times: list[list[float]] = [[] for _ in found]
     for turn in range(repeats + 1):
         for index, (_, run) in enumerate(found):
