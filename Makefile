@@ -24,8 +24,9 @@ smollm2: .venv/core
 	@if [ -f runs/smollm2/config.yaml ]; then $(BIN)/hpt train --resume runs/smollm2; else $(BIN)/hpt train smollm2; fi
 	@$(BIN)/hpt report runs/smollm2
 
+# In the order of the files: those with few tests have the longest ones, which by default would come last.
 test: .venv/dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/dev
 	$(BIN)/ruff check .
