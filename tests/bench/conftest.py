@@ -18,8 +18,11 @@ def python() -> Callable[..., str]:
     """Python with the given arguments; what it prints."""
 
     def run(*arguments: str) -> str:
-        # Without the interpreter of the other tests, which would replace the kernels.
-        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        # Without the interpreter of the other tests, which would replace the kernels, and without what says that they
+        # run in several processes, which would switch pytest-benchmark off.
+        environment = {
+            name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET" and "XDIST" not in name
+        }
         result = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
         assert result.returncode == 0, result.stdout + result.stderr
         return result.stdout
