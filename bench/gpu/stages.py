@@ -65,7 +65,7 @@ def stages(sizes: Sizes) -> list[Stage]:
 
     whole = {**head, "dtype": "bfloat16", "tokens": s.tokens}
     return [
-        chunk("smoke test", "bfloat16", 75),  # compiles what it needs itself, so it shows within seconds what is wrong
+        chunk("smoke test", "bfloat16", 75),  # first: it compiles the few kernels that it needs itself
         Stage("compile", "compiled", compile_head, {**head, "tokens": s.tokens}, 10, 75, workers),
         Stage("bare GEMMs", "gemms", measure_gemms, {**head, "repeats": s.repeats}, 8, 30),
         Stage("kernels", "kernels", measure_kernels, {"settings": settings}, 10, 45),
