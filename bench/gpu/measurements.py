@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from upge.backends import plan as plans
-from upge.backends.plan import Gemm
+from upge.backends.plan import GEMMS, Gemm
 from upge.commands.tune import describe
 from upge.diagnosis.checks import DTYPES, check_bits, check_values
 from upge.diagnosis.finding import Finding
@@ -22,7 +22,6 @@ from ..losses.problem import SHAPES, Problem
 
 Row = dict[str, Any]
 CHUNK = 2048  # rows of the bare GEMMs
-GEMMS = ("logits", "hidden", "weight")  # kernels that take 2 NVD each, by how their names begin
 
 
 def check_chunk(device: str, dtype: str, shape: str, tokens: int) -> Iterator[Finding]:
@@ -81,7 +80,7 @@ def measure_kernels(settings: Row) -> Iterator[Row]:
             found.append({"kernel": event.key[:60], "calls": event.count, "ms": microseconds / 1e3})
     width, vocabulary = SHAPES[s.shape]
     for row in sorted(found, key=lambda row: row["ms"], reverse=True)[:25]:
-        if row["kernel"].startswith(GEMMS):
+        if row["kernel"].startswith(GEMMS):  # takes 2 NVD
             row["tflops"] = 2 * s.tokens * width * vocabulary / row["ms"] / 1e9
         yield row
 
@@ -93,7 +92,6 @@ def measure_methods(settings: Row, cases: list[str], peers: list[str]) -> Iterat
         rows = {row["method"]: row for row in compare(s, case, peers)}
         for row in rows.values():
             if "seconds" in row:
-                row["of_gemms"] = row["seconds"] / rows["gemms"]["seconds"]
                 row["upge_of_it"] = rows["upge"]["seconds"] / row["seconds"]
             yield {"shape": s.shape, **row}
 

@@ -14,11 +14,11 @@ PARTS = ("stages", "heads", "checks", "gemms", "kernels", "methods", "no_signal"
 
 
 class Report:
-    """What was found so far: settings, and rows of each part."""
+    """What was found so far: settings, and rows of each part. rehearsal: it ran on a CPU and measures nothing."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]):
+    def __init__(self, folder: Path, settings: Mapping[str, Any], rehearsal: bool = False):
         self.folder = folder
-        self.data: dict[str, Any] = {"settings": dict(settings), **{part: [] for part in PARTS}}
+        self.data: dict[str, Any] = {"rehearsal": rehearsal, "settings": dict(settings)} | {p: [] for p in PARTS}
         folder.mkdir(parents=True, exist_ok=True)
         self._write()
 
@@ -44,16 +44,27 @@ class Report:
         return "\n".join(_lines(self))
 
     def _write(self) -> None:
-        (self.folder / "gpu.json").write_text(json.dumps(self.data, indent=1) + "\n")
-        (self.folder / "gpu.md").write_text(self.text() + "\n")
+        _replace(self.folder / "gpu.json", json.dumps(self.data, indent=1) + "\n")
+        _replace(self.folder / "gpu.md", self.text() + "\n")
+
+
+def _replace(file: Path, text: str) -> None:
+    """The file has its old or its new text, also if this process is killed."""
+    partial = file.with_name(f"{file.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(file)
 
 
 def _lines(report: Report) -> Iterator[str]:
     data = report.data
+    if data["rehearsal"]:
+        yield from ("A rehearsal on a CPU, no measurement: times and memory here say nothing about a GPU.", "")
     yield ", ".join(f"{key} {value}" for key, value in data["settings"].items())
     yield from ("", "| target | wanted | measured | |", "|---|---|---|---|")
     for row in targets(data):
-        yield f"| {row.what} | {row.wanted} | {row.measured} | {'met' if row.met else '**missed**'} |"
+        verdict = "met" if row.met else "**missed**"
+        found = "not measured |" if data["rehearsal"] else f"{row.measured} | {verdict}"
+        yield f"| {row.what} | {row.wanted} | {found} |"
     yield from ("", f"{len(report.checks)} checks, {len(report.wrong)} failed", *(f"- {x}" for x in report.wrong))
     yield from ("", "| at a real shape (dtype, N x D x V) | found |", "|---|---|")
     yield from (f"| {row['what']} | {row['found']} |" for row in data["heads"])
@@ -73,6 +84,9 @@ def _lines(report: Report) -> Iterator[str]:
     yield from map(_candidate_line, data["candidates"])
     yield from ("", "| stage | seconds | MHz | W | |", "|---|---|---|---|---|")
     yield from map(_stage_line, data["stages"])
+    if data["compiled"]:
+        seconds = sum(row["seconds"] for row in data["compiled"])
+        yield from ("", f"{len(data['compiled'])} kernels were compiled ahead, in {seconds:.0f} s of all processes")
 
 
 def _method_line(row: dict[str, Any]) -> str:

@@ -32,7 +32,10 @@ class Stage:
 
 
 def run_stages(stages: Sequence[Stage], report: Report, minutes: float, environment: dict[str, str]) -> None:
-    """Run one after the other; the report is written after each. What fails or comes too late is recorded there."""
+    """Run one after the other; the report is written after each. What fails or comes too late is recorded there.
+
+    Raises KeyboardInterrupt after recording what the interrupted stage had found.
+    """
     end = time.monotonic() + 60 * minutes
     for stage in stages:
         left = end - time.monotonic()
@@ -42,16 +45,28 @@ def run_stages(stages: Sequence[Stage], report: Report, minutes: float, environm
             report.add("stages", {"stage": stage.name, "fault": fault})
             continue
         with Clocks() as clocks:
-            outcomes = _run(stage, min(stage.limit, left), environment)
+            outcomes, interrupted = _run(stage, min(stage.limit, left), environment)
         for outcome in outcomes:
             report.add(stage.part, *outcome.results)
-            if outcome.fault:
+            if outcome.fault and not interrupted:
                 print(f"{outcome.fault}\n{outcome.output}", flush=True)
         faults = "; ".join(outcome.fault[:300] for outcome in outcomes if outcome.fault)
-        seconds = max(outcome.seconds for outcome in outcomes)
-        report.add("stages", {"stage": stage.name, "seconds": seconds, "fault": faults, **clocks.busy})
+        seconds = max((outcome.seconds for outcome in outcomes), default=0.0)
+        fault = "interrupted" if interrupted else faults
+        report.add("stages", {"stage": stage.name, "seconds": seconds, "fault": fault, **clocks.busy})
+        if interrupted:
+            raise KeyboardInterrupt
 
 
-def _run(stage: Stage, limit: float, environment: dict[str, str]) -> list[Outcome]:
-    run = partial(run_isolated, stage.function, limit, environment, **stage.arguments)
-    return list(side_by_side([partial(run, **worker) for worker in stage.workers], len(stage.workers)))
+def _run(stage: Stage, limit: float, environment: dict[str, str]) -> tuple[list[Outcome], bool]:
+    """What became of each of its processes, and whether the user interrupted them."""
+    outcomes: list[Outcome] = []
+
+    def run(worker: dict[str, Any]) -> None:
+        outcomes.append(run_isolated(stage.function, limit, environment, **stage.arguments, **worker))
+
+    try:
+        list(side_by_side([partial(run, worker) for worker in stage.workers], len(stage.workers)))
+    except KeyboardInterrupt:  # the processes have been ended, and their outcomes are there
+        return outcomes, True
+    return outcomes, False

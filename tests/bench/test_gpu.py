@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ import torch
 pytest.importorskip("triton")
 
 from upge.backends.triton.kernels.bias import bias_kernel
+from upge.diagnosis.isolated import Outcome
 
 from bench.commands import gpu
 from bench.gpu.clocks import summary
@@ -39,9 +42,13 @@ def test_rehearsal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert {r["case"] for r in report["methods"] if r["method"] == "upge"} == {"sft", "grpo", "hpt"}
     assert {r["of"] for r in report["candidates"]} == {"logits", "hidden", "weight"}
     assert [r for r in report["candidates"] if "fault" in r] == []
+    assert {r["gemm"]["kernel"] for r in report["candidates"] if r["of"] == "weight" and r["gemm"]} == {
+        "pointers", "descriptors"
+    }  # fmt: skip
     text = (tmp_path / "gpu.md").read_text()
     for what in ("half of the tokens at A = 0: time of GEMMs", "sft: memory", "hpt: time of pytorch"):
         assert f"| {what} |" in text
+    assert text.startswith("A rehearsal on a CPU, no measurement")
     assert text.rstrip() in capsys.readouterr().out
 
 
@@ -67,6 +74,80 @@ def test_a_stage_ends_at_the_deadline_of_the_whole(tmp_path: Path) -> None:
     run_stages([Stage("hangs", "checks", gpu.rehearsal.hang, {}, needs=1, limit=600)], report, 0.2, {})
     assert time.monotonic() - start < 60
     assert report.faults["hangs"].startswith("did not end within")
+
+
+INTERRUPTING = """
+import os, signal, time
+
+def interrupts():
+    yield {"what": "before the interrupt", "found": "", "held": True}
+    os.kill(os.getppid(), signal.SIGINT)
+    time.sleep(600)
+"""
+
+
+def test_an_interrupt_keeps_what_was_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "interrupting.py").write_text(INTERRUPTING)
+    monkeypatch.syspath_prepend(tmp_path)
+    function = importlib.import_module("interrupting").interrupts
+    report = Report(tmp_path / "results", {"shape": "rehearsal"})
+    planned = [Stage(name, "checks", function, {}, needs=1, limit=300) for name in ("first", "second")]
+    assert gpu.measure(planned, report, 10, {}, set()) == 130
+    found = json.loads((tmp_path / "results" / "gpu.json").read_text())
+    assert [row["what"] for row in found["checks"]] == ["before the interrupt"]
+    assert [(row["stage"], row["fault"]) for row in found["stages"]] == [("first", "interrupted")]
+    assert f"interrupted; what was found is in {tmp_path / 'results'}" in capsys.readouterr().err
+
+
+def test_a_report_that_is_cut_off_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = Report(tmp_path, {"shape": "rehearsal"})
+    before = (tmp_path / "gpu.json").read_text()
+
+    def full_disk(file: Path, text: str, **options: Any) -> None:
+        file.write_bytes(text[:20].encode())
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        report.add("checks", {"what": "a", "found": "", "held": True})
+    assert (tmp_path / "gpu.json").read_text() == before
+
+
+def test_a_rehearsal_does_not_replace_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(gpu, "run_stages", lambda *arguments: None)
+    gpu.main(["--rehearse"])
+    (file,) = tmp_path.glob("*/gpu.json")
+    assert f"the results of this rehearsal go to {file.parent}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tokens", "0"], "argument --tokens: must be at least 1, got 0"),
+        (["--repeats", "-3"], "argument --repeats: must be at least 1, got -3"),
+        (["--minutes", "0"], "argument --minutes: must be positive and finite, got 0"),
+        (["--minutes", "nan"], "argument --minutes: must be positive and finite, got nan"),
+        (["--output", __file__], f"argument --output: must be a folder, got the file {__file__}"),
+    ],
+)
+def test_bad_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        gpu.main([*arguments, "--rehearse"])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_without_a_gpu_a_rehearsal_is_offered(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu, "run_isolated", lambda *arguments: Outcome([], "", "", 0.0))
+    assert gpu.main([]) == 2
+    assert capsys.readouterr().err == "bench gpu: PyTorch sees no GPU here; --rehearse runs all stages on a CPU\n"
 
 
 def test_each_launch_is_compiled_by_one_worker_and_none_runs() -> None:
@@ -101,3 +182,12 @@ def test_a_missed_target_is_shown(tmp_path: Path) -> None:
     text = (tmp_path / "gpu.md").read_text()
     assert "| sft: time of three bare GEMMs | at most 1.15 x | 1.20 x | **missed** |" in text
     assert text.count("sft: memory") == 1
+    rehearsal = Report(tmp_path, {"shape": "qwen2.5-7b"}, rehearsal=True)
+    rehearsal.add("methods", row)
+    assert "| sft: time of three bare GEMMs | at most 1.15 x | not measured | |" in rehearsal.text()
+
+
+def test_compiled_kernels_are_counted(tmp_path: Path) -> None:
+    report = Report(tmp_path, {"shape": "qwen2.5-7b"})
+    report.add("compiled", {"kernel": "a", "seconds": 1.4}, {"kernel": "b", "seconds": 2.0})
+    assert report.text().endswith("2 kernels were compiled ahead, in 3 s of all processes")

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -36,6 +36,12 @@ def crashes():
 def hangs():
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     yield child.pid
+    time.sleep(600)
+
+def waits(file):
+    yield "begun"
+    with open(file, "w") as stream:
+        print(os.getpid(), file=stream)
     time.sleep(600)
 
 def raises():
@@ -77,8 +83,37 @@ def test_a_hang_ends_at_the_limit_with_its_children_and_says_where(cases) -> Non
     assert outcome.fault == "did not end within 25 seconds"
     assert "in hangs" in outcome.output
     (child,) = outcome.results
-    deadline = time.monotonic() + 30
-    while is_running(child):
+    wait_until(lambda: not is_running(child))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux ends a process with its parent")
+def test_a_process_ends_with_the_one_that_started_it(cases, tmp_path: Path) -> None:
+    file = tmp_path / "process"
+    code = "import sys, doctor_cases; from upge.diagnosis.isolated import run_isolated\n"
+    code += "run_isolated(doctor_cases.waits, 600, file=sys.argv[1])"
+    path = os.pathsep.join(sys.path)
+    parent = subprocess.Popen([sys.executable, "-c", code, str(file)], env=os.environ | {"PYTHONPATH": path})
+    wait_until(lambda: file.exists() and file.read_text().endswith("\n"))
+    parent.kill()
+    parent.wait()
+    wait_until(lambda: not is_running(int(file.read_text())))
+
+
+def test_a_process_ends_soon_after_its_limit_by_itself(cases, tmp_path: Path) -> None:
+    with (tmp_path / "output").open("wb") as output:
+        arguments = {"file": str(tmp_path / "process")}
+        process = isolated._start(cases.waits, 1, {}, arguments, tmp_path / "results", output)
+    try:
+        assert process.wait(120) == 1
+    finally:
+        process.kill()
+    assert "in waits" in (tmp_path / "output").read_text()
+    assert "begun" in (tmp_path / "results").read_text()
+
+
+def wait_until(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not happened():
         assert time.monotonic() < deadline
         time.sleep(0.1)
 

@@ -142,6 +142,12 @@ _INTERPRETED = {
     ),
     "weight": (_pointers(64, 32, 64, num_warps=1, num_stages=1),),
 }
+# A sum of dW in fp32 has no kernel by descriptors.
+_INTERPRETED_16_BIT = {
+    "logits": (),
+    "hidden": (),
+    "weight": (_descriptors(64, 32, 32, num_warps=1, num_stages=1, PARTS=2),),
+}
 
 
 def _in_order(*tables: Choices) -> Choices:
@@ -214,7 +220,7 @@ def choices(hidden: torch.dtype, weight: torch.dtype, capability: tuple[int, int
     """For each GEMM its kernels, best first, for hidden states and a weight of these dtypes."""
     dtype = torch.promote_types(hidden, weight)
     if INTERPRETED:
-        return _INTERPRETED
+        return _in_order(_INTERPRETED, _INTERPRETED_16_BIT) if dtype.itemsize == 2 else _INTERPRETED
     if dtype == torch.float32 and weight != dtype:
         return _WIDENED
     return CHOICES[architecture(capability), dtype]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import faulthandler
 import importlib
 import json
@@ -17,10 +18,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 OUTPUT_LINES = 30  # of what the function printed
 SECONDS_TO_DIE = 5.0
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 T = TypeVar("T")
 
 _running: set[subprocess.Popen[bytes]] = set()
@@ -44,27 +46,17 @@ def run_isolated(
 ) -> Outcome:
     """Call `function(**arguments)` in a new process, and end that process with all its children after `limit` seconds.
 
+    On Linux the process also ends with this one, and anywhere soon after its limit if this one is stopped.
+
     function:    of a module that this process can import. What it yields is kept as it comes, and must be JSON.
     environment: variables that the process has in addition to those of this one.
     arguments:   JSON.
     """
-    name = f"{function.__module__}:{function.__qualname__}"
     with tempfile.TemporaryDirectory() as folder:
         results, output = Path(folder, "results"), Path(folder, "output")
-        # -P and this process's own path: the new one imports what this one does.
-        command = [sys.executable, "-P", "-m", __name__, name, json.dumps(arguments), str(results)]
-        path = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
-        variables = os.environ | (environment or {}) | {"PYTHONPATH": path}
         start = time.monotonic()
         with output.open("wb") as stream:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=stream,
-                env=variables,
-                start_new_session=True,
-            )
+            process = _start(function, limit, environment or {}, arguments, results, stream)
         _running.add(process)
         try:
             process.wait(limit)
@@ -102,6 +94,29 @@ def side_by_side(calls: Sequence[Callable[[], T]], at_once: int) -> Iterator[T]:
             raise
 
 
+def _start(
+    function: Callable[..., Iterable[Any]],
+    limit: float,
+    environment: dict[str, str],
+    arguments: dict[str, Any],
+    results: Path,
+    output: BinaryIO,
+) -> subprocess.Popen[bytes]:
+    """A new process that runs `_call`."""
+    name = f"{function.__module__}:{function.__qualname__}"
+    # -P and this process's own path: the new one imports what this one does.
+    command = [sys.executable, "-P", "-m", __name__, name, json.dumps(arguments), str(results)]
+    path = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
+    return subprocess.Popen(
+        [*command, str(os.getpid()), str(limit)],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        env=os.environ | environment | {"PYTHONPATH": path},
+        start_new_session=True,
+    )
+
+
 def _kill(process: subprocess.Popen[bytes]) -> None:
     """With all its children."""
     with contextlib.suppress(ProcessLookupError):
@@ -126,9 +141,12 @@ def _complete_lines(path: Path) -> list[str]:
     return [line for line in lines if line.endswith("\n")]
 
 
-def _call(name: str, arguments: str, results: str) -> int:
+def _call(name: str, arguments: str, results: str, parent: str, limit: str) -> int:
     """In the new process: call the function and write a line for each thing that it yields."""
+    _end_with(int(parent))
     faulthandler.enable()
+    # The parent ends this process at its limit. This is for a parent that cannot.
+    faulthandler.dump_traceback_later(float(limit) + SECONDS_TO_DIE, exit=True)
     _forbid_core_files()
     module, _, function = name.partition(":")
     with Path(results).open("w", encoding="utf-8") as stream:
@@ -145,6 +163,16 @@ def _call(name: str, arguments: str, results: str) -> int:
             write(error=f"{type(error).__name__}: {error}")
             return 1
     return 0
+
+
+def _end_with(parent: int) -> None:
+    """Let the kernel kill this process when its parent ends, however that ends."""
+    if sys.platform != "linux":
+        return
+    # Linux means the thread that started this process; it waits in `run_isolated` until this one has ended.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
+    if os.getppid() != parent:  # it has ended already
+        sys.exit(1)
 
 
 def _forbid_core_files() -> None:

@@ -38,7 +38,7 @@ def check_head(
     yield at_most(f"{what}: log-probabilities", float((logprobs - exact[0]).abs().max()), bounds[0])
     for name, got, wanted in (("dh", dh[rows], exact[1]), ("dW", dw[entries], exact[2])):
         finding = at_most(f"{what}: {name}", relative_error(got, wanted), bounds[1])
-        finding["found"] += f", {_shrinkage(got, wanted):.0e} too small"
+        finding["found"] += f"; signed mean error, relative: {_signed_mean_error(got, wanted):.0e}"
         yield finding
     yield same_bits(f"{what}: twice", all(map(torch.equal, [logprobs, dh, dw], run())))
     with torch.no_grad():
@@ -70,9 +70,12 @@ def time_head(
     )
 
 
-def _shrinkage(got: Tensor, exact: Tensor) -> float:
-    """By what share entries are too small on average. Truncated operands show here; rounded ones do not."""
-    return float(1 - (got.double() * exact.sign()).sum() / exact.abs().sum())
+def _signed_mean_error(got: Tensor, exact: Tensor) -> float:
+    """Of the entries' magnitudes, relative to their mean; negative if they are too small on average.
+
+    Truncated operands show here; rounded ones do not.
+    """
+    return float((got.double() * exact.sign()).sum() / exact.abs().sum() - 1)
 
 
 def _inputs(device: str, dtype: str, n: int, width: int, v: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
