@@ -52,7 +52,7 @@ def test_kernels_are_specialised_as_at_run_time(recorded: list[dict]) -> None:
     by_kernel = {job["kernel"]: job for job in reversed(recorded)}  # the first of each name
     weight = by_kernel["weight_descriptors_kernel"]
     assert weight["signature"]["exps"] == "tensordesc<bf16[64, 128]>"
-    assert weight["signature"]["low"] == "tensordesc<u8[128, 64]>"
+    assert weight["signature"]["low"] == "tensordesc<u8[128, 128]>"
     assert weight["constants"]["FIRST"] is True
     logits = by_kernel["logits_descriptors_kernel"]
     assert logits["signature"]["distances"] == "constexpr"
