@@ -77,15 +77,18 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     usual = ("tiny", 1) if args.quick else ("qwen2.5-1.5b", 10) if args.device == "cuda" else ("small", 5)
     args.shape = args.shape or usual[0]
     args.repeats = usual[1] if args.repeats is None else args.repeats
-    for name in ("rows", "length", "micro_batches", "repeats", "threads", "seconds"):
+    for name in ("rows", "length", "micro_batches", "repeats", "threads"):
         value = getattr(args, name)
         if value is not None and value < 1:
-            parser.error(f"argument --{name.replace('_', '-')}: must be at least 1, got {value:g}")
+            parser.error(f"argument --{name.replace('_', '-')}: must be at least 1, got {value}")
+    if not args.seconds > 0:
+        parser.error(f"argument --seconds: must be above 0, got {args.seconds:g}")
     shape = _shape(args)
     if shape.rows % GROUP or shape.rows % shape.micro_batches:
+        source = f" of the shape {args.shape}" if args.micro_batches is None else ""
         parser.error(
             f"argument --rows: must be a multiple of {GROUP}, the rollouts of a prompt, and of the "
-            f"{shape.micro_batches} micro-batches; got {shape.rows}"
+            f"{shape.micro_batches} micro-batches{source}; got {shape.rows}"
         )
     return args
 

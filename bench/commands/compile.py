@@ -25,6 +25,10 @@ from ..compilation.compiler import Compiled, compile_job
 from ..compilation.jobs import DTYPES, jobs
 from ..compilation.launches import CAPABILITIES
 
+COLUMNS = (
+    "step: instructions of a warp in a step of the main loop; multiply: those of them that multiply; "
+    "start, epilogue: before and after a tile's steps"
+)
 HEADER = (
     f"{'arch':<7}{'dtype':<10}{'kernel':<19}{'variant':<20}{'tile':<15}{'regs':>5}{'stack':>6}{'shared':>8}"
     f"{'step':>6}{'multiply':>9}{'start':>6}{'epilogue':>9}  {'loads':<8}tensor core"
@@ -39,9 +43,17 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="compiling at once")
     parser.add_argument("--json", type=Path, help="also write the results to this file")
     args = parser.parse_args(argv)
-    print(f"triton {triton.__version__}\n{HEADER}")
-    chosen = tuple(args.kernel)
-    work = [job for arch in args.arch for job in jobs(arch, args.dtype) if job.launch.kernel.startswith(chosen)]
+    if args.processes < 1:
+        parser.error(f"argument --processes: must be at least 1, got {args.processes}")
+    if args.json and not args.json.parent.is_dir():
+        parser.error(f"argument --json: there is no folder {args.json.parent}")
+    work = [job for arch in args.arch for job in jobs(arch, args.dtype)]
+    known = sorted({job.launch.kernel for job in work})
+    for begin in args.kernel:
+        if not any(name.startswith(begin) for name in known):
+            parser.error(f"argument --kernel: no kernel begins with {begin!r}; there are {', '.join(known)}")
+    work = [job for job in work if job.launch.kernel.startswith(tuple(args.kernel))]
+    print(f"triton {triton.__version__}\n{COLUMNS}\n{HEADER}")
     results = []
     with ProcessPoolExecutor(args.processes, multiprocessing.get_context("spawn")) as pool:
         for result in pool.map(compile_job, work):

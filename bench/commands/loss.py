@@ -1,19 +1,20 @@
 """Time, memory and error of the fused loss and of every other implementation that is installed.
 
 Forward and backward with dW, in one process. In each round every method runs once, in random order; compared are the
-best rounds. Peak memory is what a call adds to its inputs,
-dh and dW. Errors are those of dh and dW against float64 on the first tokens. `gemms` is the time of the three bare
-matrix products that any exact method needs. A second table shows the time of the fused loss by the share of tokens
-whose advantage is 0.
+best rounds. Peak memory is what a call adds to its inputs, dh and dW. Errors are those of dh and dW against float64 on
+the first tokens. `gemms` is the time of the three bare matrix products that any exact method needs. A second table
+shows the time of the fused loss by the share of tokens whose advantage is 0.
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 import torch
 
+from ..commit import last_commit
 from ..losses.comparison import DTYPES, Settings, compare, sweep_no_signal
 from ..losses.measure import clock_name, processor
 from ..losses.peers import PEERS
@@ -29,6 +30,7 @@ def main(argv: list[str]) -> int:
     width, vocabulary = SHAPES[args.shape]
     report = {
         "settings": {
+            "command": shlex.join(["python", "-m", "bench", "loss", *argv]),
             "shape": args.shape,
             "width": width,
             "vocabulary": vocabulary,
@@ -41,6 +43,7 @@ def main(argv: list[str]) -> int:
             "error_tokens": min(args.error_tokens, args.tokens),
             "torch": torch.__version__,
             "processor": processor(args.device),
+            "commit": last_commit("kernels"),
         },
         "methods": [row for case in args.cases for row in compare(settings, case, args.peers)],
         "no_signal": sweep_no_signal(settings),

@@ -19,11 +19,12 @@ def table(report: Report) -> str:
         where = f"{where}, threads: {settings['threads']}"
     lines = [
         f"{settings['shape']} (D {settings['width']}, V {settings['vocabulary']}), {settings['tokens']} tokens, "
-        f"{settings['dtype']}, {where}, torch {settings['torch']}",
+        f"{settings['dtype']}, {where}, torch {settings['torch']}, "
+        f"`{settings['command']}`, commit {settings['commit']}",
         "",
-        f"Seconds of forward and backward: best, median and slowest of {settings['repeats']} rounds, in each of which "
-        f"every method runs once, in random order. The clock is {settings['clock']}. `of GEMMs` divides the best by "
-        f"that of the three bare GEMMs. Errors are of {settings['error_tokens']} tokens.",
+        f"Milliseconds of forward and backward: best, median and slowest of {settings['repeats']} rounds, in each of "
+        f"which every method runs once, in random order. The clock is {settings['clock']}. `of GEMMs` divides the best "
+        f"by that of the three bare GEMMs. Errors are of {settings['error_tokens']} tokens.",
         "",
         "| case | method | best | median | slowest | of GEMMs | extra MiB | error of dh | error of dW |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -39,8 +40,8 @@ def table(report: Report) -> str:
 
 
 def _times(row: dict[str, Any]) -> str:
-    seconds = " | ".join(f"{row[key]:.3f}" for key in ("seconds", "seconds_median", "seconds_slowest"))
-    return f"{seconds} | {row['of_gemms']:.2f}"
+    times = " | ".join(f"{1e3 * row[key]:.2f}" for key in ("seconds", "seconds_median", "seconds_slowest"))
+    return f"{times} | {row['of_gemms']:.2f}"
 
 
 def memory_and_errors(row: dict[str, Any]) -> str:

@@ -64,6 +64,12 @@ def gemm_seconds(work: Work, program: Program, gpu: Gpu, assumed: Assumptions) -
     return max(rounds * tile / assumed.clock, work.traffic / (gpu.bandwidth * assumed.bandwidth))
 
 
+def chunks_of(plan: Plan, tokens: int, vocabulary: int, width: int) -> tuple[int, int]:
+    """Rows of a chunk, and how many chunks there are."""
+    rows = plans.balanced(tokens, plans.chunk_rows(plan, vocabulary, width, True), plan.granule)
+    return rows, ceil(tokens / rows)
+
+
 def chunk_work(plan: Plan, rows: int, vocabulary: int, width: int, first: bool) -> dict[str, Work]:
     """The three GEMMs of a chunk of so many rows, by name. first: whether the sum of dW has no numbers yet."""
     size, e = plan.dtype.itemsize, plan.exps_dtype.itemsize
@@ -130,15 +136,15 @@ def predict(
 ) -> list[Predicted]:
     """The kernels of one forward and backward pass over a head with a 16-bit weight, in the order of a chunk.
 
-    programs: the compiled GEMMs "logits", "hidden", "weight", and "weight, first chunk".
+    programs: the compiled GEMMs "logits", "hidden", "weight, first chunk", and "weight" if there are further chunks.
     """
-    rows = plans.balanced(tokens, plans.chunk_rows(plan, vocabulary, width, True), plan.granule)
-    chunks = ceil(tokens / rows)
+    rows, chunks = chunks_of(plan, tokens, vocabulary, width)
     memory = gpu.bandwidth * assumed.bandwidth
     first, later = (chunk_work(plan, rows, vocabulary, width, begins) for begins in (True, False))
     seconds = {name: chunks * gemm_seconds(later[name], programs[name], gpu, assumed) for name in ("logits", "hidden")}
     seconds["weight"] = gemm_seconds(first["weight"], programs["weight, first chunk"], gpu, assumed)
-    seconds["weight"] += (chunks - 1) * gemm_seconds(later["weight"], programs["weight"], gpu, assumed)
+    if chunks > 1:
+        seconds["weight"] += (chunks - 1) * gemm_seconds(later["weight"], programs["weight"], gpu, assumed)
     for name, traffic in pass_traffic(plan, rows, vocabulary, width).items():
         seconds[name] = chunks * traffic / memory
     predicted = [Predicted(name, chunks, total + chunks * assumed.launch) for name, total in seconds.items()]

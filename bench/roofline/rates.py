@@ -13,14 +13,21 @@ SHARED_BYTES = 227 << 10
 
 @dataclass(frozen=True)
 class Gpu:
-    """multiprocessors, and bytes a second of its memory, from NVIDIA's data sheets (SXM boards)."""
+    """multiprocessors, and bytes a second of its memory, from NVIDIA's data sheets (SXM boards).
+
+    device: the board's name in the driver and in PyTorch. H100 PCIe and NVL, GH200 and H200 NVL have others.
+    """
 
     name: str
+    device: str
     multiprocessors: int
     bandwidth: float
 
 
-GPUS = {"h100": Gpu("H100 SXM", 132, 3.35e12), "h200": Gpu("H200 SXM", 132, 4.8e12)}
+GPUS = {
+    "h100": Gpu("H100 SXM", "NVIDIA H100 80GB HBM3", 132, 3.35e12),
+    "h200": Gpu("H200 SXM", "NVIDIA H200", 132, 4.8e12),
+}
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,7 @@ class Assumptions:
     bare_busy: float  # share of the cycles in which they keep the tensor cores busy; with `bare` it gives the clock
     descriptors_busy: float  # the same in the main loop of a kernel that loads by descriptors
     pointers_busy: float  # and of one whose threads load
-    stall: float  # cycles for each instruction that a scheduler issues in an epilogue
+    stall: float  # cycles for each instruction that a scheduler issues before or after a main loop
     latency: float  # cycles of a round trip to memory
     bandwidth: float  # share of the data sheet's
     launch: float  # seconds from one kernel to the next
@@ -49,13 +56,13 @@ ASSUMED = {
 }
 MEANINGS = {
     "bare": "FLOP/s of the bare GEMMs",
-    "bare_busy": "share of cycles in which they keep tensor cores busy",
-    "descriptors_busy": "the same in main loops with tensor descriptors",
-    "pointers_busy": "the same in main loops with pointers",
-    "stall": "cycles per instruction of a scheduler in epilogues",
+    "bare_busy": "share of cycles with busy tensor cores, bare GEMMs",
+    "descriptors_busy": "share of cycles with busy tensor cores, loops with descriptors",
+    "pointers_busy": "share of cycles with busy tensor cores, loops with pointers",
+    "stall": "cycles for each instruction of a scheduler outside the loop",
     "latency": "cycles of a round trip to memory",
     "bandwidth": "share of the data sheet's bandwidth",
     "launch": "seconds from one kernel to the next",
-    "clock": "cycles a second (follows from the first two)",
+    "clock": "cycles a second (follows from the first two lines)",
 }
 assert MEANINGS.keys() == {field.name for field in fields(Assumptions)} | {"clock"}

@@ -144,9 +144,26 @@ def test_rows_that_no_batch_can_have_are_refused(capsys: pytest.CaptureFixture[s
         with pytest.raises(SystemExit, match="2"):
             adopt.main(["--quick", *options])
         assert "argument --rows: must be a multiple of 4" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        adopt.main(["--quick", "--rows", "5"])
+    assert "of the 2 micro-batches of the shape tiny; got 5" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", ["--rows", "--length", "--micro-batches", "--repeats", "--threads", "--seconds"])
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan"])
+def test_a_time_limit_must_be_above_zero(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        adopt.main(["--seconds", seconds])
+    assert f"argument --seconds: must be above 0, got {seconds}" in capsys.readouterr().err
+
+
+def test_a_time_limit_below_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    monkeypatch.setattr(adopt, "compare", lambda case, settings: found.append(settings.seconds) or [])
+    assert adopt.main(["--quick", "--device", "cpu", "--cases", "hf-sft", "--seconds", "0.5"]) == 0
+    assert found == [0.5]
+
+
+@pytest.mark.parametrize("option", ["--rows", "--length", "--micro-batches", "--repeats", "--threads"])
 def test_numbers_below_one_are_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         adopt.main([option, "0"])

@@ -28,6 +28,10 @@ def test_loss_on_a_cpu(bench, tmp_path: Path) -> None:
         assert max(rows[method]["dh_error"], rows[method]["dw_error"]) <= 2e-5
     assert [r["no_signal"] for r in report["no_signal"]] == [0.0, 0.25, 0.5, 0.75]
     assert out.with_suffix(".md").read_text().strip() == printed.strip()
+    settings = report["settings"]
+    assert settings["command"].startswith("python -m bench loss --tokens 64 ")
+    assert f"`{settings['command']}`, commit {settings['commit']}" in printed
+    assert f"| hpt | upge | {1e3 * rows['upge']['seconds']:.2f} |" in printed  # milliseconds
     assert out.with_suffix(".png").stat().st_size > 0
 
 
