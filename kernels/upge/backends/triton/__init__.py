@@ -1,7 +1,7 @@
 """The `triton` backend: one pass over the logits, three GEMMs, 6 NVD in all, nothing computed twice.
 
-`workspace.py` has the order of launches, `launch.py` the arguments of the GEMMs; `kernels/` has one kernel per file, with
-its algebra above it:
+`workspace.py` has the order of launches, `launch.py` the arguments of the GEMMs. `kernels/` has one kernel per file,
+with its algebra above it:
 
     gather          a chunk's inputs, and the anchor a near z_y
     logits          E = exp(z - a), z_y, sums of E, E (z - a)  GEMM, 2 NVD

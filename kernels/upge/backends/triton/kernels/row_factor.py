@@ -4,8 +4,8 @@ Without an entropy coefficient, with S the sum of E over the other entries and t
 
     d loss / d z_j = -(g - k) E_j / total,   d loss / d z_y = (g S + k exp(z_y - a)) / total.
 
-So E needs no pass. The factor -(g - k) / (total T) is multiplied into the operands of the GEMMs, and the target's entry
-in E becomes -(g S + k exp(z_y - a)) / (g - k). With a soft-cap, E_j holds the slope of the cap as well.
+So E needs no pass. The factor -(g - k) / (total T) is multiplied into dh and into the operand of dW, and the target's
+entry in E becomes -(g S + k exp(z_y - a)) / (g - k). With a soft-cap, E_j holds the slope of the cap as well.
 
 Where g is almost k, the entry would be almost infinite. There |g - k| counts as 2^-22 of the larger of the two, which
 changes the gradient of the other entries by as little.
