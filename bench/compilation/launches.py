@@ -7,6 +7,7 @@ what is compiled ahead of time is what is compiled at run time.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,6 +77,8 @@ def launches(call: Call, arch: str, tuned: Mapping[str, Gemm] | None = None) -> 
 
     tuned: kernels of the GEMMs other than the shipped ones.
     """
+    if plans.INTERPRETED:
+        sys.exit("TRITON_INTERPRET=1 is set, so kernels run in Triton's interpreter and cannot be compiled: unset it")
     with _recording(arch, tuned) as found:
         _run(call)
     return list({launch.key: launch for launch in found}.values())
