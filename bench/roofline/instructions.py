@@ -109,10 +109,12 @@ def _around(program: _Program, first: int, product: int, last: int) -> tuple[int
         start = len(program.way(first, product, longest=True)) - len(program.way(first, product))
         step = set(program.way(first, product, last))
         return start, [place for place in program.way(first, product, inside, last) if place not in step]
-    store = program.last_store(last + 1, end)
+    stores = (place for place in range(end, last, -1) if program.all[place].name.startswith(STORES))
+    store = next((place for place in stores if program.way(last, place)), None)
     ends = next((place for place in range(store or last, end + 1) if program.all[place].ends), None)
     through = [place for place in (last, store, ends) if place is not None]
-    return len(program.way(0, first)) - 1, program.way(*through)[1:]
+    rest = program.way(*through) or program.way(*through[:-1])  # without the end, where code of branches lies behind it
+    return len(program.way(0, first)) - 1, rest[1:]
 
 
 def _round_trips(names: list[str]) -> int:

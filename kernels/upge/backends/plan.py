@@ -96,16 +96,16 @@ _HOPPER = {
         _descriptors(128, 256, 64, num_stages=4, PARTS=8),
     ),
 }
-# Exact fp32 has no tensor cores. Rows that are computed again take the last tile: with the first one a register spills.
+# Exact fp32 has no tensor cores. Rows that are computed again take the last tile: with the first one registers spill.
 _FLOAT32 = {
-    "logits": (_pointers(64, 128, 32), _pointers(32, 128, 32)),
+    "logits": (_pointers(64, 128, 32), _pointers(32, 64, 32)),
     "hidden": (_pointers(64, 128, 32, SPLITS=4),),
     "weight": (_pointers(64, 128, 32),),
 }
 # For a 16-bit weight that is widened to fp32 in registers. With more rows Triton 3.7 multiplies in tf32 on sm_100,
 # whatever the precision, and with loads in flight it widens a whole tile at once, which does not fit the registers.
 _WIDENED = {
-    "logits": (_pointers(32, 128, 32, num_stages=1),),
+    "logits": (_pointers(32, 128, 32, num_stages=1), _pointers(32, 64, 32, num_stages=1)),
     "hidden": (_pointers(32, 128, 32, num_stages=1, SPLITS=4),),
     "weight": (_pointers(64, 128, 32),),
 }
