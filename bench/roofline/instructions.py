@@ -59,7 +59,8 @@ def instructions(code: str) -> tuple[list[Instruction], dict[str, int]]:
             labels[label[1]] = len(found)
         elif instruction := INSTRUCTION.search(line):
             predicate, name, operands = instruction.groups()
-            target = TARGET.search(operands) if name.startswith("BRA") else None
+            # A loop may be left by a call that does not return.
+            target = TARGET.search(operands) if name.startswith(("BRA", "CALL")) else None
             # `BRA.U UP0, label` has its condition among the operands.
             conditional = predicate is not None or (target is not None and "," in operands)
             found.append(Instruction(name, conditional, target[1] if target else None))
@@ -104,17 +105,19 @@ def count(code: str, multiplies: Callable[[str], bool]) -> Counts | None:
 def _around(program: _Program, first: int, product: int, last: int) -> tuple[int, list[int]]:
     """The instructions that start a tile, and those of its epilogue."""
     end = len(program.all) - 1
+    step = set(program.way(first, product, last))
     inside = program.last_store(first, last)
     if inside is not None:  # all tiles in one loop
         start = len(program.way(first, product, longest=True)) - len(program.way(first, product))
-        step = set(program.way(first, product, last))
-        return start, [place for place in program.way(first, product, inside, last) if place not in step]
-    stores = (place for place in range(end, last, -1) if program.all[place].name.startswith(STORES))
-    store = next((place for place in stores if program.way(last, place)), None)
-    ends = next((place for place in range(store or last, end + 1) if program.all[place].ends), None)
-    through = [place for place in (last, store, ends) if place is not None]
-    rest = program.way(*through) or program.way(*through[:-1])  # without the end, where code of branches lies behind it
-    return len(program.way(0, first)) - 1, rest[1:]
+        tile = program.way(first, product, inside, last)
+    else:
+        start = len(program.way(0, first)) - 1
+        stores = (place for place in range(end, last, -1) if program.all[place].name.startswith(STORES))
+        store = next((place for place in stores if program.way(product, place)), product)
+        ends = next((place for place in range(store, end + 1) if program.all[place].ends), store)
+        # Code for a rare branch may lie between the last store and the end.
+        tile = program.way(product, store, ends) or program.way(product, store)
+    return start, [place for place in tile if place not in step]
 
 
 def _round_trips(names: list[str]) -> int:

@@ -67,7 +67,7 @@ Choices = Mapping[str, tuple[Gemm, ...]]
 _UNEVEN = {
     "logits": (_pointers(64, 128, 32),),
     "hidden": (_pointers(64, 128, 32, SPLITS=4),),
-    "weight": (_pointers(64, 128, 32),),
+    "weight": (_pointers(64, 128, 32, PARTS=2),),
 }
 _SQUARE = {
     "logits": (_pointers(128, 128, 64, PARTS=2, widths=64),),
