@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("triton")
 
+from bench.commands import compile
 from bench.roofline.instructions import Counts, count
 
 KERNELS = Path(__file__).parents[2] / "kernels/upge/backends/triton/kernels"
@@ -71,6 +73,27 @@ def test_compile(bench, tmp_path: Path) -> None:
             assert r["instruction"] == "HGMMA"
             assert r["counts"]["load"] == "UTMALDG"
             assert r["counts"]["multiplications"] == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (["--kernel", "finish", "nonsense"], "--kernel: no kernel begins with 'nonsense'; there are"),
+        (["--processes", "0"], "--processes: must be at least 1, got 0"),
+        (["--json", "/nonexistent/kernels.json"], "--json: there is no folder /nonexistent"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_compiled(
+    options: list[str], error: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        compile, "jobs", lambda arch, dtypes: [SimpleNamespace(launch=SimpleNamespace(kernel="finish_kernel"))]
+    )
+    with pytest.raises(SystemExit, match="2"):
+        compile.main(["--arch", "sm_90", *options])
+    printed = capsys.readouterr()
+    assert error in printed.err
+    assert not printed.out
 
 
 def listing(*lines: str) -> str:

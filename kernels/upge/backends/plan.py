@@ -107,7 +107,7 @@ _FLOAT32 = {
 _WIDENED = {
     "logits": (_pointers(32, 128, 32, num_stages=1), _pointers(32, 64, 32, num_stages=1)),
     "hidden": (_pointers(32, 128, 32, num_stages=1, SPLITS=4),),
-    "weight": (_pointers(64, 128, 32),),
+    "weight": (_pointers(64, 64, 32, num_warps=4),),
 }
 # fp16 operands, but E in fp32: its GEMMs are in tf32.
 _HALF = {
