@@ -10,6 +10,7 @@ import torch
 import upge
 from upge.backends import plan as plans
 from upge.backends import tuned
+from upge.diagnosis.checks import poisoned_memory
 
 pytest.importorskip("triton")
 from upge.backends.triton import TritonWorkspace
@@ -73,12 +74,9 @@ def test_nothing_reads_memory_that_was_not_written(problem, small_chunks, gemm_k
     p = problem(n=150, d=48, v=301, dtype=torch.bfloat16)
     options = {"entropy_coef": 0.1, **bad}
     whole, grads = p.loss(upge.GRPO(), "triton", **options)
-    torch.use_deterministic_algorithms(True)
-    try:
-        assert torch.empty(1).isnan()  # that is what the mode does
+    with poisoned_memory():
+        assert torch.empty(1).isnan()
         again, poisoned = p.loss(upge.GRPO(), "triton", **options)
-    finally:
-        torch.use_deterministic_algorithms(False)
     assert torch.equal(again.loss, whole.loss)
     for a, b in zip(poisoned, grads, strict=True):
         assert torch.equal(a, b)
@@ -88,11 +86,8 @@ def test_no_chunk_at_all_gives_zeros(problem):
     """The sum of dW has no numbers before a chunk has begun it."""
     for dtype in DTYPES:
         p = problem(dtype=dtype)
-        torch.use_deterministic_algorithms(True)
-        try:
+        with poisoned_memory():
             _, grads = p.loss(upge.GRPO(), "triton", advantages=torch.zeros(150))
-        finally:
-            torch.use_deterministic_algorithms(False)
         assert not any(grad.any() for grad in grads)
 
 

@@ -17,11 +17,11 @@ import torch
 from ..backends import plan as plans
 from ..backends import tuned
 from ..backends.plan import Gemm
+from ..diagnosis.checks import DTYPES
 from ..diagnosis.isolated import run_isolated
 from ..heads import HEADS
 from ..tuning.measure import time_candidates
 
-DTYPES = ("bfloat16", "float16", "float32")
 LIMIT = 300.0  # seconds for the kernels of one GEMM, most of them for compiling
 WORTH = 0.99  # of the shipped kernel's time
 
@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
     if not best:
         print("upge tune: no kernel could be timed; nothing is written", file=sys.stderr)
         return 1
-    key = tuned.key_for(torch.device(device), getattr(torch, options.dtype), vocabulary, width)
+    key = tuned.key_for(torch.device(device), DTYPES[options.dtype], vocabulary, width)
     file = tuned.write(key, best)
     print(f"the best kernels are in {file}")
     return 0 if len(best) == len(plans.GEMMS) else 1

@@ -7,13 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
-import torch
-
+from ..diagnosis.checks import BOUNDS, DTYPES
 from ..diagnosis.timing import gpu_seconds
 from .chunk import Chunk
-
-# The largest relative error (by norm) of a kernel that is taken: the roundings of E or dW, and of tf32 for fp16.
-BOUNDS = {torch.bfloat16: 1e-2, torch.float16: 1e-2, torch.float32: 2e-5}
 
 
 def time_candidates(
@@ -31,7 +27,8 @@ def time_candidates(
     (the best of `repeats` interleaved runs), slowest, tflops, and error (relative, of a sample of the result). Of one
     that cannot run or is wrong: gemm, shipped and fault.
     """
-    chunk = Chunk(vocabulary, width, getattr(torch, dtype), device, rows)
+    chunk = Chunk(vocabulary, width, DTYPES[dtype], device, rows)
+    _, bound = BOUNDS[DTYPES[dtype]]  # that of a gradient: a kernel with a larger error is refused
     exact = chunk.exact(name)
     found: list[tuple[dict[str, Any], Callable[[], object]]] = []
     for number, gemm in enumerate(chunk.candidates(name)):
@@ -45,7 +42,7 @@ def time_candidates(
             yield row | {"fault": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
             continue
         row["error"] = float((sample - exact).norm() / (exact.norm() or 1.0))  # E of one entry, the target, is 0
-        if row["error"] <= BOUNDS[chunk.hidden.dtype]:
+        if row["error"] <= bound:
             found.append((row, kernel.run))
         else:
             yield row | {"fault": f"wrong: its relative error is {row['error']:.1e}"}

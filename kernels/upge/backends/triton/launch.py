@@ -51,6 +51,10 @@ class LogitsBuffers:
     tops: Tensor
     exps: tuple[Tensor, ...]
 
+    @property
+    def options(self) -> dict[str, bool]:
+        return {"KEEP": bool(self.exps), "KEEP_DISTANCES": len(self.exps) > 1}
+
 
 @dataclass(frozen=True)
 class Head:
@@ -76,7 +80,6 @@ class Head:
 
 def logits(plan: Plan, head: Head, buffers: LogitsBuffers) -> None:
     gemm = plan.logits
-    keep = {"KEEP": bool(buffers.exps), "KEEP_DISTANCES": len(buffers.exps) > 1}
     (rows, width), (vocabulary, _) = buffers.hidden.shape, head.weight.shape
     tile = _tile(plan, gemm) | {"PARTS": gemm.PARTS}
     if gemm.PARTS > 1 and any(head.options.values()):
@@ -89,14 +92,15 @@ def logits(plan: Plan, head: Head, buffers: LogitsBuffers) -> None:
         exps, distances = _two([_descriptor(x, gemm.BM, columns) for x in buffers.exps])
         logits_descriptors_kernel[_programs(head.weight, rows // gemm.BM * plan.tiles(vocabulary))](
             _descriptor(buffers.hidden, gemm.BM, gemm.BK), _descriptor(head.weight, gemm.BN, gemm.BK), *inputs, *found,
-            exps, distances, *sums, rows, vocabulary, width, *head.softcap_arguments, **head.options, **keep, **tile,
+            exps, distances, *sums, rows, vocabulary, width, *head.softcap_arguments,
+            **head.options, **buffers.options, **tile,
         )  # fmt: skip
         return
     exps, distances = _two(buffers.exps)
     logits_kernel[(rows // gemm.BM, plan.tiles(vocabulary))](
         buffers.hidden, head.weight, *inputs, *found, exps, distances, *sums,
         rows, vocabulary, width, head.weight.stride(0), plan.exps_stride(vocabulary), *head.softcap_arguments,
-        **head.options, **keep, EVEN_D=width % gemm.BK == 0, **tile,
+        **head.options, **buffers.options, EVEN_D=width % gemm.BK == 0, **tile,
     )  # fmt: skip
 
 
@@ -110,7 +114,7 @@ def redo(plan: Plan, head: Head, buffers: LogitsBuffers, flagged: Tensor) -> Non
         flagged, buffers.target_logit, buffers.target_slope, exps, distances,
         buffers.sums, buffers.moments, buffers.tops,
         rows, vocabulary, width, head.weight.stride(0), plan.exps_stride(vocabulary), plan.tiles(vocabulary),
-        *head.softcap_arguments, **head.options, KEEP=bool(buffers.exps), KEEP_DISTANCES=len(buffers.exps) > 1,
+        *head.softcap_arguments, **head.options, **buffers.options,
         BLOCKS=plan.logits.BN // gemm.BN, **_tile(plan, gemm), PARTS=gemm.PARTS,
     )  # fmt: skip
 
