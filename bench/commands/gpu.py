@@ -104,7 +104,7 @@ def conditions(settings: Settings, gpu: str, driver: str) -> dict[str, object]:
         "torch": torch.__version__,
         "triton": version("triton"),
         "commit": last_commit("kernels"),
-        "plan": "tuned, where upge tune was run" if tuned.path().exists() else "shipped",
+        "plan": "tuned, where upge tune was run" if tuned.entries() else "shipped",
         "shape": settings.shape,
         "tokens": settings.tokens,
         "dtype": settings.dtype,

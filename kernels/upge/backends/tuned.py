@@ -39,13 +39,18 @@ def _triton_version() -> str:
 
 
 def read(key: str) -> dict[str, Gemm]:
-    """The best kernels by GEMM, nothing where there are none. A file that cannot be read is a warning."""
+    """The best kernels by GEMM, nothing where there are none."""
+    return entries().get(key, {})
+
+
+def entries() -> dict[str, dict[str, Gemm]]:
+    """All entries of the file, none where there is no file. One that cannot be read is a warning."""
     try:
         file = path()
         changed = file.stat().st_mtime_ns
     except (OSError, RuntimeError):
         return {}
-    return _entries(file, changed).get(key, {})
+    return _entries(file, changed)
 
 
 @contextmanager
@@ -63,8 +68,7 @@ def writing() -> Iterator[Path]:
 def write(key: str, best: Mapping[str, Gemm]) -> Path:
     """Add an entry to the file, or replace it. Returns the file."""
     with writing() as file:
-        entries = _entries(file, file.stat().st_mtime_ns) if file.exists() else {}
-        rows = {name: {gemm: asdict(value) for gemm, value in gemms.items()} for name, gemms in entries.items()}
+        rows = {name: {gemm: asdict(value) for gemm, value in gemms.items()} for name, gemms in entries().items()}
         rows[key] = {gemm: asdict(value) for gemm, value in best.items()}
         new = file.with_suffix(".new")
         new.write_text(json.dumps(rows, indent=1) + "\n")
