@@ -10,7 +10,8 @@ import yaml
 from pydantic import BaseModel
 
 from hpt.config.recipe import allowed_values
-from hpt.config.schema import Config, Section
+from hpt.config.schema import Config
+from hpt.config.sections.section import Section
 
 INTRODUCTION = """\
 # Settings

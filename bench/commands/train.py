@@ -33,7 +33,8 @@ import torch
 from transformers import PretrainedConfig, Qwen2Config
 
 from hpt.config.recipe import build_config
-from hpt.config.schema import Config, ModelConfig
+from hpt.config.schema import Config
+from hpt.config.sections.model import ModelConfig
 from hpt.memory import make_plan
 from hpt.memory.meta_model import read_architecture
 from hpt.support.optional_packages import require

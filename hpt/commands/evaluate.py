@@ -128,7 +128,7 @@ def _columns(text: str) -> dict[str, str]:
 
 def run(options: argparse.Namespace, console: Console) -> int:
     from hpt.commands.evaluation_tasks import check_lengths, find_model, load_tasks, named_verifier, prompt_settings
-    from hpt.config.schema import ModelConfig
+    from hpt.config.sections.model import ModelConfig
     from hpt.data.prompt import PromptRenderer
     from hpt.data.tokenizer import generation_ends, load_tokenizer
     from hpt.evaluation.evaluate import evaluate

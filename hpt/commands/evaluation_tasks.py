@@ -14,7 +14,9 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from hpt.config.recipe import load_config
-from hpt.config.schema import ColumnsConfig, PromptConfig, Section, VerifyConfig
+from hpt.config.sections.data import ColumnsConfig, PromptConfig
+from hpt.config.sections.rollout import VerifyConfig
+from hpt.config.sections.section import Section
 from hpt.data.benchmarks import MAX_TOKENS, find_benchmark, load_benchmark, load_file, unknown_benchmark
 from hpt.data.prompt import PromptRenderer
 from hpt.data.questions import Question

@@ -25,7 +25,7 @@ Adapters are merged into the weights of their base model, of QLoRA too."""
 def run(options: argparse.Namespace, console: Console) -> int:
     import torch
 
-    from hpt.config.schema import ModelConfig
+    from hpt.config.sections.model import ModelConfig
     from hpt.data.tokenizer import load_tokenizer
     from hpt.model.loading import load_model
     from hpt.support.quiet import quiet_libraries

@@ -17,7 +17,8 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from hpt.config.schema import Config, Section
+from hpt.config.schema import Config
+from hpt.config.sections.section import Section
 from hpt.support.errors import ConfigError
 
 RECIPES = Path(str(resources.files("hpt"))) / "recipes"

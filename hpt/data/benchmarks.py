@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpt.config.schema import ColumnsConfig
+from hpt.config.sections.data import ColumnsConfig
 from hpt.data.columns import KNOWN_COLUMNS
 from hpt.data.layouts import LAYOUTS, Scoring, find_layout
 from hpt.data.questions import Question, parse_questions

@@ -8,7 +8,7 @@ from hpt.data.readers import Record, Source
 from hpt.support.errors import DataError
 
 if TYPE_CHECKING:
-    from hpt.config.schema import ColumnsConfig
+    from hpt.config.sections.data import ColumnsConfig
 
 KNOWN_COLUMNS: dict[str, tuple[str, ...]] = {
     "prompt": ("prompt", "problem", "question"),

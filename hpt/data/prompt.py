@@ -23,7 +23,7 @@ from hpt.support.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from hpt.config.schema import PromptConfig
+    from hpt.config.sections.data import PromptConfig
 
 # A question and an answer to try a template with; no template contains these texts.
 _PROBE = Question("(any)", "hpt-question", "")

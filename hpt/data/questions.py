@@ -17,7 +17,7 @@ from hpt.data.readers import Source, read_source
 from hpt.support.errors import DataError
 
 if TYPE_CHECKING:
-    from hpt.config.schema import ColumnsConfig
+    from hpt.config.sections.data import ColumnsConfig
 
 COLUMN_SETTING = "data.columns.{field}=NAME"
 """How a recipe names a column."""

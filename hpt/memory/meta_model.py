@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from hpt.config.recipe import RECIPES
-from hpt.config.schema import ModelConfig
+from hpt.config.sections.model import ModelConfig
 from hpt.model.adapters import with_adapters
 from hpt.model.loading import prepare_for_training
 from hpt.support.errors import HptError

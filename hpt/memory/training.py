@@ -10,7 +10,9 @@ import torch
 import upge
 from transformers import PreTrainedModel
 
-from hpt.config.schema import Config, ModelConfig, OptimizerConfig
+from hpt.config.schema import Config
+from hpt.config.sections.model import ModelConfig
+from hpt.config.sections.training import OptimizerConfig
 from hpt.memory.allocations import AllocationTracker
 from hpt.memory.components import PHASES, Component
 from hpt.memory.hardware import Hardware

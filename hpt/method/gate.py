@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hpt.config.schema import Config, GateConfig
+from hpt.config.schema import Config
+from hpt.config.sections.method import GateConfig
 from hpt.support.errors import HptError
 from hpt.support.named_functions import user_function
 

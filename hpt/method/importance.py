@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from hpt.config.schema import LossConfig
+from hpt.config.sections.method import LossConfig
 from hpt.method.rows import Row
 
 

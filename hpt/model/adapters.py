@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from hpt.config.schema import LoraConfig, ModelConfig
+from hpt.config.sections.model import LoraConfig, ModelConfig
 from hpt.support.errors import HptError
 
 ADAPTER_CONFIG = "adapter_config.json"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers.utils import is_flash_attn_2_available
 
-from hpt.config.schema import ModelConfig
+from hpt.config.sections.model import ModelConfig
 from hpt.support.errors import ConfigError
 
 

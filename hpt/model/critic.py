@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from hpt.config.schema import CriticConfig
+from hpt.config.sections.method import CriticConfig
 from hpt.method.advantage import STD_FLOOR, gae
 from hpt.method.experience import Experience
 from hpt.method.micro_batches import MicroBatch, MicroBatcher

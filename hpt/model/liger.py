@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
-from hpt.config.schema import ModelConfig
+from hpt.config.sections.model import ModelConfig
 from hpt.support.errors import ConfigError
 from hpt.support.optional_packages import installed, require
 

@@ -9,7 +9,8 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
-from hpt.config.schema import Config, ModelConfig
+from hpt.config.schema import Config
+from hpt.config.sections.model import ModelConfig
 from hpt.model.adapters import base_model_path, holds_adapters, is_adapted, merge_adapters, with_adapters
 from hpt.model.attention import attention_kind
 from hpt.model.gradient_checkpointing import enable_gradient_checkpointing

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from hpt.config.schema import Config, OptimizerConfig
+from hpt.config.schema import Config
+from hpt.config.sections.training import OptimizerConfig
 from hpt.optim.adamw import AdamW
 from hpt.optim.engine import Update
 from hpt.optim.schedule import advance, make_schedule

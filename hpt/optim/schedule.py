@@ -9,7 +9,7 @@ from collections.abc import Callable
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from hpt.config.schema import OptimizerConfig
+from hpt.config.sections.training import OptimizerConfig
 
 
 def learning_rate_factor(settings: OptimizerConfig, steps: int) -> Callable[[int], float]:

@@ -1,9 +1,10 @@
-"""Imports functions that a recipe names as `module:function`."""
+"""Functions that a recipe names as `module:function`: imported, or given as objects in Python."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 import traceback
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -11,13 +12,47 @@ from typing import Any
 
 from hpt.support.errors import ConfigError, HptError
 
+GIVEN = "__main__"
+"""The module in the name of a function that no import finds: one of a script, a notebook or another function."""
+
+_given: dict[str, Callable[..., Any]] = {}  # by name
+
+
+def name_function(function: Callable[..., Any]) -> str:
+    """The "module:function" by which a recipe can name `function`.
+
+    A function that no import finds is remembered in this process as "__main__:NAME"; a later one of that name
+    replaces it. ConfigError where it has no name, as a lambda has none.
+    """
+    name = str(getattr(function, "__name__", type(function).__name__))
+    if not name.isidentifier():
+        raise ConfigError(f"{function!r} has no name that a recipe could record: define it by `def NAME(...)`")
+    module = getattr(function, "__module__", None)
+    if module and module != GIVEN and getattr(sys.modules.get(module), name, None) is function:
+        return f"{module}:{name}"
+    _given[name] = function
+    return f"{GIVEN}:{name}"
+
+
+def given_function(reference: str) -> Callable[..., Any] | None:
+    """The function of this process that `name_function` remembers under this name; None if there is none."""
+    module, _, name = reference.partition(":")
+    return _given.get(name) if module == GIVEN else None
+
 
 def resolve(reference: str, *, field: str, arguments: Sequence[str] = ()) -> Callable[..., Any]:
-    """Imports the function that `reference`, a "module:function", names.
+    """The function that `reference`, a "module:function", names: imported, or given in Python as an object.
 
     field: the setting, which errors name. arguments: names of the arguments it will be called with.
     ConfigError where it cannot be imported, is not callable or does not take these arguments.
     """
+    function = given_function(reference) or _import(reference, field)
+    if arguments:
+        _check_arguments(function, reference, field, arguments)
+    return function
+
+
+def _import(reference: str, field: str) -> Callable[..., Any]:
     module_name, _, function_name = reference.partition(":")
     try:
         module = importlib.import_module(module_name)
@@ -25,12 +60,15 @@ def resolve(reference: str, *, field: str, arguments: Sequence[str] = ()) -> Cal
         reason = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
         raise ConfigError(f"{field} = {reference!r}: module {module_name!r} cannot be imported: {reason}") from error
     function = getattr(module, function_name, None)
+    if function is None and module_name == GIVEN:
+        raise ConfigError(
+            f"{field} = {reference!r}: the function {function_name!r} was given in Python and no import finds it; "
+            f"give it again, as in hpt.train(resume=FOLDER, {field.partition('.')[0]}=...), or move it to a module"
+        )
     if function is None:
         raise ConfigError(f"{field} = {reference!r}: module {module_name!r} has no {function_name!r}")
     if not callable(function):
         raise ConfigError(f"{field} = {reference!r}: {function_name!r} is not callable")
-    if arguments:
-        _check_arguments(function, reference, field, arguments)
     return function
 
 

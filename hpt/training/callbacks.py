@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from hpt.config.schema import Config, LossConfig
+from hpt.config.schema import Config
+from hpt.config.sections.method import LossConfig
 from hpt.method.entropy_weights import weigh_by_entropy
 from hpt.method.importance import set_importance
 from hpt.method.micro_batches import MicroBatcher

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import upge
 
-from hpt.config.schema import LossConfig
+from hpt.config.sections.method import LossConfig
 from hpt.method.experience import Experience
 from hpt.method.importance import truncated_importance
 from hpt.method.micro_batches import MicroBatch

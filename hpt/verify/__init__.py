@@ -6,7 +6,7 @@ limits, so nothing that a model writes can stop a run. Importing them is cheap: 
 the user's module.
 
 To add a verifier: write a module with a subclass of `Verifier` (`choice.py` is an example), name it in `VERIFIERS`, and
-add the name to `kind` in `hpt.config.schema.VerifyConfig`.
+add the name to `kind` in `hpt.config.sections.rollout.VerifyConfig`.
 """
 
 from hpt.verify.choice import ChoiceVerifier

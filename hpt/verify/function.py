@@ -12,7 +12,7 @@ from hpt.verify.verdict import Verdict
 from hpt.verify.verifier import Verifier, shorten
 
 if TYPE_CHECKING:
-    from hpt.config.schema import VerifyConfig
+    from hpt.config.sections.rollout import VerifyConfig
 
 
 class FunctionVerifier(Verifier):

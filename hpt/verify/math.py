@@ -9,7 +9,7 @@ from hpt.verify.verdict import Verdict
 from hpt.verify.verifier import Verifier
 
 if TYPE_CHECKING:
-    from hpt.config.schema import VerifyConfig
+    from hpt.config.sections.rollout import VerifyConfig
 
 
 class MathVerifier(Verifier):

@@ -10,7 +10,7 @@ from hpt.verify.math import MathVerifier
 from hpt.verify.verifier import Verifier
 
 if TYPE_CHECKING:
-    from hpt.config.schema import VerifyConfig  # which imports torch
+    from hpt.config.sections.rollout import VerifyConfig
 
 VERIFIERS: dict[str, type[Verifier]] = {"math": MathVerifier, "choice": ChoiceVerifier}
 """By the name that a recipe's `verify.kind` and `hpt eval --verifier` take."""

@@ -11,7 +11,7 @@ from hpt.verify.pool import Outcome, WorkerPool
 from hpt.verify.verdict import Verdict
 
 if TYPE_CHECKING:
-    from hpt.config.schema import VerifyConfig  # which imports torch
+    from hpt.config.sections.rollout import VerifyConfig
 
 
 class Verifier:

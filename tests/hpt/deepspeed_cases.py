@@ -13,7 +13,8 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from hpt.config.recipe import build_config, merge
-from hpt.config.schema import Config, LoraConfig
+from hpt.config.schema import Config
+from hpt.config.sections.model import LoraConfig
 from hpt.data.questions import Question
 from hpt.method.experience import Experience
 from hpt.method.gate import ONLY_DEMONSTRATION, ONLY_ROLLOUTS

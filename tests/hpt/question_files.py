@@ -6,7 +6,7 @@ import json
 import pyarrow.parquet
 import pytest
 
-from hpt.config.schema import ColumnsConfig
+from hpt.config.sections.data import ColumnsConfig
 from hpt.data.benchmarks import find_benchmark, load_benchmark
 from hpt.data.questions import load_questions
 from hpt.support.errors import DataError

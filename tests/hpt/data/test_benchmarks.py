@@ -7,7 +7,7 @@ import datasets
 import pytest
 from question_files import GPQA, write_csv, write_parquet
 
-from hpt.config.schema import ColumnsConfig
+from hpt.config.sections.data import ColumnsConfig
 from hpt.data.benchmarks import (
     BENCHMARKS,
     DATA_DIR,

@@ -6,7 +6,7 @@ import re
 import pytest
 from question_files import GPQA, load_local, write_csv
 
-from hpt.config.schema import ColumnsConfig
+from hpt.config.sections.data import ColumnsConfig
 from hpt.data.benchmarks import find_benchmark, load_benchmark, load_file
 from hpt.data.layouts import INSTRUCTION
 from hpt.support.errors import DataError

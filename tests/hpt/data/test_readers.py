@@ -74,7 +74,8 @@ def test_csv_values_are_kept_as_text(tmp_path):
 def test_datasets_is_imported_only_where_it_is_needed(tmp_path):
     (tmp_path / "train.csv").write_text("prompt,answer\n1+1?,2\n")
     code = (
-        "import sys; from hpt.config.schema import ColumnsConfig; from hpt.data.questions import load_questions; "
+        "import sys; from hpt.config.sections.data import ColumnsConfig; "
+        "from hpt.data.questions import load_questions; "
         "load_questions(sys.argv[1], ColumnsConfig(), need_demonstration=False); "
         "assert not {'datasets', 'pyarrow', 'pandas'} & set(sys.modules)"
     )

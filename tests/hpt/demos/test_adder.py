@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from hpt.config.schema import PromptConfig
+from hpt.config.sections.data import PromptConfig
 from hpt.data.prompt import PromptRenderer
 from hpt.data.questions import Question
 from hpt.demos import adder

@@ -11,7 +11,8 @@ import torch
 from bench.commands import memory as bench
 from hpt.commands.main import main
 from hpt.config.recipe import load_config, shipped_recipes
-from hpt.config.schema import Config, ModelConfig
+from hpt.config.schema import Config
+from hpt.config.sections.model import ModelConfig
 from hpt.memory import MemoryPlan, advice_lines, make_plan, training
 from hpt.memory.allocations import AllocationTracker
 from hpt.memory.components import PHASES, Component

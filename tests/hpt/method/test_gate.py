@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hpt.config.schema import GateConfig
+from hpt.config.sections.method import GateConfig
 from hpt.method.gate import make_gate
 from hpt.support.errors import ConfigError, HptError
 

@@ -13,7 +13,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from hpt.commands.main import main
 from hpt.config.recipe import build_config
-from hpt.config.schema import Config, LossConfig
+from hpt.config.schema import Config
+from hpt.config.sections.method import LossConfig
 from hpt.data.questions import Question
 from hpt.method.experience import Experience
 from hpt.method.gate import Decision

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from hpt.config.schema import OptimizerConfig
+from hpt.config.sections.training import OptimizerConfig
 from hpt.optim.schedule import advance, learning_rate_factor, make_schedule
 
 STEPS = 10

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from hpt.config.recipe import load_config
-from hpt.config.schema import RolloutConfig
+from hpt.config.sections.rollout import RolloutConfig
 from hpt.rollout import EngineInputs, TransformersEngine, make_rollout_engine
 from hpt.rollout.engines import ENGINES
 

@@ -15,7 +15,7 @@ from typing import get_args
 
 import pytest
 
-from hpt.config.schema import VerifyConfig
+from hpt.config.sections.rollout import VerifyConfig
 from hpt.support.errors import ConfigError, HptError
 from hpt.verify import VERIFIERS, ChoiceVerifier, FunctionVerifier, MathVerifier, Verdict, make_verifier, pool
 

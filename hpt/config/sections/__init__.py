@@ -1,0 +1,1 @@
+"""The sections of a recipe: typed settings with their defaults and limits, one file per topic."""

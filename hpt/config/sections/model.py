@@ -1,0 +1,43 @@
+"""What model is trained: its weights, dtype, attention and adapters."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from hpt.config.sections.section import Dtype, Section
+
+
+class LoraConfig(Section):
+    """Low-rank adapters by peft; the model's own weights stay frozen."""
+
+    rank: int = Field(32, ge=1)
+    alpha: float = Field(64.0, gt=0, description="the adapters' update is scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: Literal["all-linear"] | list[str] = Field(
+        "all-linear", description="all linear layers but the head, or names of modules"
+    )
+
+
+class ModelConfig(Section):
+    path: str = Field(description="a Hugging Face folder or hub name")
+    dtype: Dtype = Field(
+        "float32", description="dtype of the weights; 16-bit weights have float32 masters in the optimizer"
+    )
+    trust_remote_code: bool = Field(False, description="run code that comes with the model's folder")
+    attention: Literal["auto", "sdpa", "flash_attention_2", "flex_attention", "eager"] = Field(
+        "auto",
+        description="auto: flash attention where it is installed and can run, else sdpa, with a mask for packed rows; "
+        "flex_attention needs a GPU, but no such mask in memory",
+    )
+    gradient_checkpointing: bool | Literal["offload"] = Field(
+        False, description="recompute activations in the backward pass; offload: and keep layer inputs in CPU memory"
+    )
+    liger: Literal["auto"] | bool = Field(
+        "auto", description="Liger's norms, rotary embeddings and MLPs; auto: on a GPU where liger-kernel is installed"
+    )
+    lora: LoraConfig | None = Field(
+        None, description="train low-rank adapters, e.g. {rank: 32}; null: train all weights"
+    )
+    quantization: Literal["nf4"] | None = Field(None, description="frozen weights in 4 bits (QLoRA); needs model.lora")

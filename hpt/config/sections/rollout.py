@@ -1,0 +1,73 @@
+"""How rollouts are sampled and verified."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from hpt.config.sections.section import FunctionReference, Section
+
+
+class VllmConfig(Section):
+    """Read by `rollout.engine: vllm` only."""
+
+    url: str | None = Field(
+        None, description="URL of a server (python -m hpt.rollout.vllm_server); null: inside the trainer's process"
+    )
+    timeout: float = Field(300.0, gt=0, description="seconds without an answer after which a server counts as dead")
+    tensor_parallel: int = Field(
+        1,
+        ge=1,
+        description="GPUs that share one copy of the model; inside the trainer each is a rank of the launcher",
+    )
+    memory_share: float = Field(0.4, gt=0, lt=1, description="share of a GPU's memory for weights and KV cache")
+    sleep_level: Literal[0, 1, 2] = Field(
+        2,
+        description="while the trainer trains: 0 stays in GPU memory, 1 moves the weights to CPU memory, 2 drops them",
+    )
+    adapters: Literal["merged", "lora"] = Field("merged", description="how the adapters of model.lora reach the engine")
+    options: dict[str, Any] = Field({}, description="further arguments of vllm.LLM")
+
+
+class RolloutConfig(Section):
+    engine: Literal["transformers", "vllm"] = "transformers"
+    vllm: VllmConfig = VllmConfig()
+    n: int = Field(8, ge=1, description="rollouts per question")
+    temperature: float = Field(1.0, gt=0, description="of sampling, and of the log-probabilities that are trained")
+    top_p: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="nucleus sampling: probability mass of the likeliest tokens that are kept; 1: all tokens",
+    )
+    max_tokens: int = Field(1024, ge=1, description="most tokens of a rollout, stop token included")
+    batch_size: int = Field(
+        64, ge=1, description="sequences generated at once by transformers; vLLM chooses for itself"
+    )
+    dynamic_rounds: int = Field(
+        1,
+        ge=1,
+        description="dynamic sampling (DAPO): up to this many batches of questions per step, until batch.questions of "
+        "them have rollouts of different scores; only those are trained on. 1: off",
+    )
+
+
+class VerifyConfig(Section):
+    kind: Literal["math", "choice"] = Field(
+        "math", description="math: compared by math-verify; choice: the letter of a multiple-choice answer"
+    )
+    function: FunctionReference | None = Field(
+        None, description="(response, answer) -> score, instead of a built-in verifier"
+    )
+    workers: int = Field(2, ge=1, description="processes that verify at once")
+    timeout: float = Field(5.0, gt=0, description="seconds per answer")
+    memory_mb: int = Field(1024, ge=256, description="MiB per worker, beyond its libraries")
+    boxed: bool = Field(False, description="math: a response without a \\boxed answer is unparsable")
+
+    @property
+    def name(self) -> str:
+        """As in `hpt eval --verifier`: the function, "boxed" (math with `boxed`) or the kind."""
+        if self.function:
+            return self.function
+        return "boxed" if self.boxed and self.kind == "math" else self.kind
