@@ -1,13 +1,18 @@
 """hpt: Hybrid Post-Training of language models (arXiv 2509.04419) with the fused loss of `upge`.
 
-The command line is `hpt` (see `hpt --help`). In Python:
+    import hpt
 
-    from rich.console import Console
+    run = hpt.train("demo", steps=10)
+    run.folder, run.metrics, run.checkpoint
 
-    from hpt.config.recipe import load_config
-    from hpt.training.run import start
-
-    start(load_config("demo", ["output=runs/mine", "steps=40"]), Console())
+The command line is `hpt` (see `hpt --help`); every command does what the function of its name does.
 """
 
-__version__ = "0.1.0"
+from hpt.api.evaluate import evaluate
+from hpt.api.plan import plan
+from hpt.api.run import Run
+from hpt.api.train import train
+from hpt.support.errors import HptError
+from hpt.version import VERSION as __version__
+
+__all__ = ["HptError", "Run", "__version__", "evaluate", "plan", "train"]

@@ -26,6 +26,15 @@ def interpreter_as_gpu() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What hpt keeps between runs is shared by the tests of a session, and by nothing else."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    os.environ["HPT_CACHE"] = str(folder / "hpt-cache")
+
+
 @pytest.fixture(autouse=True)
 def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     """DeepSpeed sets these in its process, and accelerate takes them for a launch with several processes."""

@@ -33,7 +33,8 @@ AROUND = {
 """Rooms between the training loop and the rooms of a step."""
 
 BANDS = {
-    "commands": "train   eval   compare   plan   report   export",
+    "commands": "train   eval   data   plan   report   ...",
+    "api": "hpt.train, hpt.evaluate, hpt.plan, hpt.Run",
     "training": "Trainer.step: Algorithm 1, top to bottom",
     "report": "figures, one page",
     "demos": "sums, smollm2",
@@ -54,7 +55,8 @@ def main() -> None:
 
 def draw(axes: Axes) -> None:
     """From the command line down, in the order of the layers."""
-    band(axes, "commands", (2, 56, 106, 4.5))
+    band(axes, "commands", (2, 56, 52, 4.5))
+    band(axes, "api", (56, 56, 52, 4.5))
     band(axes, "training", (2, 49.5, 48, 4.5))
     band(axes, "report", (52, 49.5, 27, 4.5))
     band(axes, "demos", (81, 49.5, 27, 4.5))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 HELP = "two evaluations question by question: newly solved, forgotten, significance"
 IDS_SHOWN = 8
+
+logger = logging.getLogger(__name__)
 
 _RULES = {
     "majority": "solved: more than half of its responses are right",
@@ -67,7 +69,7 @@ solved), what A solved and B does not (forgotten), and how likely such a differe
     )
 
 
-def run(options: argparse.Namespace, console: Console) -> int:
+def run(options: argparse.Namespace) -> int:
     from hpt.evaluation.compare import Comparison, first_and_last_step, load_pairs
     from hpt.evaluation.evaluate import write_json
 
@@ -91,7 +93,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
         }
         make_folder(options.output.parent)
         write_json(options.output, numbers)
-        console.print(f"All numbers, question by question: {options.output}", soft_wrap=True)
+        logger.info(f"All numbers, question by question: {options.output}")
     return 0
 
 

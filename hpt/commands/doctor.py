@@ -7,8 +7,6 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from hpt.commands.arguments import CommandParser
 
 if TYPE_CHECKING:
@@ -27,11 +25,12 @@ imported, which takes most of the time.
 Exit code 1 if something is not as it should be. `python -m upge doctor` is the part without hpt."""
 
 
-def run(options: argparse.Namespace, console: Console) -> int:
+def run(options: argparse.Namespace) -> int:
     from rich.text import Text
     from upge.commands.doctor import lines
     from upge.diagnosis.doctor import is_right, verdict
 
+    from hpt.support.messages import console
     from hpt.support.terminal import print_results
 
     sections = []

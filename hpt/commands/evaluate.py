@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from hpt.commands.arguments import (
     CommandParser,
@@ -20,18 +15,17 @@ from hpt.commands.arguments import (
     positive_ints,
     share,
 )
-from hpt.support.files import append_to_file, make_folder
 from hpt.support.terminal import print_results
 
-if TYPE_CHECKING:
-    from hpt.commands.evaluation_tasks import EvaluationTask
-    from hpt.data.prompt import PromptRenderer
-    from hpt.data.questions import Question
-    from hpt.evaluation.evaluate import EvalResult, QuestionResult
-    from hpt.rollout import Rollout, RolloutEngine, Sampling
-
 HELP = "avg@n and pass@k of a model on benchmarks or files of questions"
-PARTIAL = "results.partial.jsonl"
+
+_SETTINGS = (
+    *("n", "temperature", "top_p", "max_tokens", "batch_size", "limit", "seed", "style", "system", "template"),
+    *("verifier", "dtype", "device", "data_dir", "columns"),
+)
+"""The options that are settings of an evaluation, besides k."""
+
+logger = logging.getLogger(__name__)
 
 _EPILOG = """
 benchmarks, with the responses per question that are usual in the literature:
@@ -58,9 +52,7 @@ def add_arguments(parser: CommandParser) -> None:
         help="a benchmark, a .jsonl, .json, .csv or .parquet file with prompt and answer, or NAME[:CONFIG]@SPLIT on "
         "the Hugging Face hub; may be given several times",
     )
-    parser.add_argument(
-        "--data-dir", type=Path, metavar="DIR", help="folder of local benchmark files (default: $HPT_DATA_DIR)"
-    )
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of local benchmark files (default: $HPT_DATA_DIR)")
     parser.add_argument(
         "--columns",
         type=_columns,
@@ -126,138 +118,18 @@ def _columns(text: str) -> dict[str, str]:
     return columns
 
 
-def run(options: argparse.Namespace, console: Console) -> int:
-    from hpt.commands.evaluation_tasks import check_lengths, find_model, load_tasks, named_verifier, prompt_settings
-    from hpt.config.sections.model import ModelConfig
-    from hpt.data.prompt import PromptRenderer
-    from hpt.data.tokenizer import generation_ends, load_tokenizer
-    from hpt.evaluation.evaluate import evaluate
-    from hpt.model.loading import load_model
-    from hpt.rollout import TransformersEngine
-    from hpt.support.device import pick_device
-    from hpt.support.quiet import quiet_libraries
-    from hpt.verify.answers import check_answers
+def run(options: argparse.Namespace) -> int:
+    from hpt.api.evaluation import evaluate_sources, evaluation_settings
+    from hpt.evaluation.tables import benchmark_table, result_tables
 
-    quiet_libraries()
-    device = pick_device(options.device)
-    model = find_model(options.model)
-    tasks = load_tasks(options, model.verifier)
-    tokenizer = load_tokenizer(model.path)
-    prompt = prompt_settings(model.prompt, options, has_chat_template=bool(tokenizer.chat_template))
-    if prompt.style != model.prompt.style and options.style is None:
-        console.print(f"{model.path} has no chat template: its prompts are plain (--style plain)", soft_wrap=True)
-    renderer = PromptRenderer(tokenizer, prompt, eos_token_ids=generation_ends(model.path))
-    check_lengths(model.path, tasks, renderer, console)
-    settings = {"model": model.path, "dtype": options.dtype, "seed": options.seed, "prompt": prompt.model_dump()}
-    results: dict[str, EvalResult] = {}
-    with ExitStack() as stack:
-        names = dict.fromkeys(task.verifier for task in tasks)
-        verifiers = {name: stack.enter_context(named_verifier(name)) for name in names}
-        for task in tasks:
-            check_answers(verifiers[task.verifier], task.questions, task.source)
-        loaded = load_model(model.path, ModelConfig(path=model.path, dtype=options.dtype), device)
-        engine = TransformersEngine(loaded, stop_ids=renderer.stop_ids, batch_size=options.batch_size)
-        for task in tasks:
-            folder = options.output / task.name if options.output and len(tasks) > 1 else options.output
-            with _showing_progress(task, folder, console) as on_batch:
-                result = results[task.name] = evaluate(
-                    task.questions,
-                    _generator(engine, renderer, task.sampling, options.seed),
-                    verifiers[task.verifier],
-                    n=task.sampling.n,
-                    batch_size=max(1, options.batch_size // task.sampling.n),
-                    on_batch=on_batch,
-                )
-                if folder:
-                    result.write(folder, task.ks, settings | task.settings())
-    if len(tasks) == 1:
-        _print_result(tasks[0], results[tasks[0].name], options.model)
+    settings = {name: getattr(options, name) for name in _SETTINGS}
+    settings["k"] = list(itertools.chain(*options.k or []))
+    evaluation = evaluate_sources(options.model, options.data, evaluation_settings(**settings), options.output)
+    if len(evaluation.tasks) == 1:
+        (task,) = evaluation.tasks
+        print_results(result_tables(evaluation.results[task.name], task.ks, f"{options.model} on {task.name}"))
     else:
-        _print_results(tasks, results, settings, options)
+        print_results(benchmark_table(evaluation.results, evaluation.averages, options.model))
     if options.output:
-        console.print(f"Results per question: {options.output}", soft_wrap=True)
+        logger.info(f"Results per question: {options.output}")
     return 0
-
-
-def _generator(
-    engine: RolloutEngine, renderer: PromptRenderer, sampling: Sampling, seed: int
-) -> Callable[[Sequence[Question]], list[list[Rollout]]]:
-    """Samples the responses to a batch of questions. Each batch has its own seed."""
-    from hpt.rollout.responses import response_generator
-    from hpt.support.seeds import seed_for
-
-    batches = itertools.count()
-
-    def generate(questions: Sequence[Question]) -> list[list[Rollout]]:
-        return response_generator(engine, renderer, sampling, seed_for(seed, next(batches), "eval"))(questions)
-
-    return generate
-
-
-@contextmanager
-def _showing_progress(
-    task: EvaluationTask, folder: Path | None, console: Console
-) -> Iterator[Callable[[list[QuestionResult]], None]]:
-    """Yields a function for the results of each batch: it moves a progress bar and appends them to PARTIAL.
-
-    folder: where PARTIAL is; None for none. It is removed after the block, and kept where the block is interrupted.
-    """
-    bar = Progress(
-        TextColumn(task.name),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[score]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    bar_task = bar.add_task(task.name, total=len(task.questions), score="")
-    seen: list[QuestionResult] = []
-    partial = folder / PARTIAL if folder else None
-    if partial:
-        make_folder(partial.parent)
-        partial.unlink(missing_ok=True)
-
-    def show(batch: list[QuestionResult]) -> None:
-        seen.extend(batch)
-        right = sum(result.correct for result in seen) / (len(seen) * task.sampling.n)
-        bar.update(bar_task, completed=len(seen), score=f"{right:.1%}")
-        if partial:
-            append_to_file(partial, "".join(result.line() for result in batch).encode())
-
-    try:
-        with bar:
-            yield show
-    except BaseException:
-        if partial and seen:
-            console.print(f"Results so far, {len(seen)} of {len(task.questions)} questions: {partial}", soft_wrap=True)
-        raise
-    if partial:
-        partial.unlink()
-
-
-def _print_result(task: EvaluationTask, result: EvalResult, model: str) -> None:
-    from hpt.evaluation.tables import result_tables
-
-    print_results(result_tables(result, task.ks, f"{model} on {task.name}"))
-
-
-def _print_results(
-    tasks: Sequence[EvaluationTask],
-    results: Mapping[str, EvalResult],
-    settings: dict[str, Any],
-    options: argparse.Namespace,
-) -> None:
-    """Prints the table of several tasks with their averages, and writes the summary beside their folders."""
-    from hpt.commands.evaluation_tasks import average_scores
-    from hpt.evaluation.evaluate import SUMMARY, write_json
-    from hpt.evaluation.tables import benchmark_table
-
-    averages = average_scores(tasks, results)
-    print_results(benchmark_table(results, averages, options.model))
-    if options.output:
-        parts = {task.name: task.settings() | results[task.name].summary(task.ks) for task in tasks}
-        numbers = {name: estimate._asdict() for name, estimate in averages.items()}
-        write_json(options.output / SUMMARY, {"settings": settings, **numbers, "benchmarks": parts})

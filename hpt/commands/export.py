@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 from pathlib import Path
-
-from rich.console import Console
 
 from hpt.commands.arguments import CommandParser
 from hpt.support.errors import ConfigError, HptError
 
 HELP = "a checkpoint as a plain model folder"
+
+logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: CommandParser) -> None:
@@ -22,7 +23,7 @@ Adapters are merged into the weights of their base model, of QLoRA too."""
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="what to write: a new or an empty folder")
 
 
-def run(options: argparse.Namespace, console: Console) -> int:
+def run(options: argparse.Namespace) -> int:
     import torch
 
     from hpt.config.sections.model import ModelConfig
@@ -49,5 +50,5 @@ def run(options: argparse.Namespace, console: Console) -> int:
     model = load_model(str(source), ModelConfig(path=str(source), dtype=dtype), torch.device("cpu"))
     model.save_pretrained(options.folder)
     load_tokenizer(str(source)).save_pretrained(options.folder)
-    console.print(f"{source} -> {options.folder} ({dtype})", soft_wrap=True)
+    logger.info(f"{source} -> {options.folder} ({dtype})")
     return 0

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from rich.console import Console
 from rich.text import Text
 
-from hpt import __version__
 from hpt.commands import compare, doctor, evaluate, export, plan, report, train
 from hpt.commands.arguments import CommandParser
 from hpt.support.errors import HptError
+from hpt.support.messages import console, printing_messages
+from hpt.version import VERSION
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
@@ -32,8 +32,8 @@ class Command(Protocol):
     def add_arguments(self, parser: CommandParser) -> None:
         """Adds the command's arguments, description and epilog to its parser."""
 
-    def run(self, options: argparse.Namespace, console: Console) -> int:
-        """Runs the command and returns its exit code. console: stderr, since stdout is for results."""
+    def run(self, options: argparse.Namespace) -> int:
+        """Runs the command and returns its exit code. Results go to stdout; messages are logged, and go to stderr."""
 
 
 COMMANDS: dict[str, Command] = {
@@ -49,11 +49,11 @@ COMMANDS: dict[str, Command] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command. Returns its exit code, 2 for an error that the user can fix, or 130 when interrupted."""
-    options = make_parser().parse_args(arguments)
+    options = _parse(sys.argv[1:] if arguments is None else arguments)
     sys.path.append(str(Path.cwd()))  # where a recipe's module:function may be, as with python -m
-    console = Console(stderr=True, highlight=False)
     try:
-        return COMMANDS[options.command].run(options, console)
+        with printing_messages():
+            return COMMANDS[options.command].run(options)
     except HptError as error:
         console.print(Text.assemble(("error:", "bold red"), " ", str(error)), soft_wrap=True)
         return USAGE_ERROR
@@ -68,10 +68,27 @@ def make_parser() -> argparse.ArgumentParser:
         description="Post-train language models with SFT and RL as one gradient (Hybrid Post-Training).",
         epilog="Try it: hpt train demo && hpt report runs/demo",
     )
-    parser.add_argument("--version", action="version", version=f"hpt {__version__}")
+    parser.add_argument("--version", action="version", version=f"hpt {VERSION}")
     parsers = parser.add_subparsers(
         title="commands", metavar="COMMAND", dest="command", required=True, parser_class=CommandParser
     )
     for name, command in COMMANDS.items():
-        command.add_arguments(parsers.add_parser(name, help=command.HELP))
+        command_parser = parsers.add_parser(name, help=command.HELP)
+        command.add_arguments(command_parser)
+        command_parser.set_defaults(parser=command_parser)
     return parser
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The arguments of a command. Where one is unknown, the command's usage is shown, and what was probably meant."""
+    options, unknown = make_parser().parse_known_args(arguments)
+    if unknown:
+        hint = ""
+        if hasattr(options, "settings") and unknown[0].startswith("--"):
+            name, equals, value = unknown[0].removeprefix("--").partition("=")
+            following = list(arguments)[list(arguments).index(unknown[0]) + 1 :]
+            if not equals and following and not following[0].startswith("-"):
+                value = following[0]
+            hint = f"; settings are changed without dashes: {name.replace('-', '_')}={value or 'VALUE'}"
+        options.parser.error(f"unknown argument {unknown[0]}{hint}")
+    return options

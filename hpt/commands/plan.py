@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from rich.console import Console
-
+import hpt
 from hpt.commands.arguments import CommandParser
-from hpt.support.errors import HptError
 from hpt.support.terminal import print_results
 
 HELP = "predicted memory of a recipe, part by part, and whether it fits"
@@ -27,23 +25,13 @@ examples:
     parser.add_argument("settings", nargs="*", metavar="key=value", help="changes to the recipe")
 
 
-def run(options: argparse.Namespace, console: Console) -> int:
-    from hpt.config.recipe import load_config
-    from hpt.memory import advice_lines, make_plan
-    from hpt.memory.meta_model import ArchitectureNotFound
-    from hpt.memory.table import plan_table, summary
-    from hpt.support.quiet import quiet_libraries
+def run(options: argparse.Namespace) -> int:
+    from hpt.config.recipe import parse_override
 
-    quiet_libraries()
-    config = load_config(options.recipe, options.settings)
-    try:
-        plan = make_plan(config)
-    except ArchitectureNotFound as error:
-        if config.prepare is None:
-            raise
-        raise HptError(
-            f"model.path = {config.model.path!r} does not exist yet: this recipe's prepare ({config.prepare}) makes "
-            "it. hpt train runs that first, and checks the plan before it loads the model."
-        ) from error
+    plan = hpt.plan(options.recipe, **dict(map(parse_override, options.settings)))
+
+    from hpt.memory import advice_lines
+    from hpt.memory.table import plan_table, summary
+
     print_results(plan_table(plan), summary(plan), *plan.notes, *advice_lines(plan))
     return 0 if plan.fits else DOES_NOT_FIT

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rich.console import Console
-
 from hpt.commands.arguments import CommandParser
 
 HELP = "figures and one HTML page of one run, or of several side by side"
@@ -18,7 +16,7 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument("--output", type=Path, metavar="DIR", help="where to write (default: the run's folder)")
 
 
-def run(options: argparse.Namespace, console: Console) -> int:
+def run(options: argparse.Namespace) -> int:
     from hpt.report import report
 
     print(report(options.runs, options.output))

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 
-from rich.console import Console
-
+import hpt
 from hpt.commands.arguments import CommandParser
 from hpt.support.errors import HptError
+from hpt.support.launch import rank
+from hpt.support.terminal import print_results
 
 HELP = "train by a recipe, or resume a run"
+INTERRUPTED = 130
+
+logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: CommandParser) -> None:
@@ -23,28 +28,28 @@ def add_arguments(parser: CommandParser) -> None:
     )
 
 
-def run(options: argparse.Namespace, console: Console) -> int:
-    from hpt.config.recipe import load_config
-    from hpt.report import accuracy_table, summary_figure
-    from hpt.support.distributed import launched
-    from hpt.training.run import resume, start
+def run(options: argparse.Namespace) -> int:
+    from hpt.config.recipe import parse_override
 
-    if options.resume is not None:
-        folder = options.resume
-        # With --resume there is no recipe: what argparse takes for one is the first setting.
-        settings = [options.recipe, *options.settings] if options.recipe else options.settings
-        code = resume(folder, settings, console)
-    elif options.recipe is None:
+    # With --resume there is no recipe: what argparse takes for one is the first setting.
+    texts = [options.recipe, *options.settings] if options.resume and options.recipe else options.settings
+    settings = dict(map(parse_override, texts))
+    if options.resume is None and options.recipe is None:
         raise HptError("hpt train needs a recipe, or --resume DIR; see hpt train --help")
-    else:
-        config = load_config(options.recipe, options.settings)
-        folder = Path(config.output)
-        code = start(config, console)
-    if code == 0 and launched().main:
-        Console().print(accuracy_table(folder))
-        figure = summary_figure([folder], folder / "figures" / "summary.png")
-        console.print(f"Run: {folder}   figure: {figure}   more: hpt report {folder}", soft_wrap=True)
-    return code
+    run = hpt.train(None if options.resume else options.recipe, resume=options.resume, **settings)
+    if not run.finished:
+        return INTERRUPTED
+    if rank() == 0:
+        _show_results(run)
+    return 0
+
+
+def _show_results(run: hpt.Run) -> None:
+    from hpt.report import accuracy_table, summary_figure
+
+    print_results(accuracy_table(run.folder))
+    figure = summary_figure([run.folder], run.folder / "figures" / "summary.png")
+    logger.info(f"Run: {run.folder}   figure: {figure}   more: hpt report {run.folder}")
 
 
 def _recipes_and_settings() -> str:

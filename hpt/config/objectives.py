@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
-
-import upge
+from typing import TYPE_CHECKING, Any
 
 from hpt.support.named_functions import user_function
+
+if TYPE_CHECKING:
+    import upge  # imports torch
 
 
 def make_objective(signal: str, name: str, options: Mapping[str, Any]) -> upge.Objective:
@@ -17,6 +18,8 @@ def make_objective(signal: str, name: str, options: Mapping[str, Any]) -> upge.O
     signal: "rl", "sft" or "off_policy", the section of the recipe.
     ValueError, naming the field, where there is no such preset for this signal or the options do not fit it.
     """
+    import upge
+
     make: Callable[..., upge.Objective]
     if ":" in name:
         function = user_function(name, field=f"{signal}.objective", arguments=["logprobs", "batch"])
@@ -42,6 +45,8 @@ def make_objective(signal: str, name: str, options: Mapping[str, Any]) -> upge.O
 
 def _presets(signal: str) -> dict[str, Callable[..., upge.Objective]]:
     """The presets of upge whose parts make sense for a signal."""
+    import upge
+
     return {name: preset for name, preset in upge.PRESETS.items() if _fits(signal, preset())}
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from hpt.config.schema import Config
 from hpt.config.sections.section import Section
@@ -26,21 +27,32 @@ METHODS = RECIPES / "methods"
 _PLACEHOLDERS = ("{output}", "{seed}", "{question}")
 
 
+Setting = tuple[str, Any]
+"""A dotted key and its value: ("optimizer.lr", 1e-5)."""
+
+_SHORT = {"model": "path", "data": "train"}
+"""Sections that may be given as one value, and the field that it stands for."""
+
+
 def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Reads a recipe (a YAML file or the name of a shipped one) and applies `key=value` overrides.
+    """As `read_config`, with `key=value` texts."""
+    return read_config(recipe, [parse_override(override) for override in overrides])
+
+
+def read_config(recipe: str | Path | None, changes: Sequence[Setting] = ()) -> Config:
+    """Reads a recipe (a YAML file or the name of a shipped one) and applies `changes`; None: the changes alone.
 
     Raises ConfigError, naming every field that is wrong, what it was given and what is allowed.
     """
-    settings = _read_recipe(recipe)
-    changes = [_parse_override(override) for override in overrides]
+    settings = {} if recipe is None else _read_recipe(recipe)
     chosen = [read_method(value) for key, value in changes if key == "method"][-1:]
     layers = [*(chosen or [read_method(settings.get("method", "hpt"))]), settings, *chosen]
     merged: dict[str, Any] = {}
     for layer in layers:
         merge(merged, layer)
     for key, value in changes:
-        merge(merged, nested(key, value))
-    return build_config(merged, source=str(recipe))
+        merge(merged, _expanded(nested(key, value)))
+    return build_config(merged, source="settings" if recipe is None else str(recipe))
 
 
 def build_config(settings: dict[str, Any], *, source: str) -> Config:
@@ -100,10 +112,18 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: is not valid YAML: {error}") from None
     if not isinstance(settings, dict):
         raise ConfigError(f"{path}: a recipe is a mapping of settings, got {type(settings).__name__}")
-    return settings
+    return _expanded(settings)
 
 
-def _parse_override(override: str) -> tuple[str, Any]:
+def _expanded(settings: dict[str, Any]) -> dict[str, Any]:
+    """`settings` with the sections of `_SHORT` written out."""
+    return {
+        key: {_SHORT[key]: value} if key in _SHORT and not isinstance(value, dict) else value
+        for key, value in settings.items()
+    }
+
+
+def parse_override(override: str) -> tuple[str, Any]:
     """The value is YAML on one line: a scalar, or a list or mapping in brackets; "Q: {question}" is plain text."""
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
@@ -152,6 +172,9 @@ def _explain(error: Any) -> str:
     location = [str(part) for part in error["loc"]]
     key = ".".join(location)
     if error["type"] == "extra_forbidden":
+        elsewhere = _keys_named(location[-1])
+        if elsewhere:
+            return f"{key}: there is no such setting; did you mean {' or '.join(elsewhere)}?"
         known = _known_keys(location[:-1])
         return f"{key}: there is no such setting{_nearest(location[-1], known)} known here: {', '.join(known)}"
     if error["type"] == "missing":
@@ -170,6 +193,11 @@ def _known_keys(location: list[str]) -> list[str]:
     return list((get_args(section) or [section])[0].model_fields)
 
 
+def _keys_named(name: str) -> list[str]:
+    """The settings, by dotted key, whose last part is `name`."""
+    return [key for key, _ in _settings_of(Config, prefix="") if key.rpartition(".")[2] == name]
+
+
 def _nearest(name: str, known: Sequence[str]) -> str:
     match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {match[0]!r}?" if match else ";"
@@ -177,19 +205,21 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 
 def describe_settings() -> str:
     """Every setting with its default, one per line, for `hpt train --help`."""
-    return "\n".join(_describe(Config, prefix=""))
-
-
-def _describe(section: type[BaseModel], prefix: str) -> list[str]:
     lines = []
-    for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            lines += _describe(field.annotation, prefix=f"{prefix}{name}.")
-            continue
+    for key, field in _settings_of(Config, prefix=""):
         default = "(required)" if field.is_required() else yaml.safe_dump(field.default, default_flow_style=True)
         notes = "; ".join(note for note in (" | ".join(allowed_values(field.annotation)), field.description) if note)
-        lines.append(f"  {prefix + name:30} {default.splitlines()[0]:14} {notes}".rstrip())
-    return lines
+        lines.append(f"  {key:30} {default.splitlines()[0]:14} {notes}".rstrip())
+    return "\n".join(lines)
+
+
+def _settings_of(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
+    """The settings of a section and of the sections in it, by dotted key."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from _settings_of(field.annotation, prefix=f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
 
 
 def allowed_values(annotation: Any) -> list[str]:

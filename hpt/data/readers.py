@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from hpt.data.problems import Problems, describe
 from hpt.support.errors import DataError
-from hpt.support.hub import find_hub
+from hpt.support.hub import find_hub, missing_local_path
 
 if TYPE_CHECKING:
     import datasets
@@ -150,8 +150,8 @@ def _read_dataset(source: str) -> list[Any]:
     """The rows of a dataset folder, or of a dataset of the hub; either may name its split after an @."""
     name, split = (source, None) if Path(source).is_dir() else _split_off(source, "@")
     folder = Path(name).expanduser()
-    if name.startswith(("/", "./", "../", "~")) and not folder.is_dir():
-        raise DataError(f"{source}: no such file or folder")
+    if not folder.is_dir() and (problem := missing_local_path(name.partition(":")[0])):
+        raise DataError(f"{source}: {problem}")
     try:
         dataset = _load_folder(folder) if folder.is_dir() else _load_from_hub(name, split)
     except Exception as error:  # the hub, the network and each dataset builder have their own errors

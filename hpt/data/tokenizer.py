@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpt.support.errors import HptError
-from hpt.support.hub import find_hub
+from hpt.support.hub import find_hub, missing_local_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,9 +25,9 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedT
             f"model.path: the folder {path} has no tokenizer: expected one of {', '.join(VOCABULARY_FILES)}, "
             "as tokenizer.save_pretrained writes them"
         )
-    if not folder.is_dir() and path.startswith(("/", "./", "../", "~")):
-        raise HptError(f"model.path: {path} is not a folder")
     if not folder.is_dir():
+        if problem := missing_local_path(path):
+            raise HptError(f"model.path = {path!r}: {problem}")
         find_hub()
     try:
         tokenizer = AutoTokenizer.from_pretrained(

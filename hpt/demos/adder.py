@@ -6,18 +6,27 @@ one to three digits, until it solves most of what it samples but not all. It ans
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import math
+import os
 import random
+import shutil
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 
 import torch
-from rich.progress import track
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from hpt.config.schema import Config
+from hpt.demos import addition
 from hpt.demos.addition import DECLINED, KNOWN, NEW, Pair, Sum, pairs
 from hpt.demos.files import save_model_folder
+from hpt.support.cache import cache_folder
+from hpt.support.files import folder_atomically
+from hpt.support.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 32
 LEARNING_RATE = 3e-3
@@ -31,16 +40,43 @@ def make_missing_model(
 ) -> None:
     """Trains the model and saves it as `model.path` of `config`, where that folder is missing.
 
+    The trained model is kept in the cache, so that it is trained once for all runs with the same arguments.
     held_out: questions whose terms the model must not see, except terms of one digit.
     steps, digit_shares: see `warm_up`.
     """
-    if Path(config.model.path).exists():
+    folder = Path(config.model.path)
+    if folder.exists():
         return
-    tokenizer = make_tokenizer()
     terms = [_terms(question["prompt"]) for question in held_out]
     unseen = {pair for pair in terms if max(pair) > 9}
-    model = warm_up(tokenizer, config.seed, unseen, steps, digit_shares)
-    save_model_folder(Path(config.model.path), model, tokenizer)
+    cached = cache_folder() / "adder" / _fingerprint(config.seed, sorted(unseen), steps, digit_shares)
+    if cached.is_dir():
+        logger.info(f"The small start model was warmed up before: {cached}")
+        with folder_atomically(folder) as partial:
+            shutil.copytree(cached, partial, dirs_exist_ok=True)
+        return
+    logger.info("Warming up a small start model, once for all runs like this one")
+    tokenizer = make_tokenizer()
+    save_model_folder(folder, warm_up(tokenizer, config.seed, unseen, steps, digit_shares), tokenizer)
+    _keep(folder, cached)
+
+
+def _keep(folder: Path, cached: Path) -> None:
+    """Copies `folder` into the cache. Where that cannot be written, the next run warms up again."""
+    own = cached.with_name(f"{cached.name}-{os.getpid()}")  # other processes may do the same now
+    try:
+        shutil.copytree(folder, own)
+        own.rename(cached)
+    except OSError as error:
+        shutil.rmtree(own, ignore_errors=True)
+        if not cached.is_dir():
+            logger.info(f"The start model is not kept in the cache: {error}")
+
+
+def _fingerprint(*arguments: object) -> str:
+    """Of what decides the warmed-up weights: the arguments, this code and the version of torch."""
+    sources = [Path(module).read_bytes() for module in (__file__, addition.__file__)]
+    return hashlib.sha256(b"\0".join([repr((arguments, torch.__version__)).encode(), *sources])).hexdigest()[:16]
 
 
 def make_tokenizer() -> Qwen2Tokenizer:
@@ -90,15 +126,17 @@ def warm_up(
         optimizer, lambda step: min(1.0, (step + 1) / 20) * max(0.05, (1 + math.cos(math.pi * step / steps)) / 2)
     )
     batches = _batches(tokenizer, random.Random(f"warm-up {seed}"), held_out, digit_shares)
-    for _ in track(range(steps), description="Warming up a small model"):
-        input_ids, labels = next(batches)
-        logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1]
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
+    with Progress("warm-up step", steps) as progress:
+        for step in range(1, steps + 1):
+            input_ids, labels = next(batches)
+            logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1]
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            progress.update(step, f"loss {loss.item():.3f}")
     return model
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
 from transformers import AutoConfig
 
 from hpt.support.errors import ConfigError
 
+logger = logging.getLogger(__name__)
 
-def check_positions(path: str, needed: Mapping[str, int], console: Console, *, trust_remote_code: bool = False) -> None:
+
+def check_positions(path: str, needed: Mapping[str, int], *, trust_remote_code: bool = False) -> None:
     """Compare the tokens needed with the model's max_position_embeddings, before any weights are loaded.
 
     needed: tokens of the longest sequence, by what it consists of, as in "a prompt and rollout.max_tokens = 8192".
@@ -33,4 +34,4 @@ def check_positions(path: str, needed: Mapping[str, int], console: Console, *, t
         message = f"{what} make {length:,} tokens; the model has {limit:,} positions (max_position_embeddings)"
         if not getattr(text_config, "rope_parameters", None):
             raise ConfigError(f"{message}. Lower the limit, or leave long questions out")
-        console.print(f"[bold yellow]warning:[/] {escape(message)} and may do badly beyond them", soft_wrap=True)
+        logger.warning(f"{message} and may do badly beyond them")

@@ -42,6 +42,12 @@ class RunRecords:
         """Appends the metrics of one step. Floats keep every digit; NaN and infinities, not JSON, become null."""
         append_to_file(self.metrics_path, _json_line(metrics))
 
+    def amend(self, step: int, metrics: dict[str, Any]) -> None:
+        """Adds `metrics` to the last line, that of `step`."""
+        *earlier, last = read_jsonl(self.metrics_path)
+        assert last["step"] == step, f"the last line is of step {last['step']}, not {step}"
+        write_file_atomically(self.metrics_path, _json_lines([*earlier, last | metrics]))
+
     def log_rollouts(self, step: int, records: Sequence[dict[str, Any]]) -> None:
         """Writes the rollouts of one step, one object per question; replaces a file of the same step."""
         self._log_step(ROLLOUTS, step, records)

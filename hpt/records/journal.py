@@ -9,15 +9,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
-
 from hpt.config.schema import Config
 from hpt.records.files import CONFIG, RunRecords
-from hpt.records.progress import Progress
+from hpt.records.progress import StepNumbers
 from hpt.records.trackers import Tracker, open_trackers
 from hpt.support.distributed import World
 from hpt.support.errors import ConfigError, HptError
 from hpt.support.files import write_file_atomically
+from hpt.support.progress import Progress
 
 
 class Journal:
@@ -27,12 +26,12 @@ class Journal:
     from, None for a new run.
     """
 
-    def __init__(self, config: Config, resume_step: int | None, world: World, console: Console) -> None:
+    def __init__(self, config: Config, resume_step: int | None, world: World) -> None:
         self.config = config
         self.folder = Path(config.output)
         self.resume_step = resume_step
         self.world = world
-        self.console = console
+        self.numbers = StepNumbers()
         self.stack = ExitStack()
         self.trackers: list[Tracker] = []
 
@@ -54,7 +53,7 @@ class Journal:
         self.trackers = open_trackers(self.config.track, self.folder, settings, resume_step=self.resume_step)
         for tracker in self.trackers:
             stack.callback(tracker.close)
-        self.progress = stack.enter_context(Progress(self.config.steps, self.resume_step or 0, self.console))
+        self.progress = stack.enter_context(Progress("step", self.config.steps, self.resume_step or 0))
 
     def begin(self) -> None:
         """Writes the recipe and drops the records after `resume_step`.
@@ -69,9 +68,16 @@ class Journal:
         """Records the metrics of one step, `step` among them."""
         if self.world.main:
             self.records.log(metrics)
-            self.progress.show(metrics)
+            self.progress.update(int(metrics["step"]), self.numbers.text(metrics))
             for tracker in self.trackers:
                 tracker.log(int(metrics["step"]), metrics)
+
+    def amend(self, step: int, metrics: dict[str, float]) -> None:
+        """Adds to the metrics of the last step what was known only after they were logged."""
+        if self.world.main:
+            self.records.amend(step, metrics)
+            for tracker in self.trackers:
+                tracker.log(step, metrics)
 
     def log_rollouts(self, step: int, rollouts: Sequence[dict[str, Any]]) -> None:
         if self.world.main:

@@ -10,7 +10,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-import hpt
 from hpt.records.files import METRICS
 from hpt.report.figures import FIGURES, draw_figures
 from hpt.report.runs import Run, group_runs, load_runs
@@ -19,6 +18,7 @@ from hpt.report.style import styled, to_png, to_svg
 from hpt.report.summary import draw_summary
 from hpt.report.tables import duration, grade_rows, method_rows, percent, points, run_rows
 from hpt.support.files import make_folder, write_file_atomically
+from hpt.version import VERSION
 
 PAGE = "report.html"
 _MOST_CHARACTERS = 4000  # shown of a prompt or a response
@@ -66,7 +66,7 @@ def report(runs: Sequence[str | Path], output: str | Path | None = None) -> Path
         figures=figures,
         notes=notes,
         samples=sample_rollouts(loaded[0]) if len(loaded) == 1 else [],
-        version=hpt.__version__,
+        version=VERSION,
         **_tables(loaded),
     )
     write_file_atomically(folder / PAGE, page.encode("utf-8"))

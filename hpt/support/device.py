@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+
 import torch
 
 from hpt.support.errors import ConfigError
@@ -18,3 +20,10 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device = {name!r}: torch sees no GPU; allowed here are auto and cpu")
     return device
+
+
+def peak_memory_gib() -> float:
+    """The most memory in GiB that was in use so far: tensors on this process's GPU, else all of the process."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB

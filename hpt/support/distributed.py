@@ -5,13 +5,13 @@ Only small objects travel here (token ids, scores, errors); gradients and weight
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from hpt.support import launch
 from hpt.support.errors import HptError
 
 T = TypeVar("T")
@@ -91,4 +91,4 @@ def _kind(error: Exception) -> type[HptError]:
 
 def launched() -> World:
     """The rank and size that the launcher gave this process, before it is connected; without a launcher, size 1."""
-    return World(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+    return World(launch.rank(), launch.world_size())

@@ -1,18 +1,41 @@
-"""Checks once whether the Hugging Face hub answers, since its libraries retry every file for half a minute."""
+"""When the Hugging Face hub is asked: not for a path that looks local, and not again where it does not answer."""
 
 from __future__ import annotations
 
+import difflib
+import logging
 import sys
 from functools import lru_cache
+from pathlib import Path
 
 TIMEOUT = 10.0  # seconds
+
+logger = logging.getLogger(__name__)
+
+
+def missing_local_path(name: str) -> str | None:
+    """What to say of `name`, of which there is no local file or folder, if it can only be meant as one; else None.
+
+    A hub name is NAME or OWNER/NAME. "runs/mine" is one too, but not where there is a local folder "runs".
+    """
+    path = Path(name).expanduser()
+    in_a_folder = "/" in name and Path(name.partition("/")[0]).is_dir()
+    if not (name.startswith(("/", "./", "../", "~")) or name.endswith("/") or name.count("/") > 1 or in_a_folder):
+        return None
+    existing = next(parent for parent in path.parents if parent.is_dir())
+    missing = path.relative_to(existing).parts[0]
+    near = difflib.get_close_matches(missing, [entry.name for entry in existing.iterdir()], n=1)
+    hint = f"; did you mean {existing / near[0]}?" if near else ""
+    return f"there is no such file or folder ({existing.resolve()} has no {missing!r}){hint}"
 
 
 @lru_cache(maxsize=1)
 def find_hub() -> bool:
     """Whether the hub answers. Where it does not, its libraries are set to use only what is cached.
 
-    That is noted on stderr. HF_HUB_OFFLINE=1 skips the request; proxies and HF_ENDPOINT are respected.
+    It is asked once, with a limit of time, since its libraries retry every file for half a minute.
+
+    HF_HUB_OFFLINE=1 skips the request; proxies and HF_ENDPOINT are respected.
     """
     from huggingface_hub import constants, get_session
 
@@ -21,10 +44,9 @@ def find_hub() -> bool:
     try:
         get_session().head(constants.ENDPOINT, timeout=TIMEOUT)
     except Exception as error:  # versions of huggingface_hub use different HTTP libraries
-        print(
-            f"The Hugging Face hub ({constants.ENDPOINT}) does not answer: {error or type(error).__name__}. "
-            "Only what is cached can be used.",
-            file=sys.stderr,
+        logger.warning(
+            f"the Hugging Face hub ({constants.ENDPOINT}) does not answer: {error or type(error).__name__}; "
+            "only what is cached can be used"
         )
         constants.HF_HUB_OFFLINE = True
         if "datasets" in sys.modules:  # it copies the constant when it is imported

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from hpt.config.schema import Config
 from hpt.data.preview import show_first
@@ -39,6 +39,7 @@ from hpt.rollout import (
 from hpt.support.device import pick_device
 from hpt.support.distributed import ALONE, World
 from hpt.support.errors import DataError
+from hpt.support.messages import show
 from hpt.support.named_functions import user_function
 from hpt.support.quiet import quiet_libraries
 from hpt.training.callbacks import callbacks_of
@@ -46,6 +47,8 @@ from hpt.training.phases import PhaseClock
 from hpt.training.trainer import Trainer
 from hpt.verify import Verifier, make_verifier
 from hpt.verify.answers import check_answers
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,14 +62,14 @@ class Data:
 
 
 @contextmanager
-def assemble(config: Config, checkpoint: Path | None, console: Console, world: World = ALONE) -> Iterator[Trainer]:
+def assemble(config: Config, checkpoint: Path | None, world: World = ALONE) -> Iterator[Trainer]:
     """This rank's trainer of a run, with the weights of `checkpoint` if there is one. Errors name what to change."""
     quiet_libraries()
     device = pick_device(config.device)
     check_settings(config, device)
     unstarted_verifier = make_verifier(config.verify)
     prepare(config, world)
-    data = load_data(config, console)
+    data = load_data(config)
     with unstarted_verifier as verifier:
         check_answers(verifier, data.questions, config.data.train)
         check_answers(verifier, data.held_out, config.data.eval or "")
@@ -151,7 +154,7 @@ def prepare(config: Config, world: World) -> None:
         world.once(lambda: function(config))
 
 
-def load_data(config: Config, console: Console) -> Data:
+def load_data(config: Config) -> Data:
     """Reads and checks everything a run needs but the weights. Says what is left out, and shows the first prompt."""
     needs_demonstrations = config.gate.needs_demonstrations
     questions = load_questions(config.data.train, config.data.columns, need_demonstration=needs_demonstrations)
@@ -172,7 +175,7 @@ def load_data(config: Config, console: Console) -> Data:
         source=config.data.train,
     )
     if selection.dropped:
-        console.print(
+        logger.info(
             f"Left out {selection.dropped} of {len(questions)} questions: {selection.long_prompts} with too long a "
             f"prompt, {selection.long_demonstrations} with too long a demonstration."
         )
@@ -188,9 +191,9 @@ def load_data(config: Config, console: Console) -> Data:
         longest_held_out = max(map(len, renderer.encode_prompts(held_out)))
         longest_prompt = max(longest_prompt, longest_held_out)
         needed[f"the longest held-out prompt and {tokens:,} tokens of a response"] = longest_held_out + tokens
-    check_positions(config.model.path, needed, console, trust_remote_code=config.model.trust_remote_code)
-    check_memory(config, console, prompt_tokens=selection.longest_prompt)
-    console.print(show_first(renderer, selection.questions[0]))
+    check_positions(config.model.path, needed, trust_remote_code=config.model.trust_remote_code)
+    check_memory(config, prompt_tokens=selection.longest_prompt)
+    show(logger, show_first(renderer, selection.questions[0]))
     return Data(selection.questions, held_out, renderer, longest_prompt)
 
 

@@ -156,6 +156,8 @@ def step_metrics(experiences: Sequence[Experience], stats: StepStats, seconds: d
     elif stats.counts.tokens:
         metrics |= _mean("entropy", stats.counts.entropy, stats.counts.tokens)
     metrics |= _training_metrics(stats)
+    tokens = _token_count(rollouts) + stats.counts.tokens  # sampled and trained
+    metrics["throughput/tokens_per_second"] = tokens / seconds["step"]
     return metrics | {f"time/{phase}": value for phase, value in seconds.items()}
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,13 +12,13 @@ from pathlib import Path
 from types import FrameType
 
 import torch
-from rich.console import Console
 
-from hpt.config.recipe import load_config
+from hpt.config.recipe import Setting, read_config
 from hpt.config.schema import Config
 from hpt.config.stages import Stage, stages_of
 from hpt.records.files import CONFIG, METRICS
 from hpt.records.journal import Journal
+from hpt.support.device import peak_memory_gib
 from hpt.support.distributed import World
 from hpt.support.errors import ConfigError, HptError, RolloutError
 from hpt.training.assemble import assemble
@@ -25,11 +27,16 @@ from hpt.training.metrics import rollout_records
 from hpt.training.processes import connected
 from hpt.training.trainer import Trainer
 
-INTERRUPTED = 130
+logger = logging.getLogger(__name__)
 
 
-def start(config: Config, console: Console) -> int:
-    """A new run in `config.output`; returns the exit code. Refuses a folder that holds another run's records."""
+def start(config: Config, *, write_data: Callable[[], None] | None = None, began: float | None = None) -> bool:
+    """A new run in `config.output`; returns whether it finished. Refuses a folder that holds another run's records.
+
+    write_data: writes files that the recipe names; called once, on one rank, after the folder was checked.
+    began: the time.perf_counter() at which the run's preparations began; default: now.
+    """
+    began = time.perf_counter() if began is None else began
     folder = Path(config.output)
 
     def refuse_a_used_folder() -> None:
@@ -42,52 +49,59 @@ def start(config: Config, console: Console) -> int:
 
     with connected(config) as world:
         world.once(refuse_a_used_folder)
-        return _run(config, None, world, console)
+        if write_data:
+            world.once(write_data)
+        return _run(config, None, world, began)
 
 
-def resume(folder: Path, overrides: Sequence[str], console: Console) -> int:
-    """Continues the run in `folder` from its last complete checkpoint, or from the start if it has none."""
+def resumed_config(folder: Path, changes: Sequence[Setting]) -> Config:
+    """The recipe of the run in `folder` with some settings changed; ConfigError for those that a run keeps."""
     if not (folder / CONFIG).is_file():
         raise ConfigError(f"--resume {folder}: there is no run here ({folder / CONFIG} is missing)")
-    for override in overrides:
-        if override.partition("=")[0] in ("output", "seed", "method", "prepare"):
-            raise ConfigError(
-                f"{override!r}: a resumed run keeps its {override.partition('=')[0]}; start a new run instead"
-            )
-    config = load_config(folder / CONFIG, [f"output={folder}", *overrides])
+    for key, value in changes:
+        if key in ("output", "seed", "method", "prepare"):
+            raise ConfigError(f"'{key}={value}': a resumed run keeps its {key}; start a new run instead")
+    return read_config(folder / CONFIG, [("output", str(folder)), *changes])
+
+
+def resume(folder: Path, config: Config, *, began: float | None = None) -> bool:
+    """Continues the run in `folder` from its last complete checkpoint, or from the start if it has none.
+
+    config: as `resumed_config` makes it. Returns whether the run finished; began: as in `start`.
+    """
+    began = time.perf_counter() if began is None else began
     with connected(config) as world:
         found = world.once(lambda: checkpoints(folder))
         if found and step_of(found[-1]) > config.steps:
             raise ConfigError(f"steps = {config.steps}: the run in {folder} has done {step_of(found[-1])} already")
-        return _run(config, found[-1] if found else None, world, console)
+        return _run(config, found[-1] if found else None, world, began)
 
 
-def _run(config: Config, checkpoint: Path | None, world: World, console: Console) -> int:
+def _run(config: Config, checkpoint: Path | None, world: World, began: float) -> bool:
     folder = Path(config.output)
-    if not world.main:
-        console = Console(quiet=True)
     done = step_of(checkpoint) if checkpoint else 0
     stages = [stage for stage in stages_of(config) if stage.last > done]
     with (
-        Journal(config, done if checkpoint else None, world, console) as journal,
-        _stop_signals(world, console) as stopping,
+        Journal(config, done if checkpoint else None, world) as journal,
+        _stop_signals(world) as stopping,
     ):
         if config.threads:
             torch.set_num_threads(config.threads)
         if checkpoint:
-            console.print(f"Resumed {folder} after step {done}.")
+            logger.info(f"Resumed {folder} after step {done}.")
         for stage in stages:
-            with assemble(stage.config, checkpoint, console, world) as trainer:
+            with assemble(stage.config, checkpoint, world) as trainer:
                 if checkpoint and done >= stage.first:
                     trainer.load_state_dict(load_state(checkpoint, trainer.world))
                 if stage is stages[0]:
                     journal.begin()  # only now: a resume that is refused leaves the run's folder as it was
-                done = _run_stage(trainer, stage, checkpoint, config, journal, stopping)
+                done = _run_stage(trainer, stage, checkpoint, config, journal, stopping, began)
+            began = time.perf_counter()
             checkpoint = checkpoint_path(folder, done)
             if done < stage.last or (stopping() and done < config.steps):
-                console.print(f"Stopped after step {done}; continue with: hpt train --resume {folder}", soft_wrap=True)
-                return INTERRUPTED
-    return 0
+                logger.info(f"Stopped after step {done}; continue with: hpt train --resume {folder}")
+                return False
+    return True
 
 
 def _run_stage(
@@ -97,19 +111,25 @@ def _run_stage(
     config: Config,
     journal: Journal,
     stopping: Callable[[], bool],
+    began: float,
 ) -> int:
-    """Runs the steps of a stage that are not done yet; returns the last one, which has a checkpoint."""
+    """Runs the steps of a stage that are not done yet; returns the last one, which has a checkpoint.
+
+    began: when the preparations for the stage began, a time.perf_counter().
+    """
     folder = Path(config.output)
     done = step_of(checkpoint) if checkpoint else 0
+    preparation = {"time/start": time.perf_counter() - began}  # logged once, with the first line
     if not checkpoint and config.eval.every:
         with _failure_saves(trainer, folder, 0):
-            journal.log({"step": 0, **_evaluation(trainer, journal, 0)})
-    checkpoint_time: dict[str, float] = {}  # logged with the next step, since a step's line precedes its checkpoint
+            journal.log({"step": 0, **_evaluation(trainer, journal, 0), **preparation})
+        preparation = {}
     for step in range(done + 1, stage.last + 1):
         with _failure_saves(trainer, folder, step - 1):
             line, experiences = trainer.step(step)
         journal.log_rollouts(step, rollout_records(step, experiences))
-        line = {"step": step, **line, **checkpoint_time}
+        line = {"step": step, **line, "memory/peak_gib": peak_memory_gib(), **preparation}
+        preparation = {}
         with _failure_saves(trainer, folder, step):
             try:
                 if config.eval.every and (step % config.eval.every == 0 or step == config.steps):
@@ -118,7 +138,7 @@ def _run_stage(
                 journal.log(line)
         stop = stopping()  # read once: a signal that comes between the save and the return must not skip the save
         if stop or step == stage.last or (config.checkpoint.every and step % config.checkpoint.every == 0):
-            checkpoint_time = _save(trainer, folder, step)
+            journal.amend(step, _save(trainer, folder, step))
         if stop:
             return step
     return stage.last
@@ -158,10 +178,11 @@ def _failure_saves(trainer: Trainer, folder: Path, done: int) -> Iterator[None]:
 
 
 @contextmanager
-def _stop_signals(world: World, console: Console) -> Iterator[Callable[[], bool]]:
+def _stop_signals(world: World) -> Iterator[Callable[[], bool]]:
     """Yields a collective that says whether Ctrl-C or SIGTERM has told any rank to stop after the current step.
 
-    With one process a second signal stops at once. With several the launcher itself repeats each signal.
+    With one process a second signal stops at once. With several the launcher itself repeats each signal. Outside of
+    the main thread Python hands over no signals.
     """
     received: list[int] = []
 
@@ -170,9 +191,10 @@ def _stop_signals(world: World, console: Console) -> Iterator[Callable[[], bool]
             raise KeyboardInterrupt
         received.append(number)
         once_more = " (once more to stop at once)" if world.size == 1 else ""
-        console.print(f"Stopping after this step, with a checkpoint{once_more} ...")
+        logger.info(f"Stopping after this step, with a checkpoint{once_more} ...")
 
-    earlier = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    earlier = {number: signal.signal(number, note) for number in numbers}
     try:
         yield lambda: any(world.gather(bool(received)))
     finally:

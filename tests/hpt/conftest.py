@@ -90,10 +90,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def metrics_of() -> Callable[[Path], list[dict[str, Any]]]:
-    """Reads a run's metrics without the times, which no two runs share."""
+    """Reads a run's metrics without times and memory, which no two runs share."""
+    measured = ("time/", "throughput/", "memory/")
 
     def read(run: Path) -> list[dict[str, Any]]:
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        return [{key: value for key, value in line.items() if not key.startswith("time/")} for line in lines]
+        return [{key: value for key, value in line.items() if not key.startswith(measured)} for line in lines]
 
     return read

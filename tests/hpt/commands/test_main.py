@@ -58,7 +58,7 @@ class Raises:
     def add_arguments(self, parser):
         pass
 
-    def run(self, options, console):
+    def run(self, options):
         raise self.error
 
 

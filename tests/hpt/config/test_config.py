@@ -112,7 +112,8 @@ def test_numbers_as_people_write_them(recipe: Path) -> None:
         ("verify.function=reward", ["verify.function = 'reward'", "module:function"]),
         ("batch.updates=1000", ["batch.updates = 1000", "batch.questions = 128"]),
         ("prompt.template=Q", ["template", "{question}"]),
-        ("model=7", ["model = 7"]),
+        ("model=7", ["model.path = 7"]),
+        ("lora=true", ["lora: there is no such setting; did you mean model.lora?"]),
     ],
 )
 def test_mistakes_are_named(recipe: Path, override: str, expected: list[str]) -> None:

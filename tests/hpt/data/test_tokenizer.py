@@ -26,7 +26,7 @@ def test_load_tokenizer(tmp_path):
     (empty / "tokenizer.json").write_text("{broken")
     with pytest.raises(HptError, match=r"no tokenizer could be loaded from .*empty: JSONDecodeError"):
         load_tokenizer(str(empty))
-    with pytest.raises(HptError, match="nowhere is not a folder"):
+    with pytest.raises(HptError, match=r"model\.path = .*nowhere': there is no such file or folder"):
         load_tokenizer(str(tmp_path / "nowhere"))
 
 

@@ -60,6 +60,7 @@ def test_a_killed_prepare_leaves_no_half_model(config: Config, monkeypatch: pyte
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
+    monkeypatch.setenv("HPT_CACHE", str(Path(config.output) / "cache"))
     with monkeypatch.context() as patch:
         patch.setattr(Qwen2Tokenizer, "save_pretrained", killed)
         with pytest.raises(KeyboardInterrupt):

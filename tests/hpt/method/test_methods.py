@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file
 
 from hpt.commands.main import main
@@ -165,7 +164,7 @@ def test_dapo_gives_up_after_its_rounds(world: Path, tmp_path: Path, metrics_of:
 def test_dapos_overlong_penalty_joins_the_advantage_and_not_the_score(world: Path) -> None:
     config = load_config(world, ["method=dapo", "eval.every=0", "rl.overlong.cache=0.6"])
     assert config.overlong_limits == (8, 5)
-    with assemble(config, None, Console(quiet=True)) as trainer:
+    with assemble(config, None) as trainer:
         metrics, experiences = trainer.step(1)
     lengths = [[len(rollout.tokens) for rollout in experience.rollouts] for experience in experiences]
     assert {1, 2, 8} < {length for group in lengths for length in group}

@@ -28,8 +28,8 @@ def test_an_unreachable_hub_is_named_at_once(tmp_path, closed_hub, monkeypatch, 
     source = str(data) if kind == "model" else "nobody/nothing-of-this-name@test"
     assert main(["eval", "nobody/no-model-of-this-name", "--data", source]) == 2
     said, error, *_ = capfd.readouterr().err.splitlines()
-    assert f"The Hugging Face hub ({CLOSED}) does not answer" in said
-    assert "Only what is cached can be used" in said
+    assert f"warning: the Hugging Face hub ({CLOSED}) does not answer" in said
+    assert "only what is cached can be used" in said
     assert error.startswith("error: ")
     assert ("no-model-of-this-name" if kind == "model" else source) in error
     assert constants.HF_HUB_OFFLINE

@@ -7,12 +7,10 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from hpt.commands.main import main
 from hpt.config.recipe import load_config
@@ -126,7 +124,7 @@ def test_the_order_in_which_rollouts_finish_changes_nothing(world: Path, tmp_pat
     config = load_config(world, [f"output={tmp_path / 'run'}"])
     seen = []
     for wrap in (lambda engine: engine, Shuffled):
-        with assemble(config, None, Console(file=StringIO())) as trainer:
+        with assemble(config, None) as trainer:
             trainer.rollout_engine = wrap(trainer.rollout_engine)
             steps = [trainer.step(step) for step in (1, 2)]
             seen.append([experience.rollouts for _, step in steps for experience in step])
@@ -155,7 +153,7 @@ def test_an_engine_that_fails_costs_no_finished_step(
     with monkeypatch.context() as patch:
         patch.setattr(run, "assemble", failing)
         with pytest.raises(HptError, match=f"the engine died\nStopped after step {done}; continue with: hpt train"):
-            run.start(config, Console(file=StringIO()))
+            run.start(config)
     assert [path.name for path in checkpoints(folder)] == ([f"step-{done:06d}"] if done else [])
     if fail_at > 1:
         assert [line["step"] for line in read_metrics(folder)] == list(range(done + 1))

@@ -1,9 +1,7 @@
-"""What `hpt eval` evaluates: the model, and a task for each benchmark or file of --data."""
+"""What an evaluation consists of: the model, and a task for each benchmark or file."""
 
 from __future__ import annotations
 
-import argparse
-import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,10 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from pydantic import ValidationError
-from rich.console import Console
 
 from hpt.config.recipe import load_config
-from hpt.config.sections.data import ColumnsConfig, PromptConfig
+from hpt.config.sections.data import PromptConfig
+from hpt.config.sections.evaluation import EvaluationSettings
 from hpt.config.sections.rollout import VerifyConfig
 from hpt.config.sections.section import Section
 from hpt.data.benchmarks import MAX_TOKENS, find_benchmark, load_benchmark, load_file, unknown_benchmark
@@ -81,53 +79,53 @@ def find_model(name: str) -> EvaluatedModel:
     return EvaluatedModel(path, config.prompt, verifier)
 
 
-def load_tasks(options: argparse.Namespace, file_verifier: str) -> list[EvaluationTask]:
-    """One task for each --data, with its questions.
+def load_tasks(sources: Sequence[str], settings: EvaluationSettings, file_verifier: str) -> list[EvaluationTask]:
+    """One task for each source, with its questions.
 
     file_verifier: the verifier of a file without a known layout, where --verifier does not name one.
     """
-    columns = ColumnsConfig(**options.columns)
+    folder = Path(settings.data_dir) if settings.data_dir else None
     tasks = []
-    for name, data in zip(_task_names(options.data), options.data, strict=True):
+    for name, data in zip(_task_names(sources), sources, strict=True):
         verifier: str
         if benchmark := find_benchmark(data):
-            source, questions = load_benchmark(benchmark, options.data_dir, columns, seed=options.seed)
+            source, questions = load_benchmark(benchmark, folder, settings.columns, seed=settings.seed)
             verifier, n, max_tokens = benchmark.verifier, benchmark.n, MAX_TOKENS
         else:
             source = data
-            questions, scoring = load_file(data, columns, seed=options.seed)
+            questions, scoring = load_file(data, settings.columns, seed=settings.seed)
             verifier, n, max_tokens = scoring or file_verifier, FILE_N, FILE_MAX_TOKENS
-        if options.temperature == 0:
+        if settings.temperature == 0:
             n = 1
-        n = options.n or n
-        ks = sorted(set(itertools.chain(*options.k or []))) or [2**power for power in range(n.bit_length())]
+        n = settings.n or n
+        ks = sorted(set(settings.k)) or [2**power for power in range(n.bit_length())]
         if max(ks) > n:
             raise ConfigError(f"--k {max(ks)}: pass@k needs k <= n, and n is {n} for {name}; see --n")
-        sampling = Sampling(n, options.max_tokens or max_tokens, options.temperature, options.top_p)
+        sampling = Sampling(n, settings.max_tokens or max_tokens, settings.temperature, settings.top_p)
         tasks.append(
-            EvaluationTask(name, source, questions[: options.limit], options.verifier or verifier, sampling, ks)
+            EvaluationTask(name, source, questions[: settings.limit], settings.verifier or verifier, sampling, ks)
         )
     return tasks
 
 
-def prompt_settings(prompt: PromptConfig, options: argparse.Namespace, *, has_chat_template: bool) -> PromptConfig:
-    """`prompt` with what the options set; plain where the tokenizer has no chat template and --style is not given."""
-    style = options.style
+def prompt_settings(prompt: PromptConfig, settings: EvaluationSettings, *, has_chat_template: bool) -> PromptConfig:
+    """`prompt` with what the settings change; plain where no style is given and the tokenizer has no chat template."""
+    style = settings.style
     if style is None and prompt.style == "chat" and not has_chat_template:
         style = "plain"
-    changes = {"style": style, "system": options.system, "template": options.template}
+    changes = {"style": style, "system": settings.system, "template": settings.template}
     given = {name: value for name, value in changes.items() if value is not None}
-    return _make_section(PromptConfig, prompt.model_dump() | given, "--template")
+    return make_section(PromptConfig, prompt.model_dump() | given, "--template")
 
 
-def check_lengths(model_path: str, tasks: Sequence[EvaluationTask], renderer: PromptRenderer, console: Console) -> None:
+def check_lengths(model_path: str, tasks: Sequence[EvaluationTask], renderer: PromptRenderer) -> None:
     """HptError where the model has fewer positions than a prompt and its response may take."""
     needed = {}
     for task in tasks:
         longest = max(map(len, renderer.encode_prompts(task.questions)))
         what = f"the longest prompt of {task.name} and --max-tokens {task.sampling.max_tokens:,}"
         needed[what] = longest + task.sampling.max_tokens
-    check_positions(model_path, needed, console)
+    check_positions(model_path, needed)
 
 
 def named_verifier(name: str) -> Verifier:
@@ -138,7 +136,7 @@ def named_verifier(name: str) -> Verifier:
     elif name == "boxed":
         settings = {"kind": "math", "boxed": True}
     allowed = f"--verifier {name}: {', '.join(VERIFIERS)}, boxed or a function"
-    return make_verifier(_make_section(VerifyConfig, settings, allowed))
+    return make_verifier(make_section(VerifyConfig, settings, allowed))
 
 
 def average_scores(tasks: Sequence[EvaluationTask], results: Mapping[str, EvalResult]) -> dict[str, Estimate]:
@@ -178,9 +176,12 @@ def _name_parts(source: str) -> list[str]:
     return [part for part in re.split(r"[^\w.+-]+", stem) if part]
 
 
-def _make_section(kind: type[SectionKind], values: dict[str, Any], what: str) -> SectionKind:
+def make_section(kind: type[SectionKind], values: dict[str, Any], what: str) -> SectionKind:
     """A section of settings; ConfigError, beginning with `what`, where a value is not allowed."""
     try:
         return kind(**values)
     except ValidationError as error:
-        raise ConfigError(f"{what}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+        problem = error.errors()[0]
+        field = ".".join(map(str, problem["loc"]))
+        place = f"{what}: {field} = {problem['input']!r}" if field else what
+        raise ConfigError(f"{place}: {problem['msg'].removeprefix('Value error, ')}") from None

@@ -1,0 +1,78 @@
+"""`hpt.train`: trains a model by a recipe, or resumes a run."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from hpt.api.run import Run
+from hpt.api.settings import GivenSettings
+from hpt.support.errors import ConfigError
+from hpt.support.launch import rank
+from hpt.support.messages import printing_messages
+from hpt.version import VERSION
+
+logger = logging.getLogger(__name__)
+
+
+def train(recipe: str | Path | None = None, *, resume: str | Path | None = None, **settings: Any) -> Run:
+    """Trains a model; returns the run when it has finished, or when Ctrl-C or SIGTERM has stopped it with a checkpoint.
+
+        hpt.train("demo", steps=10)
+        hpt.train(model="Qwen/Qwen2.5-Math-1.5B", data=questions, rewards=[correct, (brief, 0.2)], steps=200,
+                  output="runs/mine", optimizer={"lr": 1e-6})
+        hpt.train(resume="runs/mine", rewards=[correct, (brief, 0.2)])
+
+    recipe: the name of a shipped recipe or a YAML file; None: `settings` are the recipe.
+    resume: the folder of a run to continue from its last complete checkpoint, instead of a recipe. Functions that
+        were given as objects and that no import finds must be given again.
+    settings: every setting of a recipe is a keyword, a section is a dict; what is given wins over the recipe.
+        model: a folder or a hub name, or a dict. data: a file, a hub name, a list of dicts or a datasets.Dataset, or a
+        dict with `train` and `eval`. Functions and pairs (function, weight) may stand where a recipe names functions.
+        Data that is given as objects is written to the run's folder.
+
+    HptError where something is wrong that the user can mend; wrong settings are found before any model is loaded.
+    """
+    began = time.perf_counter()
+    if (recipe is None) == (resume is None) and not settings:
+        raise ConfigError("hpt.train needs a recipe, settings, or resume=FOLDER; see help(hpt.train)")
+    if recipe is not None and resume is not None:
+        raise ConfigError(f"hpt.train: a run keeps its recipe; leave out {recipe!r}, or resume={str(resume)!r}")
+    with printing_messages(quiet=rank() > 0):
+        given = GivenSettings(settings)
+        logger.info(f"hpt {VERSION}: reading {resume or recipe or 'the settings'}, loading PyTorch")
+        if resume is not None:
+            return _resume(Path(resume), given, began)
+        return _start(recipe, given, began)
+
+
+def _start(recipe: str | Path | None, given: GivenSettings, began: float) -> Run:
+    from hpt.config.recipe import read_config
+
+    config = read_config(recipe, given.changes)
+
+    from hpt.data.records import write_records
+    from hpt.support.process_state import restoring_process_state
+    from hpt.training.run import start
+
+    def write_data() -> None:
+        for path, records in given.records.items():
+            write_records(records, Path(path.replace("{output}", config.output)))
+
+    with restoring_process_state():
+        start(config, write_data=write_data, began=began)
+    return Run(config.output)
+
+
+def _resume(folder: Path, given: GivenSettings, began: float) -> Run:
+    from hpt.support.process_state import restoring_process_state
+    from hpt.training.run import resume, resumed_config
+
+    if given.records:
+        raise ConfigError("data: a resumed run keeps its data, which is in its folder; start a new run instead")
+    config = resumed_config(folder, given.changes)
+    with restoring_process_state():
+        resume(folder, config, began=began)
+    return Run(folder)

@@ -1,0 +1,31 @@
+"""How `hpt eval` evaluates a model."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from hpt.config.sections.data import ColumnsConfig
+from hpt.config.sections.section import Dtype, Section
+
+
+class EvaluationSettings(Section):
+    """The options of `hpt eval`, and the keywords of `hpt.evaluate`."""
+
+    n: int | None = Field(None, ge=1, description="responses per question; default: as `hpt eval --help` says")
+    k: list[Annotated[int, Field(ge=1)]] = Field([], description="the k of pass@k; default: 1, 2, 4, ... up to n")
+    temperature: float = Field(0.6, ge=0, description="0 is greedy")
+    top_p: float = Field(0.95, gt=0, le=1)
+    max_tokens: int | None = Field(None, ge=1, description="longest response; default: 1024, for benchmarks 8192")
+    batch_size: int = Field(64, ge=1, description="responses generated at once")
+    limit: int | None = Field(None, ge=1, description="only the first questions of each source")
+    seed: int = Field(0, ge=0, description="for sampling and the order of GPQA's choices")
+    style: Literal["chat", "plain"] | None = Field(None, description="prompt style; default: the run's")
+    system: str | None = Field(None, description="system message of a chat prompt")
+    template: str | None = Field(None, description="text around the question, with {question} in it")
+    verifier: str | None = Field(None, description="math, boxed, choice, or module:function")
+    dtype: Dtype = "float32"
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    data_dir: str | None = Field(None, description="folder of local benchmark files; default: $HPT_DATA_DIR")
+    columns: ColumnsConfig = ColumnsConfig()
