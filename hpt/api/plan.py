@@ -10,16 +10,42 @@ from hpt.support.errors import HptError
 from hpt.support.messages import printing_messages
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from hpt.memory import MemoryPlan
 
 
-def plan(recipe: str | Path | None = None, **settings: Any) -> MemoryPlan:
+class Plan:
+    """A prediction of a run's memory. Printed, it is the table of `hpt plan`.
+
+    peak: bytes on a GPU, or in CPU memory where the run has no GPU. fits: whether the memory suffices.
+    memory: the prediction part by part.
+    """
+
+    def __init__(self, memory: MemoryPlan) -> None:
+        self.memory = memory
+        self.peak = memory.peak
+        self.fits = memory.fits
+
+    def parts(self) -> list[RenderableType]:
+        """What `hpt plan` prints: the table, the peaks, what was assumed, and what would make the run fit."""
+        from hpt.memory import advice_lines
+        from hpt.memory.table import plan_table, summary
+
+        return [plan_table(self.memory), summary(self.memory), *self.memory.notes, *advice_lines(self.memory)]
+
+    def __repr__(self) -> str:
+        from hpt.support.terminal import as_text
+
+        return as_text(*self.parts())
+
+
+def plan(recipe: str | Path | None = None, **settings: Any) -> Plan:
     """The memory that a run will need, from its recipe and its model's config; nothing is loaded.
 
         print(hpt.plan("qwen2.5-math-7b-1x80gb", hardware={"gpu_memory_gib": 40}))
 
-    recipe, settings: as in `hpt.train`. Printed, the plan is a table; `peak` and `fits` are its result.
-    HptError where the settings are wrong or the model's config cannot be read.
+    recipe, settings: as in `hpt.train`. HptError where the settings are wrong or the model's config cannot be read.
     """
     from hpt.config.recipe import read_config
 
@@ -34,7 +60,7 @@ def plan(recipe: str | Path | None = None, **settings: Any) -> MemoryPlan:
         with restoring_process_state():
             quiet_libraries()
             try:
-                return make_plan(config)
+                return Plan(make_plan(config))
             except ArchitectureNotFound as error:
                 if config.prepare is None:
                     raise

@@ -29,9 +29,5 @@ def run(options: argparse.Namespace) -> int:
     from hpt.config.recipe import parse_override
 
     plan = hpt.plan(options.recipe, **dict(map(parse_override, options.settings)))
-
-    from hpt.memory import advice_lines
-    from hpt.memory.table import plan_table, summary
-
-    print_results(plan_table(plan), summary(plan), *plan.notes, *advice_lines(plan))
+    print_results(*plan.parts())
     return 0 if plan.fits else DOES_NOT_FIT

@@ -57,9 +57,9 @@ class Progress:
 
     @property
     def time_left(self) -> str:
-        """As in "1:05 left": from the average speed so far; "" before the first update."""
+        """As in "1:05 left": from the average speed so far; "" before the first update and after the last."""
         advanced = self.done - self.done_at_start
-        if advanced <= 0:
+        if advanced <= 0 or self.done >= self.total:
             return ""
         seconds = (time.monotonic() - self._start) / advanced * (self.total - self.done)
         return f"{clock(seconds)} left"

@@ -26,6 +26,15 @@ def width_of(part: RenderableType) -> int:
     return Measurement.get(console, console.options, part).maximum
 
 
+def as_text(*parts: RenderableType) -> str:
+    """The parts as plain text, one below the other, nothing wrapped."""
+    console = Console(width=max(WIDTH, *map(width_of, parts)), no_color=True, highlight=False)
+    with console.capture() as capture:
+        for part in parts:
+            console.print(part)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
 def print_results(*parts: RenderableType) -> None:
     """Prints to stdout. Where that is not a terminal nothing is wrapped, whatever width $COLUMNS says."""
     console = Console(highlight=False)

@@ -1,0 +1,165 @@
+"""hpt.train: a recipe or settings, data and functions as objects, resuming, interruptions; nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import hpt
+from hpt.support.messages import LOGGER
+
+Metrics = Callable[[Path], list[dict[str, Any]]]
+
+
+def records(world: Path, name: str = "train") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (world.parent / f"{name}.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> hpt.Run:
+    return hpt.train(world, output=tmp_path_factory.mktemp("api") / "run", steps=3)
+
+
+def test_a_run_has_its_folder_metrics_and_checkpoint(finished: hpt.Run) -> None:
+    assert finished.finished
+    assert [line["step"] for line in finished.metrics] == [0, 1, 2, 3]
+    assert finished.checkpoint == finished.folder / "checkpoints" / "step-000003"
+    assert repr(finished) == f"Run({str(finished.folder)!r}, step 3 of 3)"
+    assert finished.config["steps"] == 3
+    assert repr(hpt.Run(finished.folder)) == repr(finished)
+    with pytest.raises(hpt.HptError, match=r"no run here \(config.yaml is missing\)"):
+        hpt.Run(finished.folder / "nowhere")
+
+
+def test_settings_alone_with_objects_train_as_the_recipe_does(
+    world: Path, finished: hpt.Run, tmp_path: Path, metrics_of: Metrics
+) -> None:
+    recipe = yaml.safe_load(world.read_text())
+    settings = recipe | {
+        "model": recipe["model"]["path"],
+        "data": recipe["data"] | {"train": records(world), "eval": records(world, "eval")},
+        "output": tmp_path / "run",
+        "steps": 3,
+    }
+    run = hpt.train(**settings)
+    assert metrics_of(run.folder) == metrics_of(finished.folder)
+    assert run.config["data"]["train"] == f"{tmp_path}/run/data/train.jsonl"
+    resumed = hpt.train(resume=run.folder, steps=4)
+    assert resumed.step == 4
+    with pytest.raises(hpt.HptError, match="a resumed run keeps its data"):
+        hpt.train(resume=run.folder, steps=5, data=records(world))
+
+
+def test_a_run_that_exists_keeps_its_data(world: Path, finished: hpt.Run) -> None:
+    data = finished.folder / "data" / "train.jsonl"
+    with pytest.raises(hpt.HptError, match="already holds a run"):
+        hpt.train(world, output=finished.folder, data={"train": records(world)})
+    assert not data.exists()
+
+
+def half(P: float) -> tuple[float, float]:
+    return (0.5, 0.5)
+
+
+def test_a_function_may_be_an_object(world: Path, tmp_path: Path) -> None:
+    def never(P: float) -> tuple[float, float]:
+        return (0.0, 1.0)
+
+    importable = hpt.train(world, output=tmp_path / "a", steps=1, gate={"kind": "function", "function": half})
+    assert importable.config["gate"]["function"].endswith("test_train:half")
+    run = hpt.train(world, output=tmp_path / "b", steps=1, gate={"kind": "function", "function": never})
+    assert run.config["gate"]["function"] == "__main__:never"
+    assert run.metrics[-1]["gate/sft_share"] == 1.0
+    code = (
+        "import sys; from hpt.commands.main import main; sys.exit(main(['train', '--resume', sys.argv[1], 'steps=2']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, run.folder], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "gate.function = '__main__:never': the function 'never' was given in Python" in done.stderr
+    assert "hpt.train(resume=FOLDER, gate=...)" in done.stderr
+    assert hpt.train(resume=run.folder, steps=2, gate={"function": never}).step == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"steps": 0}, "steps = 0: input should be greater than or equal to 1"),
+        ({"gate": {"function": lambda P: (1, 0)}}, "has no name that a recipe could record"),
+        ({"rewards": [(half, 1, 2)]}, r"allowed are a function and \(function, weight\)"),
+        ({"data": [{"prompt": "1+1=", "answer": {1, 2}}]}, "record 1.*JSON"),
+        ({"resume": "somewhere"}, "a run keeps its recipe"),
+    ],
+)
+def test_wrong_settings_are_named(world: Path, tmp_path: Path, settings: dict[str, Any], expected: str) -> None:
+    with pytest.raises(hpt.HptError, match=expected):
+        hpt.train(world, **{"output": tmp_path / "run", **settings})
+
+
+def test_nothing_given_is_an_error() -> None:
+    with pytest.raises(hpt.HptError, match="needs a recipe, settings, or resume=FOLDER"):
+        hpt.train()
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_nothing_is_left_behind(world: Path, tmp_path: Path, finished: hpt.Run) -> None:
+    handler, threads = signal.getsignal(signal.SIGINT), torch.get_num_threads()
+    before = descriptors(), threading.active_count(), LOGGER.handlers[:], LOGGER.level, logging.root.handlers[:]
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    hpt.train(world, output=tmp_path / "run", steps=1, threads=threads + 1)
+    assert torch.equal(torch.rand(3), expected)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert torch.get_num_threads() == threads
+    assert before == (
+        descriptors(),
+        threading.active_count(),
+        LOGGER.handlers[:],
+        LOGGER.level,
+        logging.root.handlers[:],
+    )
+
+
+def test_it_works_outside_of_the_main_thread(world: Path, tmp_path: Path) -> None:
+    runs = []
+    thread = threading.Thread(target=lambda: runs.append(hpt.train(world, output=tmp_path / "run", steps=1)))
+    thread.start()
+    thread.join()
+    assert runs[0].finished
+
+
+def test_ctrl_c_stops_after_the_step_with_a_checkpoint(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from hpt.training.trainer import Trainer
+
+    step = Trainer.step
+
+    def interrupted(self: Trainer, number: int) -> Any:
+        if number == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, number)
+
+    monkeypatch.setattr(Trainer, "step", interrupted)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # workers of pytest-xdist ignore it
+    try:
+        run = hpt.train(world, output=tmp_path / "run", steps=9)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert (run.step, run.finished, run.checkpoint.name) == (2, False, "step-000002")
+    assert f"Stopped after step 2; continue with: hpt train --resume {tmp_path}/run" in capsys.readouterr().err
