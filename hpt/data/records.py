@@ -12,7 +12,7 @@ from hpt.support.errors import DataError
 from hpt.support.files import make_folder, write_file_atomically
 
 
-def write_records(records: Iterable[Mapping[str, Any]], path: Path) -> None:
+def write_records(records: Iterable[Any], path: Path) -> None:
     """Write records as JSONL, one object a line; replaces the file `path`.
 
     records: a list of dicts, or a datasets.Dataset. Arrays, tensors and NumPy scalars become lists and numbers.
