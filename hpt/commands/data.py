@@ -96,7 +96,7 @@ def _describe(config: Config, *, rows: int, check: int) -> list[str]:
 
 def _counts(train: list[LoadedSource], held_out: list[LoadedSource], selections: list[Selection]) -> RenderableType:
     several = len(train) > 1
-    headers = ["questions", "answers", "demon-strations", "too long", *(["share"] if several else [])]
+    headers = ["questions", "answers", "demon- strations", "too long", *(["share"] if several else [])]
     table = plain_table("Questions", "source", *headers)
     weights = sum(source.weight for source in train)
     for source, selection in zip(train, selections, strict=True):

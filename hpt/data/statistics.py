@@ -10,7 +10,7 @@ from statistics import median
 from hpt.data.questions import Question
 
 _BINS = 8
-_BAR = 30  # characters of the longest bar
+_BAR = 20  # characters of the longest bar
 
 
 def repeated(questions: Sequence[Question]) -> int:

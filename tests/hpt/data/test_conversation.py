@@ -65,6 +65,18 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_and_named(name):
         select_by_length([TALK], renderer(name), max_prompt_tokens=None, max_demonstration_tokens=None, all_turns=True)
 
 
+def test_thoughts_that_a_template_drops_from_history_are_refused_and_others_trained():
+    """Qwen3's template keeps the thought of the last turn and drops that of earlier ones."""
+    drops = """{%- for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}
+{{- m['content'] if loop.last else m['content'].split('</think>')[-1] }}{{ '<|im_end|>\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+    made = PromptRenderer(byte_level(drops, "<|endoftext|>", None, ("<|im_start|>", "<|im_end|>")), PromptConfig())
+    assert sum(trained for _, trained in made.conversation(TALK).parts) == 2
+    thought = {"role": "assistant", "content": "<think>3+4</think>the 7"}
+    with pytest.raises(DataError, match="rewrites message 2"):
+        made.conversation(Question("talk", (ASK, thought, AGAIN), None, END_TURN["content"]))
+
+
 def test_the_prompts_template_wraps_the_last_user_message_only():
     row = renderer("llama3", template="Q: {question}").conversation(TALK)
     text = decode(tokenizers()["llama3"], row.tokens)
