@@ -70,6 +70,11 @@ class Config(Section):
         return self
 
     @property
+    def needs_answers(self) -> bool:
+        """Whether training reads the answers of `data.train`: the verifier scores rollouts."""
+        return self.gate.needs_rollouts
+
+    @property
     def overlong_limits(self) -> tuple[int, int]:
         """(max_tokens, cache) of `rl.overlong`, in tokens."""
         assert self.rl.overlong is not None

@@ -238,7 +238,7 @@ def answer(
     if [len(group) for group in groups] != [n] * len(questions):
         raise ValueError(f"generate must give n = {n} responses to each of {len(questions)} questions")
     rollouts = [rollout for group in groups for rollout in group]
-    answers = [question.answer for question in questions for _ in range(n)]
+    answers = [question.gold for question in questions for _ in range(n)]
     verdicts = verifier.score([rollout.text for rollout in rollouts], answers)
     for rollout, verdict in zip(rollouts, verdicts, strict=True):
         rollout.verdict = verdict

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from hpt.data.conversation import Conversation
 from hpt.data.questions import Question
 from hpt.method.gate import NOTHING, Decision
 from hpt.rollout import Rollout
@@ -18,8 +19,14 @@ class Experience:
     rollouts: list[Rollout] = field(default_factory=list)  # none where the gate asks for none
     decision: Decision = NOTHING
     demonstration: list[int] = field(default_factory=list)  # response tokens, where the decision trains on them
+    conversation: Conversation | None = None  # what SFT trains on instead, with data.loss_on "all" and earlier turns
     demonstration_advantage: float = 1.0  # of its off-policy row
     trained: bool = True  # dynamic sampling leaves questions out
+
+    @property
+    def imitated_tokens(self) -> int:
+        """The tokens that SFT trains on."""
+        return sum(self.conversation.mask) if self.conversation else len(self.demonstration)
 
     @property
     def score(self) -> float:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from hpt.config.schema import Config
-from hpt.data.order import QuestionOrder
+from hpt.data.order import MixedOrder, QuestionOrder
 from hpt.data.prompt import PromptRenderer
 from hpt.data.questions import Question
 from hpt.evaluation.evaluate import EvalResult, answer
@@ -53,6 +53,7 @@ class Trainer:
 
     config: Config
     questions: Sequence[Question]
+    order: QuestionOrder | MixedOrder  # which of the questions each batch has
     held_out: Sequence[Question]
     renderer: PromptRenderer
     rollout_engine: RolloutEngine
@@ -66,9 +67,6 @@ class Trainer:
     callbacks: Sequence[Callback] = field(default_factory=list)  # what only some methods do around updates
     reweight: Reweight | None = None  # only with loss.aggregation "official"
     world: World = ALONE
-
-    def __post_init__(self) -> None:
-        self.order = QuestionOrder(len(self.questions), self.config.batch.questions, self.config.seed)
 
     def step(self, step: int) -> tuple[Metrics, list[Experience]]:
         """One training step; returns its metrics and experiences. A pure function of weights, optimizer and step."""
@@ -112,7 +110,7 @@ class Trainer:
 
         def submit(index: int, number: int, rollout: Rollout) -> None:
             rollout.text = response_text(self.renderer.tokenizer, rollout)
-            scoring.add((index, number), rollout.text, own[index].question.answer)
+            scoring.add((index, number), rollout.text, own[index].question.gold)
 
         def generate() -> None:
             seed = seed_for(self.config.seed, batch, "rollout", self.world.rank)
@@ -147,6 +145,8 @@ class Trainer:
             experience.decision = self.gate(experience.score)
             if experience.decision.uses_demonstration:
                 experience.demonstration = self.renderer.demonstration_ids(experience.question)
+                if self.config.data.loss_on == "all":
+                    experience.conversation = self.renderer.conversation(experience.question)
 
     def enough(self, experiences: Sequence[Experience]) -> bool:
         """Whether the step has enough questions; dynamic sampling marks and counts those with a mixed outcome."""

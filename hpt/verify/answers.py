@@ -11,8 +11,7 @@ from hpt.verify.verifier import Verifier
 
 def check_answers(verifier: Verifier, questions: Sequence[Question], source: str) -> None:
     """DataError where the verifier could not recognise a right response to a question of `source`."""
-    usable = verifier.parsable([question.answer for question in questions])
-    unusable = [question for question, fine in zip(questions, usable, strict=True) if not fine]
+    unusable = unusable_answers(verifier, questions)
     if unusable:
         first = unusable[0]
         field = f"field {first.place.answer!r}" if first.place else "its answer"
@@ -21,3 +20,10 @@ def check_answers(verifier: Verifier, questions: Sequence[Question], source: str
             f"its limits (verify.timeout); {len(unusable)} "
             f"of {len(questions)} questions have the same problem. Fix or remove them, or use your own verify.function"
         )
+
+
+def unusable_answers(verifier: Verifier, questions: Sequence[Question]) -> list[Question]:
+    """The questions with an answer that the verifier cannot parse."""
+    with_answer = [question for question in questions if question.answer is not None]
+    usable = verifier.parsable([question.gold for question in with_answer])
+    return [question for question, fine in zip(with_answer, usable, strict=True) if not fine]
