@@ -21,6 +21,7 @@ from hpt.memory.hardware import GIB, Hardware, hardware_of
 from hpt.memory.rollout import rollout_memory
 from hpt.memory.trace import EAGER, FLASH, MASKED
 from hpt.memory.training import TrainedModel, training_components
+from hpt.model.positions import exceeded_positions
 
 # The longest prompt, if neither the recipe nor the data says.
 PROMPT_TOKENS = 1024
@@ -96,6 +97,7 @@ def _plan_stage(config: Config, prompt_tokens: int | None) -> MemoryPlan:
     rows = -(-tokens // longest) if attention == EAGER and not packed else 1
     model = TrainedModel.of(config.model, rows, -(-tokens // rows), attention)
     notes, problems = [f"architecture: {model.architecture.source}"], []
+    notes += exceeded_positions(model.architecture.config, {"the longest prompt and response": longest})
     components = training_components(config, hardware, model)
     if prompt_tokens is None and config.data.max_prompt_tokens is None:
         notes.append(f"prompts are assumed to have at most {PROMPT_TOKENS} tokens; set data.max_prompt_tokens")

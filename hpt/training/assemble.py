@@ -191,7 +191,7 @@ def load_data(config: Config) -> Data:
         longest_held_out = max(map(len, renderer.encode_prompts(held_out)))
         longest_prompt = max(longest_prompt, longest_held_out)
         needed[f"the longest held-out prompt and {tokens:,} tokens of a response"] = longest_held_out + tokens
-    check_positions(config.model.path, needed, trust_remote_code=config.model.trust_remote_code)
+    check_positions(config.model, needed)
     check_memory(config, prompt_tokens=selection.longest_prompt)
     show(logger, show_first(renderer, selection.questions[0]))
     return Data(selection.questions, held_out, renderer, longest_prompt)

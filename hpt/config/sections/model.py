@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -24,6 +24,11 @@ class ModelConfig(Section):
     path: str = Field(description="a Hugging Face folder or hub name")
     dtype: Dtype = Field(
         "float32", description="dtype of the weights; 16-bit weights have float32 masters in the optimizer"
+    )
+    config: dict[str, Any] | None = Field(
+        None,
+        description="fields of the model's config.json to change, e.g. {max_position_embeddings: 16384, rope_theta: "
+        "40000}; they belong to model.path, and a layer that names another model drops them",
     )
     trust_remote_code: bool = Field(False, description="run code that comes with the model's folder")
     attention: Literal["auto", "sdpa", "flash_attention_2", "flex_attention", "eager"] = Field(
