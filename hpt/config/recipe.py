@@ -12,7 +12,7 @@ import difflib
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, TypeGuard, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -30,7 +30,7 @@ _PLACEHOLDERS = ("{output}", "{seed}", "{question}")
 Setting = tuple[str, Any]
 """A dotted key and its value: ("optimizer.lr", 1e-5)."""
 
-_SHORT = {"model": "path", "data": "train"}
+_SHORT = {"model": "path", "data": "train", "track": "to"}
 """Sections that may be given as one value, and the field that it stands for."""
 
 
@@ -222,12 +222,19 @@ def describe_settings() -> str:
 
 
 def _settings_of(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
-    """The settings of a section and of the sections in it, by dotted key."""
+    """The settings of a section and of the sections in it, by dotted key. A section that may be missing is one itself."""
     for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+        if _is_section(field.annotation):
             yield from _settings_of(field.annotation, prefix=f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", field
+            continue
+        yield f"{prefix}{name}", field
+        if get_origin(field.annotation) is not list:
+            for part in filter(_is_section, get_args(field.annotation)):
+                yield from _settings_of(part, prefix=f"{prefix}{name}.")
+
+
+def _is_section(annotation: Any) -> TypeGuard[type[Section]]:
+    return isinstance(annotation, type) and issubclass(annotation, Section)
 
 
 def allowed_values(annotation: Any) -> list[str]:

@@ -45,7 +45,7 @@ class Architecture:
 
 
 def read_architecture(settings: ModelConfig) -> Architecture:
-    """The model's config, with `model.config`: from its folder or the hub's cache, else as shipped with hpt, else from the hub.
+    """The model's config, with `model.config`: from its folder or the hub's cache, else as shipped, else from the hub.
 
     Raises ArchitectureNotFound if none of them has it, and ConfigError where `model.config` does not fit it.
     """

@@ -66,7 +66,7 @@ def read_model_config(
 
 
 def changed_entries(path: str, changes: Mapping[str, Any], *, trust_remote_code: bool = False) -> dict[str, Any]:
-    """The entries of a model's config that `changes` alter, with their whole new values. Errors: `read_model_config`."""
+    """The entries of a model's config that `changes` alter, with their whole new values; as `read_model_config`."""
     before = read_model_config(path, trust_remote_code=trust_remote_code).to_dict()
     after = read_model_config(path, changes, trust_remote_code=trust_remote_code).to_dict()
     return {key: value for key, value in after.items() if value != before.get(key)}

@@ -1,4 +1,4 @@
-"""`model.config`: fields of a model's config.json that a recipe changes, in the trainer, vLLM, the plan, checkpoints."""
+"""`model.config`: changed fields of a model's config.json in the trainer, vLLM, the plan and checkpoints."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_checkpoints_carry_the_fields_and_a_resumed_run_is_bit_exact(
     run, again = tmp_path / "run", tmp_path / "again"
     asked = [ASKED, "steps=2", "eval.every=0", "checkpoint.every=1"]
     assert main(["train", str(world), f"output={run}", *asked]) == 0
-    first, last = checkpoints(run)
+    _, last = checkpoints(run)
     content = json.loads((last / "config.json").read_text())
     assert (content["max_position_embeddings"], content["rope_parameters"]["rope_theta"]) == (128, 50.0)
     shutil.copytree(run, again)
