@@ -42,6 +42,7 @@ from hpt.support.errors import DataError
 from hpt.support.messages import show
 from hpt.support.named_functions import user_function
 from hpt.support.quiet import quiet_libraries
+from hpt.support.upload import check_logged_in
 from hpt.training.callbacks import callbacks_of
 from hpt.training.phases import PhaseClock
 from hpt.training.trainer import Trainer
@@ -142,6 +143,8 @@ def check_settings(config: Config, device: torch.device) -> None:
     check_model_settings(config.model, device)
     check_optimizer_engine(config)
     require_rollout_packages(config)
+    if config.checkpoint.push_to_hub:
+        check_logged_in("checkpoint.push_to_hub")
     gate_of(config)
     if config.rl.advantage != "gae":
         find_estimator(config.rl.advantage)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from hpt.config.sections.section import Section
+from hpt.support.upload import check_hub_name
 
 
 class OptimizerConfig(Section):
@@ -72,6 +73,12 @@ class EvalConfig(Section):
 class CheckpointConfig(Section):
     every: int = Field(50, ge=0, description="steps between checkpoints; 0: only the last")
     keep: int = Field(2, ge=1, description="how many of the newest to keep")
+    push_to_hub: Annotated[str, AfterValidator(check_hub_name)] | None = Field(
+        None,
+        description="NAME or OWNER/NAME on the Hugging Face hub: at the end of the run its last checkpoint is exported "
+        "to RUN/export, with a model card, and pushed",
+    )
+    hub_private: bool = Field(False, description="make a new model on the hub private")
 
 
 Tracker = Literal["tensorboard", "trackio", "wandb"]
