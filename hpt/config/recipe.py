@@ -222,7 +222,7 @@ def describe_settings() -> str:
 
 
 def _settings_of(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
-    """The settings of a section and of the sections in it, by dotted key. A section that may be missing is one itself."""
+    """The settings of a section and of the sections in it, by dotted key; one that may be missing is itself one."""
     for name, field in section.model_fields.items():
         if _is_section(field.annotation):
             yield from _settings_of(field.annotation, prefix=f"{prefix}{name}.")

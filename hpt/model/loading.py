@@ -155,7 +155,7 @@ def _load(
     if config is not None:
         options["config"] = config
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=getattr(torch, settings.dtype),
             attn_implementation=attention_kind(settings, device),
@@ -166,10 +166,9 @@ def _load(
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise HptError(f"model.path = {path!r}: no causal language model could be loaded: {error}") from error
+    model, found = loaded
     _check_weights(path, settings, found)
-    if "device_map" in options:
-        return model
-    return model.to(device)  # type: ignore[arg-type]
+    return model if "device_map" in options else model.to(device)
 
 
 def _check_weights(path: str, settings: ModelConfig, found: dict[str, Any]) -> None:
