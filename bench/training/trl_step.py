@@ -66,7 +66,7 @@ def grpo_step(config: Config, *, prompt: int) -> dict[str, Any]:
         callbacks=[watch],
         peft_config=LoraConfig(
             r=lora.rank,
-            lora_alpha=lora.alpha,  # type: ignore[arg-type]  # any number works
+            lora_alpha=lora.numerator,  # type: ignore[arg-type]  # any number works
             target_modules=lora.targets,
             task_type="CAUSAL_LM",
         ),

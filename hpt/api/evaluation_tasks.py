@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from hpt.config.recipe import load_config
 from hpt.config.sections.data import PromptConfig
 from hpt.config.sections.evaluation import EvaluationSettings
+from hpt.config.sections.model import ModelConfig
 from hpt.config.sections.rollout import VerifyConfig
 from hpt.config.sections.section import Section
 from hpt.data.benchmarks import MAX_TOKENS, find_benchmark, load_benchmark, load_file, unknown_benchmark
@@ -125,7 +126,7 @@ def check_lengths(model_path: str, tasks: Sequence[EvaluationTask], renderer: Pr
         longest = max(map(len, renderer.encode_prompts(task.questions)))
         what = f"the longest prompt of {task.name} and --max-tokens {task.sampling.max_tokens:,}"
         needed[what] = longest + task.sampling.max_tokens
-    check_positions(model_path, needed)
+    check_positions(ModelConfig(path=model_path), needed)
 
 
 def named_verifier(name: str) -> Verifier:

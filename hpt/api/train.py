@@ -62,7 +62,8 @@ def _start(recipe: str | Path | None, given: GivenSettings, began: float) -> Run
             write_records(records, Path(path.replace("{output}", config.output)))
 
     with restoring_process_state():
-        start(config, write_data=write_data, began=began)
+        finished = start(config, write_data=write_data, began=began)
+    _push(Path(config.output), finished)
     return Run(config.output)
 
 
@@ -74,5 +75,14 @@ def _resume(folder: Path, given: GivenSettings, began: float) -> Run:
         raise ConfigError("data: a resumed run keeps its data, which is in its folder; start a new run instead")
     config = resumed_config(folder, given.changes)
     with restoring_process_state():
-        resume(folder, config, began=began)
+        finished = resume(folder, config, began=began)
+    _push(folder, finished)
     return Run(folder)
+
+
+def _push(folder: Path, finished: bool) -> None:
+    """Pushes the run's last checkpoint to the hub, where it has finished and its recipe says so."""
+    from hpt.api.export import push_finished_run
+
+    if finished and rank() == 0:
+        push_finished_run(folder)

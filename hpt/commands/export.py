@@ -1,54 +1,49 @@
-"""`hpt export`: writes a checkpoint as a model folder that other software reads."""
+"""`hpt export`: writes a checkpoint as a model folder that other software reads, and pushes it to the hub."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from pathlib import Path
 
 from hpt.commands.arguments import CommandParser
-from hpt.support.errors import ConfigError, HptError
+from hpt.support.errors import ConfigError
 
-HELP = "a checkpoint as a plain model folder"
+HELP = "a checkpoint as a plain model folder, with a model card"
 
 logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: CommandParser) -> None:
     parser.description = """\
-Write a checkpoint as a Hugging Face folder: safetensors, configuration and tokenizer.
-Adapters are merged into the weights of their base model, of QLoRA too."""
+Write a checkpoint as a Hugging Face folder: safetensors, configuration, tokenizer, and a model card (README.md) made
+from its run. Adapters are merged into the weights of their base model, of QLoRA too."""
     parser.add_argument("model", metavar="CHECKPOINT", help="a checkpoint, or a run's folder for its last one")
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="what to write: a new or an empty folder")
+    parser.add_argument(
+        "--push-to-hub", metavar="NAME", help="then upload the folder as the model NAME or OWNER/NAME of the hub"
+    )
+    parser.add_argument("--private", action="store_true", help="with --push-to-hub: make a new model private")
 
 
 def run(options: argparse.Namespace) -> int:
-    import torch
+    from hpt.api.export import export_checkpoint
+    from hpt.support.upload import check_hub_name, check_logged_in, push_folder
 
-    from hpt.config.sections.model import ModelConfig
-    from hpt.data.tokenizer import load_tokenizer
-    from hpt.model.loading import load_model
-    from hpt.support.quiet import quiet_libraries
-    from hpt.training.checkpoint import checkpoints
-
-    quiet_libraries()
-    source = Path(options.model)
-    if found := checkpoints(source):
-        source = found[-1]
-    try:
-        settings = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise HptError(f"{source}: is neither a checkpoint nor a run with one (config.json is missing)") from None
+    if options.push_to_hub:
+        try:
+            check_hub_name(options.push_to_hub)
+        except ValueError as error:
+            raise ConfigError(f"--push-to-hub {options.push_to_hub!r}: {error}") from None
+        check_logged_in("--push-to-hub")
     try:
         options.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{options.folder}: cannot be written: {error.strerror}") from None
     if any(options.folder.iterdir()):
         raise ConfigError(f"{options.folder}: is not empty; name a new or an empty folder")
-    dtype = settings.get("dtype") or "float32"
-    model = load_model(str(source), ModelConfig(path=str(source), dtype=dtype), torch.device("cpu"))
-    model.save_pretrained(options.folder)
-    load_tokenizer(str(source)).save_pretrained(options.folder)
-    logger.info(f"{source} -> {options.folder} ({dtype})")
+    export_checkpoint(Path(options.model), options.folder)
+    if options.push_to_hub:
+        address = push_folder(options.folder, options.push_to_hub, private=options.private)
+        logger.info(f"Pushed {options.folder} to {address}")
     return 0

@@ -12,7 +12,7 @@ import difflib
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, TypeGuard, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -30,7 +30,7 @@ _PLACEHOLDERS = ("{output}", "{seed}", "{question}")
 Setting = tuple[str, Any]
 """A dotted key and its value: ("optimizer.lr", 1e-5)."""
 
-_SHORT = {"model": "path", "data": "train"}
+_SHORT = {"model": "path", "data": "train", "track": "to"}
 """Sections that may be given as one value, and the field that it stands for."""
 
 
@@ -45,6 +45,7 @@ def read_config(recipe: str | Path | None, changes: Sequence[Setting] = ()) -> C
     Raises ConfigError, naming every field that is wrong, what it was given and what is allowed.
     """
     settings = {} if recipe is None else _read_recipe(recipe)
+    changes = sorted(changes, key=lambda change: change[0] != "model.path")  # first: it drops another model's `config`
     chosen = [read_method(value) for key, value in changes if key == "method"][-1:]
     layers = [*(chosen or [read_method(settings.get("method", "hpt"))]), settings, *chosen]
     merged: dict[str, Any] = {}
@@ -146,14 +147,21 @@ def nested(key: str, value: Any) -> dict[str, Any]:
 
 
 def merge(into: dict[str, Any], layer: dict[str, Any]) -> None:
+    # `options` belong to the objective that they are given with, and `config` to the model: another replaces both.
+    if "objective" in layer and into.get("objective") != layer["objective"]:
+        into.pop("options", None)
+    if "path" in layer and _model_name(into.get("path")) != _model_name(layer["path"]):
+        into.pop("config", None)
     for key, value in layer.items():
-        # `options` belong to the objective they are given with: another layer's objective replaces both.
-        if key == "objective" and into.get(key) != value:
-            into.pop("options", None)
         if isinstance(value, dict) and isinstance(into.get(key), dict):
             merge(into[key], value)
         else:
             into[key] = copy.deepcopy(value)  # later layers are merged into it
+
+
+def _model_name(path: Any) -> str:
+    """Of a hub name or a folder: a local copy of a model has its name."""
+    return Path(str(path)).name.lower()
 
 
 def _fill(value: Any, fields: dict[str, str]) -> Any:
@@ -223,12 +231,19 @@ def describe_settings() -> str:
 
 
 def _settings_of(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
-    """The settings of a section and of the sections in it, by dotted key."""
+    """The settings of a section and of the sections in it, by dotted key; one that may be missing is itself one."""
     for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+        if _is_section(field.annotation):
             yield from _settings_of(field.annotation, prefix=f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", field
+            continue
+        yield f"{prefix}{name}", field
+        if get_origin(field.annotation) is not list:
+            for part in filter(_is_section, get_args(field.annotation)):
+                yield from _settings_of(part, prefix=f"{prefix}{name}.")
+
+
+def _is_section(annotation: Any) -> TypeGuard[type[Section]]:
+    return isinstance(annotation, type) and issubclass(annotation, Section)
 
 
 def allowed_values(annotation: Any) -> list[str]:

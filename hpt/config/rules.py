@@ -146,6 +146,11 @@ def _vllm_rules(config: Config) -> Iterator[str]:
             "vLLM reports log-probabilities at a temperature other than 1 only without a top-p cut; use "
             'rollout.top_p = 1, rollout.temperature = 1, or rollout.engine "transformers"'
         )
+    if config.model.config and "hf_overrides" in vllm.options:
+        yield (
+            "model.config and rollout.vllm.options.hf_overrides both change the model's config; model.config reaches "
+            "vLLM too"
+        )
     if vllm.tensor_parallel > 1 and vllm.url is None and config.engine == "local":
         yield (
             f"rollout.vllm.tensor_parallel = {vllm.tensor_parallel} inside the trainer needs as many ranks: use "

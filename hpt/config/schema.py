@@ -22,6 +22,7 @@ from hpt.config.sections.training import (
     HardwareConfig,
     OptimizerConfig,
     StageConfig,
+    TrackConfig,
 )
 
 
@@ -57,9 +58,7 @@ class Config(Section):
     batch: BatchConfig = BatchConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
-    track: list[Literal["tensorboard", "trackio", "wandb"]] = Field(
-        [], description="trackers that metrics are also sent to"
-    )
+    track: TrackConfig = TrackConfig()
 
     @model_validator(mode="after")
     def _keeps_the_rules(self) -> Config:

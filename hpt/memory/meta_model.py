@@ -6,13 +6,14 @@ import copy
 from dataclasses import dataclass
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from hpt.config.recipe import RECIPES
 from hpt.config.sections.model import ModelConfig
 from hpt.model.adapters import with_adapters
 from hpt.model.loading import prepare_for_training
 from hpt.support.errors import HptError
+from hpt.support.model_config import read_model_config
 from hpt.support.optional_packages import require
 
 SHIPPED = RECIPES / "models"
@@ -28,7 +29,7 @@ class ArchitectureNotFound(HptError):
 
 @dataclass(frozen=True)
 class Architecture:
-    """A model's config.json. source: where it was found, to be shown."""
+    """A model's config, with the changes of `model.config`. source: where it was found, to be shown."""
 
     config: PretrainedConfig
     source: str
@@ -44,21 +45,21 @@ class Architecture:
 
 
 def read_architecture(settings: ModelConfig) -> Architecture:
-    """The model's config.json: from its folder or the hub's cache, else as shipped with hpt, else from the hub.
+    """The model's config, with `model.config`: from its folder or the hub's cache, else as shipped, else from the hub.
 
-    Raises ArchitectureNotFound if none of them has it.
+    Raises ArchitectureNotFound if none of them has it, and ConfigError where `model.config` does not fit it.
     """
-    path = settings.path
+    path, trusted = settings.path, settings.trust_remote_code
     try:
-        found = AutoConfig.from_pretrained(path, trust_remote_code=settings.trust_remote_code, local_files_only=True)
+        found = read_model_config(path, settings.config, trust_remote_code=trusted, local_files_only=True)
         return Architecture(found, path)
     except (OSError, ValueError):
         pass
     shipped = SHIPPED / f"{path.rpartition('/')[2].lower()}.json"
     if shipped.is_file():
-        return Architecture(AutoConfig.from_pretrained(shipped), f"{path}, by the config shipped with hpt")
+        return Architecture(read_model_config(str(shipped), settings.config), f"{path}, by the config shipped with hpt")
     try:
-        return Architecture(AutoConfig.from_pretrained(path, trust_remote_code=settings.trust_remote_code), path)
+        return Architecture(read_model_config(path, settings.config, trust_remote_code=trusted), path)
     except (OSError, ValueError) as error:
         raise ArchitectureNotFound(
             f"model.path = {path!r}: no config.json found, neither in a folder of that name nor on the Hugging Face "

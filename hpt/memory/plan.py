@@ -11,9 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from transformers.utils import is_flash_attn_2_available
-
 from hpt.config.schema import Config
 from hpt.config.stages import stages_of
 from hpt.memory.components import PHASES, Component
@@ -21,6 +18,8 @@ from hpt.memory.hardware import GIB, Hardware, hardware_of
 from hpt.memory.rollout import rollout_memory
 from hpt.memory.trace import EAGER, FLASH, MASKED
 from hpt.memory.training import TrainedModel, training_components
+from hpt.model.attention import has_flash_attention
+from hpt.model.positions import exceeded_positions
 
 # The longest prompt, if neither the recipe nor the data says.
 PROMPT_TOKENS = 1024
@@ -96,6 +95,7 @@ def _plan_stage(config: Config, prompt_tokens: int | None) -> MemoryPlan:
     rows = -(-tokens // longest) if attention == EAGER and not packed else 1
     model = TrainedModel.of(config.model, rows, -(-tokens // rows), attention)
     notes, problems = [f"architecture: {model.architecture.source}"], []
+    notes += exceeded_positions(model.architecture.config, {"the longest prompt and response": longest})
     components = training_components(config, hardware, model)
     if prompt_tokens is None and config.data.max_prompt_tokens is None:
         notes.append(f"prompts are assumed to have at most {PROMPT_TOKENS} tokens; set data.max_prompt_tokens")
@@ -127,8 +127,11 @@ def _hardware_notes(config: Config, hardware: Hardware, components: list[Compone
     if hardware.device != "cuda":
         return [] if config.device == "cpu" else ["there is no GPU here; to plan for one: hardware.gpu_memory_gib"]
     notes = []
-    if attention == FLASH and config.model.attention == "auto" and not is_flash_attn_2_available():
-        notes.append("flash-attn is assumed; without it packed rows need a mask (model.attention=sdpa)")
+    if attention == MASKED and config.model.attention == "auto":
+        notes.append(
+            "flash attention is not installed here, so packed rows are counted with a mask; to count on it: "
+            "model.attention=flash_attention_2"
+        )
     if hardware.host_bytes is None and any(component.host for component in components):
         notes.append("CPU memory is not checked, since its size is not known; set hardware.host_memory_gib")
     if config.engine == "local" and (config.hardware.gpus or 1) > 1:
@@ -143,8 +146,9 @@ def _tokens_of_update(config: Config, longest: int) -> int:
 
 def _attention(config: Config, hardware: Hardware, packed: bool) -> str:
     kind = config.model.attention
-    if kind == "auto" and hardware.device == "cuda":
-        kind = "sdpa" if torch.cuda.is_available() and not is_flash_attn_2_available() else "flash_attention_2"
+    if kind == "auto":
+        has_flash = hardware.device == "cuda" and config.model.dtype != "float32" and has_flash_attention()
+        kind = "flash_attention_2" if has_flash else "sdpa"
     if kind == "eager":
         return EAGER
-    return MASKED if kind in ("auto", "sdpa") and packed else FLASH
+    return MASKED if kind == "sdpa" and packed else FLASH

@@ -67,7 +67,7 @@ def _peft_config(lora: LoraConfig) -> Any:
 
     return peft.LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft accepts floats
+        lora_alpha=lora.numerator,  # type: ignore[arg-type]  # peft accepts floats
         lora_dropout=lora.dropout,
         target_modules=lora.targets,
         task_type="CAUSAL_LM",

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
 from hpt.config.schema import Config
 from hpt.config.sections.model import ModelConfig
@@ -17,6 +17,7 @@ from hpt.model.gradient_checkpointing import enable_gradient_checkpointing
 from hpt.model.liger import apply_liger, uses_liger
 from hpt.rollout.weights import save_adapters
 from hpt.support.errors import ConfigError, HptError
+from hpt.support.model_config import read_model_config
 from hpt.support.optional_packages import require
 from hpt.support.seeds import seed_for
 
@@ -31,18 +32,22 @@ def check_model_settings(settings: ModelConfig, device: torch.device) -> None:
         require("bitsandbytes", f'model.quantization "{settings.quantization}"', "'hpt[peft]'")
 
 
-def load_model(path: str, settings: ModelConfig, device: torch.device) -> PreTrainedModel:
-    """The causal language model in a folder or on the hub, on `device`, with the dtype and attention of `settings`.
+def load_model(
+    path: str, settings: ModelConfig, device: torch.device, config: PreTrainedConfig | None = None
+) -> PreTrainedModel:
+    """The causal language model in a folder or on the hub, on `device`, with dtype, attention, config of `settings`.
 
     A folder with adapters gives its base model with the adapters merged into the weights.
-    HptError if there is no such model.
+    config: replaces the model's own, if given.
+    HptError if there is no such model, or if its weights do not fit its config.
     """
+    config = config or _changed_config(path, settings)
     if not holds_adapters(path):
-        return _load(path, settings, device)
+        return _load(path, settings, device, config)
     folder = Path(path).expanduser()
     require("peft", f"the adapters in {folder}", "'hpt[peft]'")
     try:
-        base = load_model(base_model_path(folder), settings, device)
+        base = load_model(base_model_path(folder), settings, device, config)
     except HptError as error:
         raise HptError(f"{folder}: the base model of the adapters: {error}") from error
     return merge_adapters(base, folder)
@@ -108,6 +113,7 @@ def _load_base(settings: ModelConfig, device: torch.device) -> PreTrainedModel:
         settings.path,
         settings,
         device,
+        _changed_config(settings.path, settings),
         device_map={"": device},
         quantization_config=BitsAndBytesConfig(
             load_in_4bit=True,
@@ -123,18 +129,60 @@ def _load_base(settings: ModelConfig, device: torch.device) -> PreTrainedModel:
     return model
 
 
-def _load(path: str, settings: ModelConfig, device: torch.device, **options: Any) -> PreTrainedModel:
-    """options: further arguments of `from_pretrained`. With a `device_map` among them it places the model."""
+def _changed_config(path: str, settings: ModelConfig) -> PreTrainedConfig | None:
+    """The config to load the model in `path` with; None for the one that its weights lie beside.
+
+    Adapters are saved with the config that they were trained with, which their base model need not have.
+    """
+    with_adapters = holds_adapters(path)
+    if with_adapters and not (Path(path).expanduser() / "config.json").is_file():
+        return None
+    if not with_adapters and not settings.config:
+        return None
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        config = read_model_config(path, settings.config, trust_remote_code=settings.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise HptError(f"model.path = {path!r}: its config cannot be read: {error}") from error
+    if with_adapters and hasattr(config, "quantization_config"):
+        del config.quantization_config  # of QLoRA; adapters are merged into 16-bit weights
+    return config
+
+
+def _load(
+    path: str, settings: ModelConfig, device: torch.device, config: PreTrainedConfig | None, **options: Any
+) -> PreTrainedModel:
+    """options: further arguments of `from_pretrained`. With a `device_map` among them it places the model."""
+    if config is not None:
+        options["config"] = config
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=getattr(torch, settings.dtype),
             attn_implementation=attention_kind(settings, device),
             trust_remote_code=settings.trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, with those that are missing
             **options,
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise HptError(f"model.path = {path!r}: no causal language model could be loaded: {error}") from error
-    if "device_map" in options:
-        return model
-    return model.to(device)  # type: ignore[arg-type]
+    model, found = loaded
+    _check_weights(path, settings, found)
+    return model if "device_map" in options else model.to(device)
+
+
+def _check_weights(path: str, settings: ModelConfig, found: dict[str, Any]) -> None:
+    """HptError where weights would be new and random, or with `model.config` left out. found: transformers' report."""
+    problems = {
+        "it has no": found["missing_keys"],
+        "other shapes have": [name for name, *_ in found["mismatched_keys"]],
+        "there is no place for": found["unexpected_keys"] if settings.config else [],
+    }
+    if texts := [f"{text} {_some(sorted(names))}" for text, names in problems.items() if names]:
+        changed = f" and model.config = {settings.config}" if settings.config else ""
+        raise HptError(f"model.path = {path!r}: its weights do not fit its config{changed}: {'; '.join(texts)}")
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

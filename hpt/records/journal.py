@@ -10,8 +10,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from hpt.config.schema import Config
+from hpt.method.experience import Experience
 from hpt.records.files import CONFIG, RunRecords
 from hpt.records.progress import StepNumbers
+from hpt.records.samples import sample_rollouts
 from hpt.records.trackers import Tracker, open_trackers
 from hpt.support.distributed import World
 from hpt.support.errors import ConfigError, HptError
@@ -82,6 +84,15 @@ class Journal:
     def log_rollouts(self, step: int, rollouts: Sequence[dict[str, Any]]) -> None:
         if self.world.main:
             self.records.log_rollouts(step, rollouts)
+
+    def log_samples(self, step: int, experiences: Sequence[Experience]) -> None:
+        """Sends trackers a table of a few rollouts, every `track.every` steps."""
+        every = self.config.track.every
+        if not (self.world.main and self.trackers and every and step % every == 0):
+            return
+        if samples := sample_rollouts(step, experiences):
+            for tracker in self.trackers:
+                tracker.log_samples(step, samples)
 
     def log_evaluation(self, step: int, questions: Sequence[dict[str, Any]]) -> None:
         if self.world.main:

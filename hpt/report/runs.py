@@ -17,7 +17,17 @@ from hpt.report.evaluations import Evaluation, QuestionCounts, read_evaluations,
 from hpt.support.errors import HptError
 
 # Settings that may differ inside a group: they say which repetition a run is and where its files are.
-_IDENTITY = ("seed", "output", "model.path", "data.train", "data.eval", "device", "threads", "track")
+_IDENTITY = (
+    "seed",
+    "output",
+    "model.path",
+    "data.train",
+    "data.eval",
+    "device",
+    "threads",
+    "track",
+    "checkpoint.push_to_hub",
+)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from hpt.config.schema import Config
 from hpt.rollout.engine import RolloutEngine
@@ -18,6 +18,7 @@ from hpt.rollout.vllm_arguments import check_options
 from hpt.rollout.vllm_client import VllmClient
 from hpt.rollout.vllm_connection import ServerConnection
 from hpt.rollout.weights import named_weights, save_adapters
+from hpt.support.model_config import read_model_config
 from hpt.support.optional_packages import require
 
 
@@ -74,7 +75,9 @@ class VllmFactory(EngineFactory):
         if config.rollout.vllm.url is None:
             check_options(config)
         else:
-            model = AutoConfig.from_pretrained(config.model.path, trust_remote_code=config.model.trust_remote_code)
+            model = read_model_config(
+                config.model.path, config.model.config, trust_remote_code=config.model.trust_remote_code
+            )
             ServerConnection(config).check(model, stop_ids)
 
     def make(self, inputs: EngineInputs) -> RolloutEngine:

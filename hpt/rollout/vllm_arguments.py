@@ -10,6 +10,7 @@ import torch
 
 from hpt.config.schema import Config
 from hpt.support.errors import ConfigError
+from hpt.support.model_config import changed_entries
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Values of max_lora_rank that vLLM accepts."""
@@ -50,6 +51,10 @@ def engine_arguments(config: Config, device: torch.device, longest_prompt: int |
         "enable_sleep_mode": device.type == "cuda" and settings.sleep_level > 0,
         "disable_log_stats": True,
     }
+    if config.model.config:
+        arguments["hf_overrides"] = changed_entries(
+            config.model.path, config.model.config, trust_remote_code=config.model.trust_remote_code
+        )
     if settings.adapters == "lora":
         assert config.model.lora is not None
         arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _max_lora_rank(config.model.lora.rank)}

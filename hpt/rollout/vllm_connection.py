@@ -21,7 +21,8 @@ HEALTH_TIMEOUT = 10.0  # seconds
 def identity(model: PreTrainedConfig, config: Config, stop_ids: Sequence[int]) -> dict[str, Any]:
     """What a server and the trainer that uses it must agree on."""
     text = model.get_text_config()
-    names = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "tie_word_embeddings")
+    shape = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "tie_word_embeddings")
+    names = (*shape, "max_position_embeddings", "rope_parameters")
     return {
         **{name: getattr(text, name, None) for name in names},
         "dtype": config.model.dtype,

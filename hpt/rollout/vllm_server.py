@@ -25,7 +25,6 @@ from urllib.parse import parse_qs, urlsplit
 
 import torch
 from safetensors.torch import load
-from transformers import AutoConfig
 
 from hpt.config.recipe import load_config
 from hpt.config.schema import Config
@@ -38,6 +37,7 @@ from hpt.rollout.vllm_connection import identity
 from hpt.rollout.weights import GetWeights
 from hpt.support.device import pick_device
 from hpt.support.errors import HptError
+from hpt.support.model_config import read_model_config
 
 HEARTBEAT_SECONDS = 5.0
 """Time between heartbeats while no rollout is finished."""
@@ -205,7 +205,9 @@ def make_rollout_server(config: Config) -> RolloutServer:
     """A server with vLLM as the recipe sets it up, still with dummy weights."""
     tokenizer = load_tokenizer(config.model.path, trust_remote_code=config.model.trust_remote_code)
     renderer = PromptRenderer(tokenizer, config.prompt, eos_token_ids=generation_ends(config.model.path))
-    model_config = AutoConfig.from_pretrained(config.model.path, trust_remote_code=config.model.trust_remote_code)
+    model_config = read_model_config(
+        config.model.path, config.model.config, trust_remote_code=config.model.trust_remote_code
+    )
 
     def make_engine(weights: GetWeights) -> VllmEngine:
         return VllmEngine(

@@ -43,6 +43,7 @@ from hpt.support.errors import DataError
 from hpt.support.messages import show
 from hpt.support.named_functions import user_function
 from hpt.support.quiet import quiet_libraries
+from hpt.support.upload import check_logged_in
 from hpt.training.callbacks import callbacks_of
 from hpt.training.phases import PhaseClock
 from hpt.training.trainer import Trainer
@@ -160,6 +161,8 @@ def check_settings(config: Config, device: torch.device) -> None:
     check_model_settings(config.model, device)
     check_optimizer_engine(config)
     require_rollout_packages(config)
+    if config.checkpoint.push_to_hub:
+        check_logged_in("checkpoint.push_to_hub")
     gate_of(config)
     if config.rl.advantage != "gae":
         find_estimator(config.rl.advantage)
@@ -203,7 +206,7 @@ def load_data(config: Config) -> Data:
         longest_held_out = max(map(len, renderer.encode_prompts(source.questions)))
         longest_prompt = max(longest_prompt, longest_held_out)
         needed[f"the longest prompt of {source.name} and {tokens:,} tokens of a response"] = longest_held_out + tokens
-    check_positions(config.model.path, needed, trust_remote_code=config.model.trust_remote_code)
+    check_positions(config.model, needed)
     check_memory(config, prompt_tokens=trained_prompt)
     show(logger, show_first(renderer, sources[0].questions[0], all_turns=config.data.loss_on == "all"))
     return Data(sources, held_out, renderer, longest_prompt)

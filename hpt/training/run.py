@@ -128,6 +128,7 @@ def _run_stage(
         with _failure_saves(trainer, folder, step - 1):
             line, experiences = trainer.step(step)
         journal.log_rollouts(step, rollout_records(step, experiences))
+        journal.log_samples(step, experiences)
         line = {"step": step, **line, "memory/peak_gib": peak_memory_gib(), **preparation}
         preparation = {}
         with _failure_saves(trainer, folder, step):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, field_validator
 
 from hpt.config.sections.section import Section
+from hpt.support.upload import check_hub_name
 
 
 class OptimizerConfig(Section):
@@ -72,6 +73,32 @@ class EvalConfig(Section):
 class CheckpointConfig(Section):
     every: int = Field(50, ge=0, description="steps between checkpoints; 0: only the last")
     keep: int = Field(2, ge=1, description="how many of the newest to keep")
+    push_to_hub: Annotated[str, AfterValidator(check_hub_name)] | None = Field(
+        None,
+        description="NAME or OWNER/NAME on the Hugging Face hub: at the end of the run its last checkpoint is exported "
+        "to RUN/export, with a model card, and pushed",
+    )
+    hub_private: bool = Field(False, description="make a new model on the hub private")
+
+
+Tracker = Literal["tensorboard", "trackio", "wandb"]
+
+
+class TrackConfig(Section):
+    """Where a run is followed, beside its own records."""
+
+    to: list[Tracker] = Field(
+        [],
+        description="get metrics, the recipe and sample rollouts; track=wandb and track=[wandb] are short for track.to",
+    )
+    every: int = Field(20, ge=0, description="steps between tables of sample rollouts; 0: none")
+    project: str = Field("hpt", min_length=1, description="project in trackio and W&B")
+    name: str | None = Field(None, min_length=1, description="of the run there; null: the name of its folder")
+
+    @field_validator("to", mode="before")
+    @classmethod
+    def _take_one_name_for_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
 
 
 class StageConfig(Section):

@@ -114,6 +114,8 @@ def test_numbers_as_people_write_them(recipe: Path) -> None:
         ("prompt.template=Q", ["template", "{question}"]),
         ("model=7", ["model.path = 7"]),
         ("lora=true", ["lora: there is no such setting; did you mean model.lora?"]),
+        ("lr=1e-5", ["did you mean critic.lr or optimizer.lr?"]),
+        ("model.attention=flash", ["model.attention = 'flash'", "'kernels-community/flash-attn2'"]),
     ],
 )
 def test_mistakes_are_named(recipe: Path, override: str, expected: list[str]) -> None:
@@ -147,10 +149,22 @@ def test_help_lists_every_setting() -> None:
     for key in ("rollout.temperature", "optimizer.skip_grad_norm", "batch.packing", "output"):
         assert key in text
     lines = {line.split()[0]: line for line in text.splitlines()}
-    assert "tensorboard | trackio | wandb" in lines["track"]
+    assert "tensorboard | trackio | wandb" in lines["track.to"]
+    assert {"model.lora", "model.lora.rank", "model.lora.alpha", "rl.overlong.cache"} <= lines.keys()
     assert "sdpa" in lines["model.attention"]
     assert "auto | true | false" in lines["model.liger"]
     assert "|" not in lines["verify.boxed"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "scale"),
+    [("true", 2.0), ("{}", 2.0), ("{rank: 8}", 2.0), ("{rank: 8, alpha: 8}", 1.0), ("{alpha: 64}", 2.0)],
+)
+def test_alpha_follows_the_rank_unless_it_is_given(recipe: Path, setting: str, scale: float) -> None:
+    lora = load_config(recipe, [f"model.lora={setting}"]).model.lora
+    assert lora is not None
+    assert lora.numerator / lora.rank == scale
+    assert load_config(recipe, ["model.lora=false"]).model.lora is None
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,19 @@ def test_the_plan_counts_what_the_run_does_with_eager_attention_and_long_evaluat
     assert long.rollout_peak > 1.3 * short.rollout_peak
 
 
+def test_the_plan_counts_on_flash_attention_only_where_it_is_there_or_asked_for(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ["hardware.gpu_memory_gib=8", "model.dtype=bfloat16", "batch.packing=packed"]
+    peaks = {}
+    for installed, kind in ((False, "auto"), (True, "auto"), (False, "flash_attention_2"), (False, "sdpa")):
+        monkeypatch.setattr("hpt.memory.plan.has_flash_attention", lambda installed=installed: installed)
+        plan = make_plan(load_config(world, [*asked, f"model.attention={kind}"]))
+        peaks[installed, kind] = plan.training_peak
+        assert any("flash" in note for note in plan.notes) == ((installed, kind) == (False, "auto"))
+    assert peaks[False, "auto"] == peaks[False, "sdpa"] > peaks[True, "auto"] == peaks[False, "flash_attention_2"]
+
+
 def test_zero_divides_by_the_ranks() -> None:
     count = 7_615_616_512
     eight = ["engine=deepspeed", "hardware.gpus=8", "hardware.gpu_memory_gib=80"]

@@ -7,6 +7,7 @@ import json
 import shutil
 import weakref
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from hpt.config.recipe import load_config
 from hpt.config.schema import Config
 from hpt.method.micro_batches import MicroBatch, micro_batches
 from hpt.method.rows import Row, Signal
+from hpt.model import attention
 from hpt.model.adapters import ADAPTER_CONFIG
 from hpt.model.liger import apply_liger
 from hpt.model.loading import check_model_settings, load_model, load_policy
@@ -309,7 +311,13 @@ def test_flex_attention_keeps_packed_rows_apart_and_generation_uses_sdpa(world: 
         ([], "cpu", None),
         (["model.attention=flash_attention_2"], "cpu", "GPU"),
         (["model.attention=flash_attention_2"], "cuda", "bfloat16"),
-        (["model.attention=flash_attention_2", "model.dtype=bfloat16"], "cuda", "pip install flash-attn"),
+        (
+            ["model.attention=flash_attention_2", "model.dtype=bfloat16"],
+            "cuda",
+            r"hpt\[flash\].*pip install flash-attn",
+        ),
+        (["model.attention=kernels-community/flash-attn2"], "cpu", "GPU"),
+        (["model.attention=kernels-community/flash-attn2", "model.dtype=bfloat16"], "cuda", r"hpt\[flash\]"),
         (["model.attention=flex_attention"], "cpu", "GPU"),
         (["model.attention=eager"], "cpu", None),
         (["model.liger=true"], "cpu", "GPU"),
@@ -326,6 +334,39 @@ def test_settings_that_cannot_run_on_a_device_are_named(
     with pytest.raises(ConfigError, match=expected) as error:
         check_model_settings(model, torch.device(device))
     assert changes[0].split("=")[0] in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("flash_attn", "kernels", "downloads", "kind"),
+    [
+        (True, True, True, "flash_attention_2"),
+        (False, True, True, "kernels-community/flash-attn2"),
+        (False, True, False, "sdpa"),  # the hub does not answer, or has no build for this machine
+        (False, False, False, "sdpa"),
+    ],
+)
+def test_auto_attention_is_the_best_there_is(
+    world: Path, monkeypatch: pytest.MonkeyPatch, flash_attn: bool, kernels: bool, downloads: bool, kind: str
+) -> None:
+    def is_available(kernels_fallback_ok: bool = False) -> bool:
+        return flash_attn or (kernels_fallback_ok and downloads)
+
+    monkeypatch.setattr(attention, "is_flash_attn_2_available", is_available)
+    monkeypatch.setattr(attention, "is_kernels_available", lambda: kernels)
+    monkeypatch.setattr(attention, "find_hub", lambda: True)
+    model = settings(world, "model.dtype=bfloat16").model
+    assert attention.attention_kind(model, torch.device("cuda")) == kind
+    assert attention.attention_kind(model, CPU) == "sdpa"
+    assert attention.attention_kind(settings(world).model, torch.device("cuda")) == "sdpa"  # float32
+    assert attention.has_flash_attention() == (flash_attn or kernels)
+
+
+def test_our_folder_kernels_is_not_the_package() -> None:
+    """transformers looks for a module of that name, which the repository's root has, without a distribution."""
+    try:
+        metadata.version("kernels")
+    except metadata.PackageNotFoundError:
+        assert not attention.is_kernels_available()
 
 
 def test_a_setting_that_cannot_run_is_reported_before_data_and_model_are_loaded(

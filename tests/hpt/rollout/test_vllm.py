@@ -31,6 +31,7 @@ os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # compiling takes a minute an
 from hpt.commands.main import main
 from hpt.config.recipe import load_config
 from hpt.config.schema import Config
+from hpt.model.loading import load_model
 from hpt.records.files import read_metrics
 from hpt.rollout import Rollout, Sampling, check_rollout_engine, vllm_client
 from hpt.rollout.vllm import VllmEngine
@@ -99,6 +100,21 @@ def mismatch(model: torch.nn.Module, groups: list[list[Rollout]], temperature: f
         for prompt, group in zip(PROMPTS, groups, strict=True)
         for rollout in group
     )
+
+
+def test_changed_fields_of_the_models_config_reach_the_engine(recipe: Path) -> None:
+    """More positions than config.json has, and another base of the rotary embeddings."""
+    fields = "model.config={max_position_embeddings: 256, rope_theta: 50.0}"
+    config = load_config(recipe, [fields, "rollout.max_tokens=90"])
+    model = load_model(config.model.path, config.model, torch.device("cpu"))
+    engine = make_engine(config, model, stop_ids=[])
+    try:
+        groups = engine.generate(PROMPTS, Sampling(n=2, max_tokens=90), seed=3)
+        assert {len(rollout.tokens) for group in groups for rollout in group} == {90}
+        assert mismatch(model, groups) < BOUND
+        assert mismatch(load(config), groups) > BOUND  # the model as its folder has it
+    finally:
+        engine.close()
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 1.3])
