@@ -12,6 +12,7 @@ from hpt.config.rules import broken_rules
 from hpt.config.sections.data import DataConfig, PromptConfig
 from hpt.config.sections.method import CriticConfig, GateConfig, LossConfig, OffPolicyConfig, RLConfig, SFTConfig
 from hpt.config.sections.model import ModelConfig
+from hpt.config.sections.rewards import VERIFIER, RewardCallsConfig, Rewards
 from hpt.config.sections.rollout import RolloutConfig, VerifyConfig
 from hpt.config.sections.section import FunctionReference, Section
 from hpt.config.sections.training import (
@@ -47,6 +48,11 @@ class Config(Section):
     prompt: PromptConfig = PromptConfig()
     rollout: RolloutConfig = RolloutConfig()
     verify: VerifyConfig = VerifyConfig()
+    rewards: Rewards = Field(
+        [],
+        description="what RL is given: functions in TRL's form, and verifier for the verifier's score, the default",
+    )
+    reward_calls: RewardCallsConfig = RewardCallsConfig()
     gate: GateConfig = GateConfig()
     rl: RLConfig = RLConfig()
     critic: CriticConfig = CriticConfig()
@@ -68,6 +74,21 @@ class Config(Section):
         for signal, section in (("rl", self.rl), ("sft", self.sft), ("off_policy", self.off_policy)):
             make_objective(signal, section.objective, section.options)
         return self
+
+    @property
+    def reward_weights(self) -> dict[str, float]:
+        """The weight of each of the `rewards`, by name."""
+        return {reward.name: reward.weight for reward in self.rewards}
+
+    @property
+    def verifies_rollouts(self) -> bool:
+        """Whether training asks the verifier, so that every question needs an answer: RL or the gate reads its score.
+
+        An evaluation asks the verifier wherever the held-out questions have answers.
+        """
+        rewarded = not self.rewards or VERIFIER in self.reward_weights
+        gated = self.gate.reads_score and self.gate.reads == VERIFIER
+        return self.gate.needs_rollouts and (rewarded or gated)
 
     @property
     def overlong_limits(self) -> tuple[int, int]:

@@ -6,7 +6,7 @@ A source is read and checked whole, so that one message tells what is wrong with
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -43,6 +43,8 @@ class Question:
     answer: the gold answer, for the verifier.
     demonstration: a worked solution, verbatim, or None.
     grade: a label such as difficulty or subject, by which results are also reported, or None.
+    columns: the record as it is in the data, with None for columns that only other records have; reward functions read
+        them.
     """
 
     id: str
@@ -51,11 +53,17 @@ class Question:
     demonstration: str | None = None
     grade: str | None = None
     place: Place | None = dataclasses.field(default=None, compare=False, repr=False)
+    columns: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     @property
     def named(self) -> str:
         """What error messages call it."""
         return f"{self.place.unit} {self.place.number} (question {self.id})" if self.place else f"question {self.id}"
+
+
+def has_answers(questions: Iterable[Question]) -> bool:
+    """Whether all of them have one, so that the verifier can be asked."""
+    return all(question.answer is not None for question in questions)
 
 
 def load_questions(
@@ -96,6 +104,7 @@ def parse_questions(
         "grade": fields.label,
     }
     questions = []
+    absent = dict.fromkeys(source.columns)
     number_of_id: dict[str, int] = {}
     for number, record in source.records:
         values: dict[str, Any] = dict.fromkeys(KNOWN_COLUMNS)
@@ -110,6 +119,7 @@ def parse_questions(
             problems.add(
                 number, f"field {column_of.get('id', 'id')!r} is {id!r}, the id of {problems.unit} {first} too"
             )
-        questions.append(Question(id, **values, place=Place(problems.unit, number, column_of["answer"])))
+        place = Place(problems.unit, number, column_of["answer"])
+        questions.append(Question(id, **values, place=place, columns=absent | record))
     problems.raise_if_any()
     return questions

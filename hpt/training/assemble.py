@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from hpt.config.schema import Config
+from hpt.config.sections.rewards import VERIFIER
 from hpt.data.preview import show_first
 from hpt.data.prompt import PromptRenderer
-from hpt.data.questions import Question, load_questions
+from hpt.data.questions import Question, has_answers, load_questions
 from hpt.data.selection import select_by_length
 from hpt.data.tokenizer import generation_ends, load_tokenizer
 from hpt.memory import check_memory
@@ -45,8 +47,9 @@ from hpt.support.quiet import quiet_libraries
 from hpt.training.callbacks import callbacks_of
 from hpt.training.phases import PhaseClock
 from hpt.training.trainer import Trainer
-from hpt.verify import Verifier, make_verifier
+from hpt.verify import RewardFunctions, TrainerState, Verifier, make_reward_functions, make_verifier
 from hpt.verify.answers import check_answers
+from hpt.verify.trial import try_rewards
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +62,7 @@ class Data:
     held_out: list[Question]
     renderer: PromptRenderer
     longest_prompt: int  # in tokens, of both
+    example: Question  # has a demonstration where any has one, also where the run needs none
 
 
 @contextmanager
@@ -67,12 +71,17 @@ def assemble(config: Config, checkpoint: Path | None, world: World = ALONE) -> I
     quiet_libraries()
     device = pick_device(config.device)
     check_settings(config, device)
-    unstarted_verifier = make_verifier(config.verify)
+    unstarted_verifier, unstarted_functions = make_verifier(config.verify), make_reward_functions(config)
     prepare(config, world)
     data = load_data(config)
-    with unstarted_verifier as verifier:
-        check_answers(verifier, data.questions, config.data.train)
-        check_answers(verifier, data.held_out, config.data.eval or "")
+    verified = config.verifies_rollouts or (data.held_out and has_answers(data.held_out))
+    with (
+        unstarted_verifier if verified else nullcontext(unstarted_verifier) as verifier,
+        unstarted_functions or nullcontext() as reward_functions,
+    ):
+        check_what_is_judged(config, data, verifier)
+        if reward_functions:
+            world.once(partial(try_reward_functions, config, data, verifier, reward_functions))
         with memory_phase("load", config):
             policy, engine, batches = make_policy(config, checkpoint, device, world)
             reference = Reference(policy, config) if config.loss.kl_coef else None
@@ -88,6 +97,7 @@ def assemble(config: Config, checkpoint: Path | None, world: World = ALONE) -> I
             renderer=data.renderer,
             rollout_engine=rollout_engine,
             verifier=verifier,
+            reward_functions=reward_functions,
             policy=policy,
             engine=engine,
             micro_batches=batches,
@@ -110,6 +120,7 @@ def make_trainer(
     policy: Policy,
     engine: OptimizerEngine,
     micro_batches: MicroBatcher,
+    reward_functions: RewardFunctions | None = None,
     reference: Reference | None = None,
     critic: Critic | None = None,
     world: World = ALONE,
@@ -132,6 +143,7 @@ def make_trainer(
         clock=clock,
         callbacks=callbacks_of(config, policy, micro_batches, clock, reference=reference, critic=critic),
         reweight=official_weights(config.rollout.max_tokens) if official else None,
+        reward_functions=reward_functions,
         world=world,
     )
 
@@ -158,6 +170,7 @@ def load_data(config: Config) -> Data:
     """Reads and checks everything a run needs but the weights. Says what is left out, and shows the first prompt."""
     needs_demonstrations = config.gate.needs_demonstrations
     questions = load_questions(config.data.train, config.data.columns, need_demonstration=needs_demonstrations)
+    example = next((question for question in questions if question.demonstration), questions[0])
     if not needs_demonstrations:
         questions = [replace(question, demonstration=None) for question in questions]
     held_out: list[Question] = []
@@ -194,7 +207,32 @@ def load_data(config: Config) -> Data:
     check_positions(config.model.path, needed, trust_remote_code=config.model.trust_remote_code)
     check_memory(config, prompt_tokens=selection.longest_prompt)
     show(logger, show_first(renderer, selection.questions[0]))
-    return Data(selection.questions, held_out, renderer, longest_prompt)
+    return Data(selection.questions, held_out, renderer, longest_prompt, example)
+
+
+def check_what_is_judged(config: Config, data: Data, verifier: Verifier) -> None:
+    """DataError where a question's rollouts could not be judged."""
+    if config.verifies_rollouts:
+        check_answers(verifier, data.questions, config.data.train)
+    if has_answers(data.held_out):
+        check_answers(verifier, data.held_out, config.data.eval or "")
+    elif config.gate.reads == VERIFIER:
+        raise DataError(
+            f"data.eval = {config.data.eval!r}: not every question has an answer to evaluate by; give all of them "
+            "one, or name a reward and its threshold in gate.reads and gate.threshold, which then says what is right"
+        )
+
+
+def try_reward_functions(config: Config, data: Data, verifier: Verifier, functions: RewardFunctions) -> None:
+    """Calls every reward once. ConfigError or RewardError where one cannot be called on this data."""
+
+    def encode(text: str) -> list[int]:
+        return list(data.renderer.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    functions.check_columns(data.example.columns, config.data.train)
+    state = TrainerState(global_step=0, max_steps=config.steps, epoch=0.0)
+    asked = verifier if config.verifies_rollouts else None
+    try_rewards(config.reward_weights, functions, asked, data.example, encode, state)
 
 
 def make_policy(

@@ -72,13 +72,13 @@ def test_sign() -> None:
 
 
 def test_a_demonstration_is_one_of_its_group() -> None:
-    rollouts, demonstrations = advantages_with_demonstrations(GROUPS, "mean", "mean_std")
+    rollouts, demonstrations = advantages_with_demonstrations(GROUPS, [1.0] * 3, "mean", "mean_std")
     for group, own, demonstration in zip(GROUPS, rollouts, demonstrations, strict=True):
         everyone = [*group, 1.0]
         mean = statistics.mean(everyone)
         assert own == pytest.approx([score - mean for score in group], abs=1e-15)
         assert demonstration == pytest.approx((1 - mean) / (statistics.stdev(everyone) + STD_FLOOR), abs=1e-12)
-    assert advantages_with_demonstrations([[1.0, 1.0]], "mean", "mean") == ([[0.0, 0.0]], [0.0])
+    assert advantages_with_demonstrations([[1.0, 1.0]], [1.0], "mean", "mean") == ([[0.0, 0.0]], [0.0])
 
 
 @given(st.integers(1, 20), st.integers(0, 40))
