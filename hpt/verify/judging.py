@@ -53,17 +53,17 @@ class Judging:
         self._config = config
         self._demonstration = demonstration
         self._weights = config.reward_weights
-        self._scoring = verifier.scoring() if config.verifies_rollouts else None
-        self._calls = functions.calling(state) if functions else None
+        self._verifier = verifier
+        self._functions = functions
+        self._state = state
         self._groups: dict[int, list[Completion | None]] = {}  # by index of the question
         self._with_demonstration: set[int] = set()
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            if self._scoring:
-                stack.enter_context(self._scoring)
-            if self._calls:
-                stack.enter_context(self._calls)
+            verified, functions = self._config.verifies_rollouts, self._functions
+            self._scoring = stack.enter_context(self._verifier.scoring()) if verified else None
+            self._calls = stack.enter_context(functions.calling(self._state)) if functions else None
             self._stack = stack.pop_all()
         return self
 
