@@ -81,8 +81,8 @@ class Config(Section):
         return {reward.name: reward.weight for reward in self.rewards}
 
     @property
-    def verifies_rollouts(self) -> bool:
-        """Whether training asks the verifier, so that every question needs an answer: RL or the gate reads its score.
+    def needs_answers(self) -> bool:
+        """Whether training reads the answers of `data.train`: the verifier's score goes to RL or to the gate.
 
         An evaluation asks the verifier wherever the held-out questions have answers.
         """

@@ -74,7 +74,7 @@ def assemble(config: Config, checkpoint: Path | None, world: World = ALONE) -> I
     unstarted_verifier, unstarted_functions = make_verifier(config.verify), make_reward_functions(config)
     prepare(config, world)
     data = load_data(config)
-    verified = config.verifies_rollouts or (data.held_out and has_answers(data.held_out))
+    verified = config.needs_answers or (data.held_out and has_answers(data.held_out))
     with (
         unstarted_verifier if verified else nullcontext(unstarted_verifier) as verifier,
         unstarted_functions or nullcontext() as reward_functions,
@@ -212,7 +212,7 @@ def load_data(config: Config) -> Data:
 
 def check_what_is_judged(config: Config, data: Data, verifier: Verifier) -> None:
     """DataError where a question's rollouts could not be judged."""
-    if config.verifies_rollouts:
+    if config.needs_answers:
         check_answers(verifier, data.questions, config.data.train)
     if has_answers(data.held_out):
         check_answers(verifier, data.held_out, config.data.eval or "")
@@ -231,7 +231,7 @@ def try_reward_functions(config: Config, data: Data, verifier: Verifier, functio
 
     functions.check_columns(data.example.columns, config.data.train)
     state = TrainerState(global_step=0, max_steps=config.steps, epoch=0.0)
-    asked = verifier if config.verifies_rollouts else None
+    asked = verifier if config.needs_answers else None
     try_rewards(config.reward_weights, functions, asked, data.example, encode, state)
 
 

@@ -61,7 +61,7 @@ class Judging:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            verified, functions = self._config.verifies_rollouts, self._functions
+            verified, functions = self._config.needs_answers, self._functions
             self._scoring = stack.enter_context(self._verifier.scoring()) if verified else None
             self._calls = stack.enter_context(functions.calling(self._state)) if functions else None
             self._stack = stack.pop_all()

@@ -230,4 +230,4 @@ def test_what_is_wrong_with_rewards_is_named(recipe: Path, settings: list[str], 
     ],
 )
 def test_when_training_asks_the_verifier(recipe: Path, settings: list[str], needed: bool) -> None:
-    assert load_config(recipe, settings).verifies_rollouts is needed
+    assert load_config(recipe, settings).needs_answers is needed
