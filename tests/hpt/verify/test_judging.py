@@ -143,4 +143,4 @@ def test_the_metrics_of_each_reward() -> None:
 def _rollout_metrics(experiences: list[Experience]) -> dict[str, float]:
     stats = StepStats()
     stats.updates.append(Update(0.0, 0.0, False))
-    return step_metrics(experiences, stats, {})
+    return step_metrics(experiences, stats, {"step": 1.0})
