@@ -203,10 +203,10 @@ def _arguments(question: Question, completions: Sequence[Completion]) -> dict[st
         prompt = list(prompt)
         texts = [[{"role": "assistant", "content": text}] for text in texts]
     return {
+        **{name: [value] * count for name, value in _columns(question.columns).items()},
         "prompts": [prompt] * count,
         "completions": texts,
         "completion_ids": [list(completion.tokens) for completion in completions],
-        **{name: [value] * count for name, value in _columns(question.columns).items()},
     }
 
 
