@@ -10,7 +10,7 @@ from typing import Protocol
 
 from rich.text import Text
 
-from hpt.commands import compare, doctor, evaluate, export, plan, report, train
+from hpt.commands import compare, data, doctor, evaluate, export, plan, report, train
 from hpt.commands.arguments import CommandParser
 from hpt.support.errors import HptError
 from hpt.support.messages import console, printing_messages
@@ -40,6 +40,7 @@ COMMANDS: dict[str, Command] = {
     "train": train,
     "eval": evaluate,
     "compare": compare,
+    "data": data,
     "plan": plan,
     "report": report,
     "export": export,

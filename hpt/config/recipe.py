@@ -169,7 +169,8 @@ def _fill(value: Any, fields: dict[str, str]) -> Any:
 
 def _explain(error: Any) -> str:
     """One line of a pydantic error: the field, the value it got, what is allowed."""
-    location = [str(part) for part in error["loc"]]
+    # Parts in angle brackets tell apart the forms that a value may have.
+    location = [str(part) for part in error["loc"] if not str(part).startswith("<")]
     key = ".".join(location)
     if error["type"] == "extra_forbidden":
         elsewhere = _keys_named(location[-1])
@@ -186,11 +187,19 @@ def _explain(error: Any) -> str:
 
 
 def _known_keys(location: list[str]) -> list[str]:
-    section: Any = Config
+    section: type[BaseModel] = Config
     for part in location:
-        # Parts of a list[Section] are named by number; in Section | None the section comes first.
-        section = get_args(section)[0] if get_args(section) else section.model_fields[part].annotation
-    return list((get_args(section) or [section])[0].model_fields)
+        if not part.isdigit():  # the number of a section in a list
+            section = next(sections_in(section.model_fields[part].annotation))
+    return list(section.model_fields)
+
+
+def sections_in(annotation: Any) -> Iterator[type[Section]]:
+    """A type itself, if it is a section, and the sections within a list or a union."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    for part in get_args(annotation):
+        yield from sections_in(part)
 
 
 def _keys_named(name: str) -> list[str]:

@@ -30,6 +30,7 @@ DEEPSPEED_OPTIONS_SET_BY_HPT = (
 def broken_rules(config: Config) -> Iterator[str]:
     """A message for each rule that the settings break."""
     yield from _reward_rules(config)
+    yield from _data_rules(config)
     yield from _gate_rules(config)
     yield from _signal_rules(config)
     yield from _rl_rules(config)
@@ -63,6 +64,14 @@ def _reward_rules(config: Config) -> Iterator[str]:
             'rl.advantage "sign" asks whether the verifier\'s score is 1, and rewards give another number; use '
             'rl.advantage "mean", or no rewards'
         )
+
+
+def _data_rules(config: Config) -> Iterator[str]:
+    data = config.data
+    if weights := [source.weight for source in data.eval_sources if source.weight != 1]:
+        yield f"data.eval has a weight of {weights[0]}: every held-out question is asked; weights go with data.train"
+    if data.loss_on == "all" and config.prompt.style == "plain":
+        yield 'data.loss_on "all" trains on the turns of a chat: it goes with prompt.style "chat"'
 
 
 def _gate_rules(config: Config) -> Iterator[str]:

@@ -1,11 +1,12 @@
 """Check the values of a question's fields and convert them.
 
-Each function takes the value of a record, or `MISSING`, and returns the value of a `Question`. Its ValueError says what
-is wrong; the message is to follow "field 'NAME' ".
+Each function takes the value of a record, or `MISSING`, and returns what a `Question` is made of. Its ValueError says
+what is wrong; the message is to follow "field 'NAME' ".
 """
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterable
@@ -14,59 +15,117 @@ from typing import Any, TypeAlias
 from hpt.data.columns import MISSING
 from hpt.data.problems import describe
 
-Message: TypeAlias = dict[str, str]
-"""A message of a chat: its role (system, user or assistant) and its content."""
+Message: TypeAlias = dict[str, Any]
+"""A message of a chat: its role, its content (a text) and what else the data has (tool_calls, reasoning_content)."""
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+_OPENING = ("system", "developer")
 
 _NOT_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
+def is_more_than_text(message: Message) -> bool:
+    """Whether only a chat template can put the message into words."""
+    return any(message.get(key) for key in ("tool_calls", "reasoning_content", "reasoning", "thinking"))
+
+
 def prompt(value: Any) -> str | tuple[Message, ...]:
-    """A text, or the messages of a chat whose last is the user's."""
+    """A text, or the messages of a chat whose last is the user's or a tool's."""
     if not isinstance(value, list):
         return _text(value, "a string, or a list of {role, content} messages")
     messages = _messages(value)
-    turns = [message["role"] for message in messages]
-    if turns[:1] == ["system"]:
-        turns = turns[1:]
-    in_turn = all(role == ("user", "assistant")[place % 2] for place, role in enumerate(turns))
-    if not in_turn or len(turns) % 2 == 0:
+    roles = [message["role"] for message in messages]
+    turns = roles[1:] if roles[:1] and roles[0] in _OPENING else roles
+    misplaced = any(role in _OPENING for role in turns)
+    if misplaced or "user" not in turns or turns[0] == "tool" or turns[-1] == "assistant":
         raise ValueError(
             f"has messages in the order {_roles(messages)}; "
-            "allowed: an optional system message, then user and assistant in turn, the user last"
+            "allowed: an optional system or developer message, then those of user, assistant and tool, "
+            "the last one from the user or a tool"
         )
     for message in messages:
-        if message["role"] != "system" and not message["content"].strip():
-            raise ValueError(f"has an empty {message['role']} message; a question needs text")
+        if message["role"] == "user" and not message["content"].strip():
+            raise ValueError("has an empty user message; a question needs text")
+        if message["role"] == "assistant" and not _says_something(message):
+            raise ValueError("has an empty assistant message")
     return messages
 
 
-def answer(value: Any) -> str:
+def conversation(value: Any) -> tuple[tuple[Message, ...], Message | None]:
+    """A conversation as the messages before its last assistant turn, and that turn; None where it ends before one."""
+    value = _parsed(value, "a list of {role, content} messages, or JSON text of one")
+    if not (value and isinstance(value[-1], dict) and value[-1].get("role") == "assistant"):
+        messages = prompt(value)
+        assert isinstance(messages, tuple)
+        return messages, None
+    messages = prompt(value[:-1]) if len(value) > 1 else ()
+    if not messages:
+        raise ValueError("has a single assistant message; allowed: at least one message of the user before it")
+    assert isinstance(messages, tuple)
+    turn = _messages(value)[-1]
+    if not _says_something(turn):
+        raise ValueError("has an empty assistant message as its last")
+    return messages, turn
+
+
+def required_answer(value: Any) -> str:
     """A text, or a number as text."""
     if _is_number(value) and math.isfinite(value):
         return str(value)
     return _text(value, "a string or a finite number")
 
 
-def demonstration(value: Any) -> str | None:
-    """A text, or the content of a single message; None where there is none."""
-    if value is MISSING or value is None or value == "" or value == []:
+def answer(value: Any) -> str | None:
+    """As `required_answer`; None where there is none."""
+    return None if _is_nothing(value) else required_answer(value)
+
+
+def demonstration(value: Any) -> str | tuple[Message, ...] | None:
+    """A text, or the messages that follow the prompt, the last one the assistant's; None where there is none."""
+    if _is_nothing(value):
         return None
-    if isinstance(value, list):
-        messages = _messages(value)
-        if [message["role"] for message in messages] != ["assistant"]:
-            raise ValueError(
-                f"has messages in the order {_roles(messages)}; allowed: one assistant message, or a string"
-            )
-        value = messages[0]["content"]
-    return _text(value, "a string, or a list of one assistant message")
+    if not isinstance(value, list):
+        return _text(value, "a string, or a list of messages that ends with the assistant's")
+    messages = _messages(value)
+    if messages[0]["role"] != "assistant" or messages[-1]["role"] != "assistant":
+        raise ValueError(
+            f"has messages in the order {_roles(messages)}; allowed: one assistant message, or several messages of "
+            "which the first and the last are the assistant's, or a string"
+        )
+    for message in messages:
+        if message["role"] == "assistant" and not _says_something(message):
+            raise ValueError("has an empty assistant message")
+    return messages
 
 
-def required_demonstration(value: Any) -> str:
+def required_demonstration(value: Any) -> str | tuple[Message, ...]:
     """As `demonstration`, but there must be one."""
-    text = demonstration(value)
-    if text is None:
+    found = demonstration(value)
+    if found is None:
         raise ValueError(f"{_is(value)}; training on demonstrations needs one for every question")
-    return text
+    return found
+
+
+def required_conversation(value: Any) -> tuple[tuple[Message, ...], Message | None]:
+    """As `conversation`, but it must end with an assistant message."""
+    messages, turn = conversation(value)
+    if turn is None:
+        raise ValueError(
+            f"has messages in the order {_roles(messages)}; training on demonstrations needs an assistant message as "
+            "the last of every question"
+        )
+    return messages, turn
+
+
+def tools(value: Any) -> list[dict[str, Any]] | None:
+    """The list of tools that a chat template is given; None where there are none."""
+    if _is_nothing(value):
+        return None
+    allowed = "a list of objects, or JSON text of one"
+    value = _parsed(value, allowed)
+    if not all(isinstance(tool, dict) for tool in value):
+        raise ValueError(f"{_is(value)}; allowed: {allowed}")
+    return _without_nulls(value) or None
 
 
 def label(value: Any) -> str | None:
@@ -78,17 +137,62 @@ def label(value: Any) -> str | None:
     return _text(value, "a string or a number")
 
 
+def _parsed(value: Any, allowed: str) -> list[Any]:
+    """A list, which may be given as JSON text, as a CSV file has it."""
+    parsed = value
+    if isinstance(value, str):
+        try:
+            parsed = json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"{_is(value)}, which is not JSON ({error}); allowed: {allowed}") from None
+    if not isinstance(parsed, list):
+        raise ValueError(f"{_is(value)}; allowed: {allowed}")
+    return parsed
+
+
 def _messages(value: list[Any]) -> tuple[Message, ...]:
-    messages = []
-    for place, message in enumerate(value, start=1):
-        role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
-        if role not in ("system", "user", "assistant") or not isinstance(content, str):
-            raise ValueError(
-                f"has {describe(message)} as message {place}; allowed: an object with a role "
-                "(system, user or assistant) and a content that is a string"
-            )
-        messages.append({"role": role, "content": _check_characters(content)})
-    return tuple(messages)
+    return tuple(_message(message, place) for place, message in enumerate(value, start=1))
+
+
+def _message(value: Any, place: int) -> Message:
+    """A message without the keys that are null: a table has every key in every message."""
+    message = _without_nulls(value) if isinstance(value, dict) else {}
+    content = message.get("content", "" if "tool_calls" in message else None)
+    if isinstance(content, list):
+        content = _joined(content)
+    if message.get("role") not in ROLES or not isinstance(content, str):
+        raise ValueError(
+            f"has {describe(value)} as message {place}; allowed: an object with a role "
+            f"({', '.join(ROLES[:-1])} or {ROLES[-1]}) and a content that is a string"
+        )
+    return {**message, "content": _check_characters(content)}
+
+
+def _joined(parts: list[Any]) -> str | None:
+    """The text of a content in parts, [{"type": "text", "text": ...}, ...]; None where a part is something else."""
+    texts = []
+    for part in parts:
+        if not (isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)):
+            return None
+        texts.append(part["text"])
+    return "".join(texts)
+
+
+def _says_something(message: Message) -> bool:
+    return bool(message["content"].strip() or message.get("tool_calls"))
+
+
+def _without_nulls(value: Any) -> Any:
+    """`value` without the keys of objects that are null, at any depth."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    return value
+
+
+def _is_nothing(value: Any) -> bool:
+    return value is MISSING or value is None or value in ("", [])
 
 
 def _roles(messages: Iterable[Message]) -> str:

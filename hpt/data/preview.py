@@ -1,4 +1,4 @@
-"""Show the first question as the model sees it."""
+"""Show questions as the model sees them."""
 
 from __future__ import annotations
 
@@ -14,25 +14,44 @@ _SHOWN = 3000  # characters of a text
 _CONTROL_CHARACTERS = {code: chr(0x2400 + code) for code in range(32)} | {ord("\n"): "↵\n", ord("\t"): "\t"}
 
 
-def show_first(renderer: PromptRenderer, question: Question) -> RenderableType:
-    """The prompt and response of a question, to be printed: every special token, and whether it is trained."""
+def show_first(renderer: PromptRenderer, question: Question, *, all_turns: bool = False) -> RenderableType:
+    """The first question of a run as the model sees it, and what ends its rollouts."""
+    stops = ", ".join(_token(renderer, token) for token in renderer.stop_ids)
+    row = show_row(renderer, question, all_turns=all_turns)
+    return Group(row, Text(f"Rollouts stop at {stops}", style="bold"))
 
-    def name(token: int) -> str:
-        return f"{renderer.tokenizer.decode([token])} ({token})"
 
-    prompt = renderer.prompt_ids(question)
-    shown = [
-        Text(f"Prompt of question {question.id}: {len(prompt)} tokens, not trained", style="bold"),
-        _visible(renderer, prompt, "dim"),
-    ]
+def show_row(renderer: PromptRenderer, question: Question, *, all_turns: bool = False) -> RenderableType:
+    """The prompt and response of a question, to be printed: every special token, and which tokens are trained.
+
+    all_turns: show every assistant turn as trained, as with `data.loss_on: all`.
+    """
+    conversation = renderer.conversation(question) if all_turns and question.demonstration is not None else None
+    if conversation:
+        trained = sum(conversation.mask)
+        title = f"Conversation of question {question.id}: {len(conversation.tokens)} tokens, {trained} of them trained"
+        shown = [Text(title, style="bold")]
+        for ids, is_trained in conversation.parts:
+            shown += _part(renderer, "Said" if is_trained else "Read", ids, is_trained)
+        return Group(*shown)
+    shown = _part(renderer, f"Prompt of question {question.id}", renderer.prompt_ids(question), False)
     if question.demonstration is None:
         shown.append(Text("Response: sampled by the model", style="bold"))
     else:
-        response = renderer.demonstration_ids(question)
-        title = f"Demonstration: {len(response)} tokens, trained, the last one {name(response[-1])}"
-        shown += [Text(title, style="bold green"), _visible(renderer, response, "green")]
-    shown.append(Text(f"Rollouts stop at {', '.join(map(name, renderer.stop_ids))}", style="bold"))
+        shown += _part(renderer, "Demonstration", renderer.demonstration_ids(question), True)
     return Group(*shown)
+
+
+def _part(renderer: PromptRenderer, name: str, ids: list[int], trained: bool) -> list[Text]:
+    """The tokens of a part of a row under a line that says what they are."""
+    if not trained:
+        return [Text(f"{name}: {len(ids)} tokens, not trained", style="bold"), _visible(renderer, ids, "dim")]
+    title = f"{name}: {len(ids)} tokens, trained, the last one {_token(renderer, ids[-1])}"
+    return [Text(title, style="bold green"), _visible(renderer, ids, "green")]
+
+
+def _token(renderer: PromptRenderer, token: int) -> str:
+    return f"{renderer.tokenizer.decode([token])} ({token})"
 
 
 def _visible(renderer: PromptRenderer, ids: list[int], style: str) -> Text:

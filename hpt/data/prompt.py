@@ -1,21 +1,25 @@
 """Render questions as token ids: the prompt, the demonstration as its response, and the tokens that end a response.
 
 A prompt and its response are encoded separately and concatenated, never encoded again as one text: training sees
-exactly the prompt that rollouts saw. A demonstration never passes through the chat template, which could rewrite it
-(Qwen3's drops or adds <think> blocks); it only gets what the template puts around an assistant's message.
+exactly the prompt that rollouts saw. The text of a demonstration never passes through the chat template, which could
+rewrite it (Qwen3's drops or adds <think> blocks); it only gets what the template puts around an assistant's message.
+What is no text, such as tool calls, and the earlier turns of a conversation are as the template writes them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
+from hpt.data.conversation import Conversation
 from hpt.data.encoding import TextEncoder
-from hpt.data.fields import Message
+from hpt.data.fields import Message, is_more_than_text
+from hpt.data.problems import describe
 from hpt.data.questions import Question
 from hpt.data.tokenizer import model_name
 from hpt.support.errors import ConfigError, DataError
@@ -27,6 +31,10 @@ if TYPE_CHECKING:
 
 # A question and an answer to try a template with; no template contains these texts.
 _PROBE = Question("(any)", "hpt-question", "")
+_PROBE_TOOL = {
+    "type": "function",
+    "function": {"name": "hpt_tool", "description": "-", "parameters": {"type": "object", "properties": {}}},
+}
 _PROBE_ANSWER: Message = {"role": "assistant", "content": "hpt-answer"}
 
 
@@ -49,11 +57,11 @@ class ResponseFormat:
 class PromptRenderer:
     """Turns questions into token ids.
 
-    Prompt, style "chat": the chat template over the question's messages, with the generation prompt. If `system` is
-    given, it replaces the data's system message (if it is empty, there is none); `template` wraps the last user
-    message.
+    Prompt, style "chat": the chat template over the question's messages and tools, with the generation prompt. If
+    `system` is given, it replaces the data's system or developer message (if it is empty, there is none); `template`
+    wraps the last user message.
     Prompt, style "plain": `template` with {question} replaced by the last user message, and nothing else; a system
-    message in the data, written for a chat, is left out.
+    message and tools in the data, written for a chat, are left out.
     In both styles a prompt begins with a BOS token, once, if the tokenizer adds one. A prompt for which a small
     vocabulary has no token at all is an EOS token.
 
@@ -101,14 +109,50 @@ class PromptRenderer:
     def encode_demonstrations(self, questions: Sequence[Question]) -> list[list[int]]:
         """`demonstration_ids` of each question; faster than one by one."""
         end_ids = self._format.end_ids
-        texts = [self._format.lead + self._demonstration_text(question) for question in questions]
+        texts = [self._response_text(question) for question in questions]
         responses = []
         for question, ids in zip(questions, self._encoder.continuations(texts), strict=True):
-            ends_itself = ids[-1:] == end_ids[-1:]
-            response = ids if ends_itself else ids + end_ids
+            if question.turn:
+                response = ids[: self._length_to_end(question, ids)]
+            else:
+                ends_itself = ids[-1:] == end_ids[-1:]
+                response = ids if ends_itself else ids + end_ids
             self._check_ends_once(question, response)
             responses.append(response)
         return responses
+
+    def conversation(self, question: Question) -> Conversation | None:
+        """Prompt and demonstration with the earlier assistant turns marked, too; None where there are none.
+
+        Each turn is encoded by itself, as it is generated. An earlier one is trained up to and including the token that
+        ends it. DataError where the chat template writes
+        a turn in another way once more messages follow: then no one row could hold all turns as they are generated.
+        """
+        messages = self._messages(question)
+        places = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+        if not places:
+            return None
+        prompt = self.prompt_text(question)
+        texts, read = [], 0
+        for place in places:
+            before = self._render(messages[:place], question, generation_prompt=True)
+            after = self._render(messages[: place + 1], question, generation_prompt=False)
+            self._check_is_history(question, messages[place], place, before, after, prompt)
+            texts += [prompt[read : len(before)], prompt[len(before) : len(after)]]
+            read = len(after)
+        first, *others = [*texts, prompt[read:]]
+        parts = [(self._encoder.beginnings([first])[0], False)]
+        for number, ids in enumerate(self._encoder.continuations(others)):
+            said = number % 2 == 0
+            end = self._length_to_end(question, ids) if said else 0
+            parts += [(ids[:end], True), (ids[end:], False)]
+        parts.append((self.demonstration_ids(question), True))
+        return Conversation([(ids, trained) for ids, trained in parts if ids])
+
+    @property
+    def ignores_tools(self) -> bool:
+        """Whether a question's tools leave no trace in its prompt."""
+        return self.prompt_text(_PROBE) == self.prompt_text(dataclasses.replace(_PROBE, tools=[_PROBE_TOOL]))
 
     # ---- prompts
 
@@ -116,29 +160,51 @@ class PromptRenderer:
         prompt = question.prompt
         turns: list[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         system: list[Message] = []
-        if turns[0]["role"] == "system":
+        if turns[0]["role"] in ("system", "developer"):
             system, turns = turns[:1], turns[1:]
         if self.config.style == "plain" and len(turns) > 1:
             raise DataError(f"question {question.id} has several turns, which needs prompt.style=chat")
         if self.config.system is not None:
             system = [{"role": "system", "content": self.config.system}] if self.config.system else []
+        last = max(place for place, message in enumerate(turns) if message["role"] == "user")
         # Not str.format: templates contain braces, as in \\boxed{}.
-        wrapped = self.config.template.replace("{question}", turns[-1]["content"])
-        return [*system, *turns[:-1], {"role": "user", "content": wrapped}]
+        wrapped = self.config.template.replace("{question}", turns[last]["content"])
+        return [*system, *turns[:last], {**turns[last], "content": wrapped}, *turns[last + 1 :]]
 
     def _render(self, messages: list[Message], question: Question, *, generation_prompt: bool) -> str:
+        tools: list[Any] | None = question.tools
         try:
             return str(
-                self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt)
+                self.tokenizer.apply_chat_template(
+                    messages, tools=tools, tokenize=False, add_generation_prompt=generation_prompt
+                )
             )
-        except (TemplateError, TypeError) as error:
+        except (TemplateError, TypeError, ValueError) as error:
             roles = ", ".join(message["role"] for message in messages)
+            hint = (
+                '. prompt.system="" leaves the system message out' if roles.startswith(("system", "developer")) else ""
+            )
             raise DataError(
                 f"question {question.id}: the chat template of {model_name(self.tokenizer)} refuses messages of "
-                f'{roles}: {error}. prompt.system="" leaves the system message out'
+                f"{roles}: {error}{hint}"
             ) from error
 
     # ---- responses
+
+    def _response_text(self, question: Question) -> str:
+        """What follows the prompt, without the token that ends it, unless the template has written it."""
+        if question.turn is None:
+            return self._format.lead + self._demonstration_text(question)
+        if self.config.style == "plain":
+            raise DataError(f"question {question.id}: its demonstration has tool calls, which needs prompt.style=chat")
+        prompt = self.prompt_text(question)
+        answered = self._render([*self._messages(question), question.turn], question, generation_prompt=False)
+        if not answered.startswith(prompt):
+            raise DataError(
+                f"question {question.id}: its demonstration is more than text (tool calls, separate reasoning), and "
+                f"the chat template of {model_name(self.tokenizer)} writes the prompt in another way before it"
+            )
+        return answered.removeprefix(prompt)
 
     def _demonstration_text(self, question: Question) -> str:
         """The demonstration without a <think> that already ends the prompt."""
@@ -161,6 +227,33 @@ class PromptRenderer:
         if text.startswith(opened):
             return text.removeprefix(opened)
         return text.lstrip().removeprefix("<think>")
+
+    def _length_to_end(self, question: Question, ids: list[int]) -> int:
+        """The tokens of an assistant's message, as the template writes it, up to the one that ends it."""
+        end = self._format.end_ids[-1]
+        if end not in ids:
+            raise DataError(
+                f"question {question.id}: the chat template of {model_name(self.tokenizer)} does not end an "
+                f"assistant's message with {self.tokenizer.decode([end])!r}, so no turn would learn to end"
+            )
+        return len(ids) - ids[::-1].index(end)
+
+    def _check_is_history(
+        self, question: Question, message: Message, place: int, before: str, after: str, prompt: str
+    ) -> None:
+        """DataError unless `prompt` goes on from `after`, a conversation that ends with `message`, and that from
+        `before`, the prompt to it.
+        """
+        content = message["content"].strip()
+        kept = after.startswith(before) and prompt.startswith(after)
+        if kept and (is_more_than_text(message) or after.removeprefix(before).lstrip().startswith(content)):
+            return
+        raise DataError(
+            f'{question.named}: data.loss_on "all" needs a chat template that keeps earlier turns as they were '
+            f"generated, and that of {model_name(self.tokenizer)} rewrites message {place + 1}, the assistant's "
+            f"{describe(message['content'])} (Qwen3's, for one, drops thoughts from earlier turns). Use "
+            "data.loss_on=last, or make a question of each turn"
+        )
 
     def _check_ends_once(self, question: Question, response: list[int]) -> None:
         """DataError if the response goes on after a token that ends it."""

@@ -20,6 +20,7 @@ class Selection:
 
     longest_prompt, longest_example: in tokens, among those that fit; an example is a prompt with its demonstration, if
         it has one.
+    lengths: tokens of the prompt and of the demonstration (0 if there is none) of every question, fitting or not.
     """
 
     questions: list[Question]
@@ -27,6 +28,7 @@ class Selection:
     long_demonstrations: int
     longest_prompt: int
     longest_example: int
+    lengths: list[tuple[int, int]]
 
     @property
     def dropped(self) -> int:
@@ -39,6 +41,7 @@ def select_by_length(
     *,
     max_prompt_tokens: int | None,
     max_demonstration_tokens: int | None,
+    all_turns: bool = False,
     on_long: Literal["drop", "error"] = "drop",
     source: str = "the data",
 ) -> Selection:
@@ -47,13 +50,15 @@ def select_by_length(
     Nothing is truncated: a truncated demonstration would teach incomplete solutions. Questions that are too long
     are dropped and counted; with on_long="error" they raise DataError, which names `source` and each question's length
     and limit. A demonstration's length includes the token that ends it; a question without one only has its prompt to
-    fit.
+    fit. With all_turns a conversation also has to be one that SFT can train on whole: DataError where it is not.
     """
     kept: list[Question] = []
     long_prompts: list[str] = []
     long_demonstrations: list[str] = []
+    lengths: list[tuple[int, int]] = []
     longest_prompt = longest_example = 0
     for question, prompt, demonstration in _lengths(questions, renderer):
+        lengths.append((prompt, demonstration))
         if max_prompt_tokens is not None and prompt > max_prompt_tokens:
             long_prompts.append(f"{question.named}: prompt of {prompt} tokens, limit {max_prompt_tokens}")
         elif max_demonstration_tokens is not None and demonstration > max_demonstration_tokens:
@@ -64,11 +69,13 @@ def select_by_length(
             kept.append(question)
             longest_prompt = max(longest_prompt, prompt)
             longest_example = max(longest_example, prompt + demonstration)
+            if all_turns and question.demonstration is not None:
+                renderer.conversation(question)
     too_long = [*long_prompts, *long_demonstrations]
     if too_long and on_long == "error":
         title = f"{source}: {len(too_long)} of {len(questions)} questions are too long:"
         raise DataError("\n  ".join([title, *first_few(too_long)]))
-    return Selection(kept, len(long_prompts), len(long_demonstrations), longest_prompt, longest_example)
+    return Selection(kept, len(long_prompts), len(long_demonstrations), longest_prompt, longest_example, lengths)
 
 
 def _lengths(questions: Sequence[Question], renderer: PromptRenderer) -> Iterator[tuple[Question, int, int]]:

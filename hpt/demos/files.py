@@ -17,7 +17,8 @@ def write_missing_questions(
 ) -> None:
     """Writes `data.train` and `data.eval` of `config` as JSONL, each only where the file is missing."""
     for path, questions in ((config.data.train, train), (config.data.eval, held_out)):
-        if path is not None and not Path(path).exists():
+        # Data in another form than a path is the user's own.
+        if isinstance(path, str) and not Path(path).exists():
             make_folder(Path(path).parent)
             lines = [json.dumps(question) + "\n" for question in questions]
             write_file_atomically(Path(path), "".join(lines).encode())

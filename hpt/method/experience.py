@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from hpt.data.conversation import Conversation
 from hpt.data.questions import Question
 from hpt.method.gate import NOTHING, Decision
 from hpt.rollout import Rollout
@@ -20,6 +21,7 @@ class Experience:
     decision: Decision = NOTHING
     demonstration: list[int] = field(default_factory=list)  # response tokens, where the decision trains on them
     demonstration_reward: float | None = 1.0  # as a member of the group; None where no reward applies
+    conversation: Conversation | None = None  # what SFT trains on instead, with data.loss_on "all" and earlier turns
     demonstration_advantage: float = 1.0  # of its off-policy row
     rewards: GroupRewards = field(default_factory=GroupRewards)  # empty where the recipe lists none
     trained: bool = True  # dynamic sampling leaves questions out
@@ -38,6 +40,11 @@ class Experience:
     def judged(self) -> bool:
         """Whether its rollouts have verdicts."""
         return any(rollout.verdict for rollout in self.rollouts)
+
+    @property
+    def imitated_tokens(self) -> int:
+        """The tokens that SFT trains on."""
+        return sum(self.conversation.mask) if self.conversation else len(self.demonstration)
 
     @property
     def score(self) -> float:

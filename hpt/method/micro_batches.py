@@ -166,12 +166,7 @@ def _micro_batch(
 ) -> MicroBatch:
     """starts: index into (B * L) of each row's first token."""
     lengths = torch.tensor([row.response_length for row in rows])
-    positions = torch.cat(
-        [
-            torch.arange(start + row.prompt_length - 1, start + len(row.tokens) - 1)
-            for start, row in zip(starts, rows, strict=True)
-        ]
-    )
+    positions = torch.cat([_response_places(row) + (start - 1) for start, row in zip(starts, rows, strict=True)])
     weights = [
         row.weight if row.importance is None else [row.weight * factor for factor in row.importance] for row in rows
     ]
@@ -189,6 +184,12 @@ def _micro_batch(
         old_logprobs=_per_token(rows, [row.old_logprobs for row in rows]),
         ref_logprobs=_per_token(rows, [row.ref_logprobs for row in rows]),
     )
+
+
+def _response_places(row: Row) -> torch.Tensor:
+    """(response_length,) int64: where a row's response tokens stand in it."""
+    places = torch.arange(row.prompt_length, len(row.tokens))
+    return places if row.mask is None else places[torch.tensor(row.mask)]
 
 
 def _per_token(rows: Sequence[Row], numbers: Sequence[float | list[float] | None]) -> torch.Tensor:

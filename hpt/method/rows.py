@@ -27,6 +27,7 @@ class Signal(IntEnum):
 class Row:
     """One sequence to train on: prompt and response tokens, and the loss weight w of each response token.
 
+    Response tokens are those that are trained: all after the prompt, or those that `mask` marks among them.
     A token's loss is w (A surrogate - entropy_coef H), with the surrogate of the signal's objective. Lists have one
     number per response token, and are None unless the method asks for them.
     """
@@ -43,10 +44,11 @@ class Row:
     values: CriticValues | None = None  # of rollouts, with a critic
     regularised: bool = False  # its entropy or KL term counts even where its advantage is 0
     index: int = 0  # among the rows of its update
+    mask: list[bool] | None = None  # of a conversation with several trained turns: which tokens after the prompt are
 
     @property
     def response_length(self) -> int:
-        return len(self.tokens) - self.prompt_length
+        return len(self.tokens) - self.prompt_length if self.mask is None else sum(self.mask)
 
     @property
     def advantages(self) -> list[float]:
@@ -80,6 +82,7 @@ def token_rows(experiences: Sequence[Experience], config: Config) -> list[Row]:
                    off-policy demonstrations together, and of SFT
         official   no normaliser yet: `official_weights` applies the published ones to each micro-batch
 
+    With `data.loss_on: all`, |d| and the sum over d of L_SFT are over the tokens of all assistant turns.
     A demonstration that is a member of its question's group (`off_policy.advantage`) counts in n, and L_OFF has that
     1/n.
     """
@@ -114,13 +117,13 @@ def _rollout_row(experience: Experience, rollout: Rollout, normaliser: _Normalis
 
 def _sft_row(experience: Experience, normaliser: _Normaliser, config: Config) -> Row:
     share = experience.decision.beta * config.sft.coef
-    return Row(
-        tokens=experience.prompt + experience.demonstration,
-        prompt_length=len(experience.prompt),
-        signal=Signal.SFT,
-        weight=share * normaliser.weight(Signal.SFT, len(experience.demonstration), members=1),
-        regularised=_entropy_counts_everywhere(config),
-    )
+    weight = share * normaliser.weight(Signal.SFT, experience.imitated_tokens, members=1)
+    regularised = _entropy_counts_everywhere(config)
+    if turns := experience.conversation:
+        tokens, length, mask = turns.tokens, turns.prompt_length, turns.mask
+        return Row(tokens, length, Signal.SFT, weight, regularised=regularised, mask=mask)
+    tokens = experience.prompt + experience.demonstration
+    return Row(tokens, len(experience.prompt), Signal.SFT, weight, regularised=regularised)
 
 
 def _off_policy_row(experience: Experience, normaliser: _Normaliser, config: Config) -> Row:
@@ -160,7 +163,7 @@ class _Normaliser:
             if experience.decision.off * config.off_policy.coef > 0:
                 rl_tokens += len(experience.demonstration)
             if experience.decision.beta > 0:
-                sft_tokens += len(experience.demonstration)
+                sft_tokens += experience.imitated_tokens
         return cls(config.loss.aggregation, config.rollout.max_tokens, len(experiences), rl_tokens, sft_tokens)
 
     def weight(self, signal: Signal, length: int, members: int) -> float:

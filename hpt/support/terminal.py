@@ -30,6 +30,6 @@ def print_results(*parts: RenderableType) -> None:
     """Prints to stdout. Where that is not a terminal nothing is wrapped, whatever width $COLUMNS says."""
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = max(console.width, *map(width_of, parts))
+        console.width = max([console.width, *map(width_of, parts)])
     for part in parts:
         console.print(part)

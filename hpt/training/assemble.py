@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 
 from hpt.config.schema import Config
-from hpt.config.sections.rewards import VERIFIER
+from hpt.data.order import MixedOrder, QuestionOrder, make_order
 from hpt.data.preview import show_first
 from hpt.data.prompt import PromptRenderer
-from hpt.data.questions import Question, has_answers, load_questions
-from hpt.data.selection import select_by_length
-from hpt.data.tokenizer import generation_ends, load_tokenizer
+from hpt.data.questions import Question, has_answers
+from hpt.data.sources import LoadedSource
+from hpt.data.training_data import log_what_is_left_out, make_renderer, read_questions, select_questions
 from hpt.memory import check_memory
 from hpt.memory.out_of_memory import memory_phase
 from hpt.method.advantage import EstimateAdvantages, after_overlong_penalty, find_estimator, group_advantages
@@ -49,6 +49,7 @@ from hpt.training.phases import PhaseClock
 from hpt.training.trainer import Trainer
 from hpt.verify import RewardFunctions, TrainerState, Verifier, make_reward_functions, make_verifier
 from hpt.verify.answers import check_answers
+from hpt.verify.demonstrations import SAMPLE, remembered_check
 from hpt.verify.trial import try_rewards
 
 logger = logging.getLogger(__name__)
@@ -58,11 +59,29 @@ logger = logging.getLogger(__name__)
 class Data:
     """The questions of a run, as they are trained and evaluated on."""
 
-    questions: list[Question]
-    held_out: list[Question]
+    sources: list[LoadedSource]  # with the questions that fit
+    held_out: list[LoadedSource]
     renderer: PromptRenderer
     longest_prompt: int  # in tokens, of both
-    example: Question  # has a demonstration where any has one, also where the run needs none
+
+    @property
+    def questions(self) -> list[Question]:
+        return [question for source in self.sources for question in source.questions]
+
+    @property
+    def held_out_questions(self) -> list[Question]:
+        return [question for source in self.held_out for question in source.questions]
+
+    @property
+    def example(self) -> Question:
+        """The first question with a demonstration, if any has one."""
+        return next((question for question in self.questions if question.demonstration), self.questions[0])
+
+    def order(self, config: Config) -> QuestionOrder | MixedOrder:
+        """Which of `questions` each step sees."""
+        sizes = [len(source.questions) for source in self.sources]
+        weights = [source.weight for source in self.sources]
+        return make_order(sizes, weights, config.batch.questions, config.seed)
 
 
 @contextmanager
@@ -74,14 +93,11 @@ def assemble(config: Config, checkpoint: Path | None, world: World = ALONE) -> I
     unstarted_verifier, unstarted_functions = make_verifier(config.verify), make_reward_functions(config)
     prepare(config, world)
     data = load_data(config)
-    verified = config.needs_answers or (data.held_out and has_answers(data.held_out))
-    with (
-        unstarted_verifier if verified else nullcontext(unstarted_verifier) as verifier,
-        unstarted_functions or nullcontext() as reward_functions,
-    ):
-        check_what_is_judged(config, data, verifier)
+    with unstarted_verifier as verifier, unstarted_functions or nullcontext() as reward_functions:
+        check_verifiable(config, data, verifier)
         if reward_functions:
             world.once(partial(try_reward_functions, config, data, verifier, reward_functions))
+        data = replace(data, sources=without_wrong_demonstrations(config, data.sources, verifier, world))
         with memory_phase("load", config):
             policy, engine, batches = make_policy(config, checkpoint, device, world)
             reference = Reference(policy, config) if config.loss.kl_coef else None
@@ -93,7 +109,8 @@ def assemble(config: Config, checkpoint: Path | None, world: World = ALONE) -> I
         trainer = make_trainer(
             config,
             questions=data.questions,
-            held_out=data.held_out,
+            order=data.order(config),
+            held_out=data.held_out_questions,
             renderer=data.renderer,
             rollout_engine=rollout_engine,
             verifier=verifier,
@@ -113,6 +130,7 @@ def make_trainer(
     config: Config,
     *,
     questions: Sequence[Question],
+    order: QuestionOrder | MixedOrder | None = None,
     held_out: Sequence[Question],
     renderer: PromptRenderer,
     rollout_engine: RolloutEngine,
@@ -125,12 +143,16 @@ def make_trainer(
     critic: Critic | None = None,
     world: World = ALONE,
 ) -> Trainer:
-    """A trainer from its parts, with what the recipe asks for: gate, advantages, callbacks, official weights."""
+    """A trainer from its parts, with what the recipe asks for: gate, advantages, callbacks, official weights.
+
+    order: None shuffles `questions` as one source.
+    """
     clock = PhaseClock(config)
     official = config.loss.aggregation == "official"
     return Trainer(
         config=config,
         questions=questions,
+        order=order or QuestionOrder(len(questions), config.batch.questions, config.seed),
         held_out=held_out,
         renderer=renderer,
         rollout_engine=rollout_engine,
@@ -168,59 +190,82 @@ def prepare(config: Config, world: World) -> None:
 
 def load_data(config: Config) -> Data:
     """Reads and checks everything a run needs but the weights. Says what is left out, and shows the first prompt."""
-    needs_demonstrations = config.gate.needs_demonstrations
-    questions = load_questions(config.data.train, config.data.columns, need_demonstration=needs_demonstrations)
-    example = next((question for question in questions if question.demonstration), questions[0])
-    if not needs_demonstrations:
-        questions = [replace(question, demonstration=None) for question in questions]
-    held_out: list[Question] = []
-    if config.data.eval:
-        held_out = load_questions(config.data.eval, config.data.columns, need_demonstration=False)
-    tokenizer = load_tokenizer(config.model.path, trust_remote_code=config.model.trust_remote_code)
-    renderer = PromptRenderer(tokenizer, config.prompt, eos_token_ids=generation_ends(config.model.path))
+    train, held_out = read_questions(config)
+    renderer = make_renderer(config)
     check_rollout_engine(config, renderer.stop_ids)
-    selection = select_by_length(
-        questions,
-        renderer,
-        max_prompt_tokens=config.data.max_prompt_tokens,
-        max_demonstration_tokens=config.max_demonstration_tokens,
-        on_long=config.data.too_long,
-        source=config.data.train,
-    )
-    if selection.dropped:
-        logger.info(
-            f"Left out {selection.dropped} of {len(questions)} questions: {selection.long_prompts} with too long a "
-            f"prompt, {selection.long_demonstrations} with too long a demonstration."
-        )
-    if not selection.questions:
-        raise DataError(f"{config.data.train}: every question is longer than the limits in data")
-    longest_prompt = selection.longest_prompt
-    needed = {"the longest prompt and its demonstration": selection.longest_example}
+    sources = []
+    longest_prompt = longest_example = 0
+    for source in train:
+        log_what_is_left_out(source, renderer)
+        selection = select_questions(config, source, renderer)
+        if selection.dropped:
+            logger.info(
+                f"{source.name}: left out {selection.dropped} of {len(source.questions)} questions: "
+                f"{selection.long_prompts} with too long a prompt, {selection.long_demonstrations} with too long a "
+                "demonstration."
+            )
+        if not selection.questions:
+            raise DataError(f"{source.name}: every question is longer than the limits in data")
+        sources.append(replace(source, questions=selection.questions))
+        longest_prompt = max(longest_prompt, selection.longest_prompt)
+        longest_example = max(longest_example, selection.longest_example)
+    trained_prompt = longest_prompt
+    needed = {"the longest prompt and its demonstration": longest_example}
     if config.gate.needs_rollouts:
         tokens = config.rollout.max_tokens
-        needed[f"the longest prompt and rollout.max_tokens = {tokens:,}"] = selection.longest_prompt + tokens
-    if held_out:
+        needed[f"the longest prompt and rollout.max_tokens = {tokens:,}"] = trained_prompt + tokens
+    for source in held_out:
         tokens = config.eval_max_tokens
-        longest_held_out = max(map(len, renderer.encode_prompts(held_out)))
+        longest_held_out = max(map(len, renderer.encode_prompts(source.questions)))
         longest_prompt = max(longest_prompt, longest_held_out)
-        needed[f"the longest held-out prompt and {tokens:,} tokens of a response"] = longest_held_out + tokens
+        needed[f"the longest prompt of {source.name} and {tokens:,} tokens of a response"] = longest_held_out + tokens
     check_positions(config.model.path, needed, trust_remote_code=config.model.trust_remote_code)
-    check_memory(config, prompt_tokens=selection.longest_prompt)
-    show(logger, show_first(renderer, selection.questions[0]))
-    return Data(selection.questions, held_out, renderer, longest_prompt, example)
+    check_memory(config, prompt_tokens=trained_prompt)
+    show(logger, show_first(renderer, sources[0].questions[0], all_turns=config.data.loss_on == "all"))
+    return Data(sources, held_out, renderer, longest_prompt)
 
 
-def check_what_is_judged(config: Config, data: Data, verifier: Verifier) -> None:
-    """DataError where a question's rollouts could not be judged."""
-    if config.needs_answers:
-        check_answers(verifier, data.questions, config.data.train)
-    if has_answers(data.held_out):
-        check_answers(verifier, data.held_out, config.data.eval or "")
-    elif config.gate.reads == VERIFIER:
-        raise DataError(
-            f"data.eval = {config.data.eval!r}: not every question has an answer to evaluate by; give all of them "
-            "one, or name a reward and its threshold in gate.reads and gate.threshold, which then says what is right"
+def check_verifiable(config: Config, data: Data, verifier: Verifier) -> None:
+    """DataError where the verifier cannot use an answer that this run needs."""
+    for source in data.sources if config.needs_answers else []:
+        check_answers(verifier, source.questions, source.name)
+    for source in data.held_out if config.eval.every and has_answers(data.held_out_questions) else []:
+        check_answers(verifier, source.questions, source.name)
+
+
+def without_wrong_demonstrations(
+    config: Config, sources: Sequence[LoadedSource], verifier: Verifier, world: World
+) -> list[LoadedSource]:
+    """The questions to train on, as `data.wrong_demonstrations` says; how many are wrong is logged in any case.
+
+    A question whose demonstration is dropped is dropped as a whole: a gate could send it to SFT at any step.
+    """
+    keep = config.data.wrong_demonstrations == "keep"
+    if not config.gate.needs_demonstrations:
+        return list(sources)
+    result = world.once(
+        lambda: remembered_check(
+            Path(config.output) / "demonstrations.json",
+            config.verify,
+            verifier,
+            [question for source in sources for question in source.questions],
+            limit=SAMPLE if keep else None,
+            parsable=config.needs_answers,
         )
+    )
+    if result.refused:
+        logger.warning("%s", result.summary)
+    if result.refused and config.data.wrong_demonstrations == "error":
+        raise DataError(f"{result.summary}; data.wrong_demonstrations=drop leaves these questions out")
+    if keep or not result.refused:
+        return list(sources)
+    kept = []
+    for source in sources:
+        questions = [question for question in source.questions if question.id not in result.refused]
+        if not questions:
+            raise DataError(f"{source.name}: the verifier refuses every demonstration")
+        kept.append(replace(source, questions=questions))
+    return kept
 
 
 def try_reward_functions(config: Config, data: Data, verifier: Verifier, functions: RewardFunctions) -> None:
@@ -229,7 +274,8 @@ def try_reward_functions(config: Config, data: Data, verifier: Verifier, functio
     def encode(text: str) -> list[int]:
         return list(data.renderer.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    functions.check_columns(data.example.columns, config.data.train)
+    for source in data.sources:
+        functions.check_columns(source.questions[0].columns, source.name)
     state = TrainerState(global_step=0, max_steps=config.steps, epoch=0.0)
     asked = verifier if config.needs_answers else None
     try_rewards(config.reward_weights, functions, asked, data.example, encode, state)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from hpt.config.schema import Config
-from hpt.data.order import QuestionOrder
+from hpt.data.order import MixedOrder, QuestionOrder
 from hpt.data.prompt import PromptRenderer
 from hpt.data.questions import Question, has_answers
 from hpt.evaluation.evaluate import EvalResult, Mark, answer
@@ -53,6 +53,7 @@ class Trainer:
 
     config: Config
     questions: Sequence[Question]
+    order: QuestionOrder | MixedOrder  # which of the questions each batch has
     held_out: Sequence[Question]
     renderer: PromptRenderer
     rollout_engine: RolloutEngine
@@ -70,7 +71,6 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.steps_done = 0
-        self.order = QuestionOrder(len(self.questions), self.config.batch.questions, self.config.seed)
 
     def step(self, step: int) -> tuple[Metrics, list[Experience]]:
         """One training step; returns its metrics and experiences. A pure function of weights, optimizer and step."""
@@ -161,6 +161,8 @@ class Trainer:
             experience.decision = self.gate(experience.score)
             if experience.decision.uses_demonstration:
                 experience.demonstration = self.renderer.demonstration_ids(experience.question)
+                if self.config.data.loss_on == "all":
+                    experience.conversation = self.renderer.conversation(experience.question)
 
     def enough(self, experiences: Sequence[Experience]) -> bool:
         """Whether the step has enough questions; dynamic sampling marks and counts those with a mixed outcome."""

@@ -75,7 +75,7 @@ class Judging:
         group = self._groups.setdefault(index, [None] * self._config.sampled)
         group[number] = rollout
         if self._scoring:
-            self._scoring.add((index, number), rollout.text, _answer(question))
+            self._scoring.add((index, number), rollout.text, question.gold)
         if self._config.rewards and None not in group:
             self._reward(index, question, [each for each in group if each is not None])
 
@@ -84,7 +84,7 @@ class Judging:
             self._with_demonstration.add(index)
             completions.append(self._demonstration(question))
             if self._scoring and VERIFIER in self._weights:
-                self._scoring.add((index, self._config.sampled), completions[-1].text, _answer(question))
+                self._scoring.add((index, self._config.sampled), completions[-1].text, question.gold)
         if self._calls:
             self._calls.add(index, question, completions)
 
@@ -138,8 +138,3 @@ class RewardVerdicts:
             results = calls.results()
         values = [results[index].values[self._name] for index in range(len(questions))]
         return [verdicts_of(own, self._threshold) for own in values]
-
-
-def _answer(question: Question) -> str:
-    assert question.answer is not None, f"{question.named} has no answer to verify by"
-    return question.answer

@@ -70,7 +70,7 @@ class Verifier:
     def mark(self, questions: Sequence[Question], groups: Sequence[Sequence[Completion]]) -> list[list[Verdict]]:
         """The verdicts on each question's completions."""
         texts = [completion.text for group in groups for completion in group]
-        answers = [str(question.answer) for question, group in zip(questions, groups, strict=True) for _ in group]
+        answers = [question.gold for question, group in zip(questions, groups, strict=True) for _ in group]
         verdicts = iter(self.score(texts, answers))
         return [[next(verdicts) for _ in group] for group in groups]
 

@@ -99,6 +99,15 @@ def test_a_gate_of_ones_own_decides(examples: Path) -> None:
         assert (question["alpha"], question["beta"]) == (question["P"], 1 - question["P"])
 
 
+def test_conversations_are_imitated_turn_by_turn_and_then_answered(examples: Path) -> None:
+    assert main(["train", "chat_sft_then_hpt.yaml", "steps=12"]) == 0
+    lines = metrics(examples / "runs/chat")
+    # 25 conversations, 2 turns each, a digit and the end token a turn.
+    assert [(line["gate/sft_share"], line["train/tokens"]) for line in lines[:6]] == [(1, 100)] * 6
+    assert lines[5]["train/loss"] < lines[0]["train/loss"] - 0.5
+    assert all(line["gate/sft_share"] < 1 and line["reward/mean"] > 0 for line in lines[6:])
+
+
 @pytest.mark.parametrize("script", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_an_example_is_short_and_says_what_it_shows(script: Path) -> None:
     text = script.read_text()

@@ -34,13 +34,15 @@ GPQA = {
 }
 
 
-def load(source, need_demonstration=False, **columns):
-    return load_questions(source, ColumnsConfig(**columns), need_demonstration=need_demonstration)
+def load(source, need_demonstration=False, need_answer=True, **columns):
+    return load_questions(
+        source, ColumnsConfig(**columns), need_demonstration=need_demonstration, need_answer=need_answer
+    )
 
 
-def error_of(source, need_demonstration=False, **columns):
+def error_of(source, need_demonstration=False, need_answer=True, **columns):
     with pytest.raises(DataError) as caught:
-        load(source, need_demonstration, **columns)
+        load(source, need_demonstration, need_answer, **columns)
     return str(caught.value)
 
 

@@ -2,34 +2,108 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from hpt.config.sections.section import Section
 
 
 class ColumnsConfig(Section):
-    """Names of the data's columns; dots reach into nested objects. Unset ones are found by known layouts."""
+    """Names of the data's columns, or dotted paths: messages.0.content. Unset ones are found by known layouts."""
 
     id: str | None = None
     prompt: str | None = None
     answer: str | None = None
     demonstration: str | None = None
+    messages: str | None = Field(None, description="whole conversations, in place of prompt and demonstration")
+    tools: str | None = Field(None, description="tools that the chat template describes to the model")
     grade: str | None = None
+
+    @model_validator(mode="after")
+    def _has_one_form(self) -> ColumnsConfig:
+        if self.messages and (self.prompt or self.demonstration):
+            raise ValueError("messages holds prompt and demonstration: name either messages or those two")
+        return self
+
+
+class SourceConfig(Section):
+    """One source of questions, where a name alone does not say it."""
+
+    path: str = Field(description="a file, a dataset folder or the name of a dataset of the hub")
+    config: str | None = Field(None, description="a hub dataset's configuration")
+    split: str | None = Field(None, description="a dataset's split")
+    weight: float = Field(1.0, gt=0, description="share of the questions trained on, relative to the other sources")
+    columns: ColumnsConfig | None = Field(None, description="of this source; default: data.columns")
+
+    @model_validator(mode="after")
+    def _has_a_split_if_a_dataset(self) -> SourceConfig:
+        if self.path.endswith((".jsonl", ".json", ".csv", ".parquet")) and (self.config or self.split):
+            raise ValueError(f"config and split belong to a dataset; {self.path} is a file")
+        return self
+
+    @property
+    def name(self) -> str:
+        """As a recipe writes it in one word: NAME[:CONFIG][@SPLIT]."""
+        config = f":{self.config}" if self.config else ""
+        return f"{self.path}{config}" + (f"@{self.split}" if self.split else "")
+
+
+def _form(value: Any) -> str:
+    return "<name>" if isinstance(value, str) else "<sources>"
+
+
+# The tags name the two forms within pydantic; error messages leave out what stands in angle brackets.
+Sources = Annotated[
+    Annotated[str, Tag("<name>")] | Annotated[list[SourceConfig], Tag("<sources>")], Discriminator(_form)
+]
+"""A name, or a list of sources."""
 
 
 class DataConfig(Section):
-    train: str = Field(
-        description=".jsonl, .json, .csv or .parquet file, or a Hugging Face dataset NAME[:CONFIG]@SPLIT"
+    train: Sources = Field(
+        description=".jsonl, .json, .csv or .parquet file, or a Hugging Face dataset NAME[:CONFIG]@SPLIT; or "
+        "{path, config, split}; or a list of {path, weight, columns, ...} that are mixed"
     )
-    eval: str | None = Field(None, description="held-out questions, in the same forms")
+    eval: Sources | None = Field(None, description="held-out questions, in the same forms, without weights")
     columns: ColumnsConfig = ColumnsConfig()
+    loss_on: Literal["last", "all"] = Field(
+        "last", description="assistant turns of a conversation that SFT trains on: the last one, or all"
+    )
     max_prompt_tokens: int | None = Field(None, ge=1, description="longer prompts are dropped or refused, see too_long")
     max_demonstration_tokens: int | None = Field(None, ge=1, description="default: rollout.max_tokens")
     too_long: Literal["drop", "error"] = Field(
         "drop", description="nothing is truncated: long questions are dropped and counted, or an error"
     )
+    wrong_demonstrations: Literal["keep", "drop", "error"] = Field(
+        "keep",
+        description="demonstrations whose final answer the verifier refuses: counted on a sample; or all are checked, "
+        "and questions with a wrong one are dropped, or an error",
+    )
+
+    @field_validator("train", "eval", mode="before")
+    @classmethod
+    def _list_a_single_source(cls, value: Any) -> Any:
+        return [value] if isinstance(value, dict) else value
+
+    @field_validator("train", "eval")
+    @classmethod
+    def _has_a_source(cls, value: Any) -> Any:
+        if value == []:
+            raise ValueError("should have at least one source")
+        return value
+
+    @property
+    def train_sources(self) -> list[SourceConfig]:
+        return _sources(self.train)
+
+    @property
+    def eval_sources(self) -> list[SourceConfig]:
+        return _sources(self.eval) if self.eval else []
+
+
+def _sources(value: str | list[SourceConfig]) -> list[SourceConfig]:
+    return [SourceConfig(path=value)] if isinstance(value, str) else value
 
 
 class PromptConfig(Section):

@@ -69,7 +69,7 @@ def test_mapped_columns_and_dotted_paths(jsonl):
         (GOOD | {"prompt": OPENR1["prompt"][::-1]}, "has messages in the order user, system"),
         (GOOD | {"prompt": OPENR1["prompt"] + OPENR1["target"]}, "in the order system, user, assistant"),
         ({"prompt": [{"role": "user", "content": " "}], "answer": "2"}, "has an empty user message"),
-        ({"prompt": [{"role": "tool", "content": "x"}], "answer": "2"}, "as message 1; allowed: an object"),
+        ({"prompt": [{"role": "ipython", "content": "x"}], "answer": "2"}, "as message 1; allowed: an object"),
         ({"prompt": [{"role": "user", "content": ["x"]}], "answer": "2"}, "a content that is a string"),
         ({"prompt": ["x"], "answer": "2"}, "has 'x' as message 1"),
         (
@@ -108,7 +108,7 @@ def test_missing_columns_say_what_was_looked_for(jsonl):
     assert "looked for steps;" in error_of(jsonl(GOOD), need_demonstration=True, demonstration="steps")
     # The solution is the answer here, so it is no demonstration.
     message = error_of(jsonl({"problem": "x", "solution": "2"}), need_demonstration=True)
-    assert "column for the demonstration: looked for demonstration, target;" in message
+    assert "column for the demonstration: looked for demonstration, target, completion;" in message
 
 
 def test_duplicate_ids_name_both_lines(jsonl):

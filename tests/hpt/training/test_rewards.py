@@ -51,7 +51,7 @@ def test_a_broken_reward_is_refused_before_the_model_loads(
         "def f(completions, **columns): return [x[0]['content'] for x in completions]"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert main(["train", str(world), "rewards=broken_rewards:f", "method=grpo", f"output={tmp_path / 'run'}"]) == 2
+    assert main(["train", str(world), "rewards=broken_rewards:f", f"output={tmp_path / 'run'}"]) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "'broken_rewards:f' raised TypeError: string indices must be integers" in said
     assert "tried on the demonstration of line 1 (question train-0) and on the wrong answer 'I do not know.'" in said

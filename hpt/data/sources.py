@@ -1,0 +1,65 @@
+"""The sources of a run's questions: one file or dataset, or several that are mixed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hpt.data.columns import find_columns, unread_columns
+from hpt.data.questions import COLUMN_SETTING, Question, parse_questions
+from hpt.data.readers import read_source
+
+if TYPE_CHECKING:
+    from hpt.config.sections.data import ColumnsConfig, SourceConfig
+
+
+@dataclass(frozen=True)
+class LoadedSource:
+    """name: its path or hub name. weight: its share when sources are mixed, relative to the others.
+    questions: in the order of the data.
+    unread: columns in which no field was found; only reward functions see them.
+    """
+
+    name: str
+    weight: float
+    questions: list[Question]
+    unread: list[str]
+
+
+def load_sources(
+    sources: Sequence[SourceConfig], columns: ColumnsConfig, *, need_demonstration: bool, need_answer: bool
+) -> list[LoadedSource]:
+    """Read and check every source; the other arguments and errors are those of `load_questions`.
+
+    columns: of the sources that name none.
+
+    Of several sources each question's id begins with its source's name, so that ids differ: "gsm8k/#12".
+    """
+    loaded = []
+    prefixes = _prefixes([config.name for config in sources])
+    for config, prefix in zip(sources, prefixes, strict=True):
+        source, own_columns = read_source(config.name), config.columns or columns
+        questions = parse_questions(source, own_columns, need_demonstration=need_demonstration, need_answer=need_answer)
+        column_of = find_columns(
+            source,
+            own_columns,
+            need_demonstration=need_demonstration,
+            need_answer=need_answer,
+            option=COLUMN_SETTING,
+        )
+        questions = [dataclasses.replace(question, id=f"{prefix}{question.id}") for question in questions]
+        loaded.append(LoadedSource(config.name, config.weight, questions, unread_columns(source, column_of)))
+    return loaded
+
+
+def _prefixes(names: Sequence[str]) -> list[str]:
+    """What the ids of each source begin with: nothing, or with several sources its last part without the ending."""
+    if len(names) == 1:
+        return [""]
+    stems = [Path(name).stem for name in names]
+    count = Counter(stems)
+    return [f"{stem}/" if count[stem] == 1 else f"{stem}-{number}/" for number, stem in enumerate(stems, start=1)]

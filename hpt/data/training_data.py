@@ -1,0 +1,71 @@
+"""The questions that a recipe names, read and checked without the model's weights."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+from hpt.config.schema import Config
+from hpt.config.sections.rewards import VERIFIER
+from hpt.data.prompt import PromptRenderer
+from hpt.data.questions import Question
+from hpt.data.selection import Selection, select_by_length
+from hpt.data.sources import LoadedSource, load_sources
+from hpt.data.tokenizer import generation_ends, load_tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+def read_questions(config: Config) -> tuple[list[LoadedSource], list[LoadedSource]]:
+    """The sources of `data.train` and of `data.eval`. DataError as in `load_questions`.
+
+    Demonstrations that nothing trains on are left out.
+    """
+    needs_demonstrations = config.gate.needs_demonstrations
+    train = load_sources(
+        config.data.train_sources,
+        config.data.columns,
+        need_demonstration=needs_demonstrations,
+        need_answer=config.needs_answers,
+    )
+    if not needs_demonstrations:
+        train = [replace(source, questions=_without_demonstrations(source.questions)) for source in train]
+    held_out = load_sources(
+        config.data.eval_sources,
+        config.data.columns,
+        need_demonstration=False,
+        need_answer=config.eval.every > 0 and config.gate.reads == VERIFIER,
+    )
+    return train, held_out
+
+
+def make_renderer(config: Config) -> PromptRenderer:
+    """What turns the questions of a run into tokens."""
+    tokenizer = load_tokenizer(config.model.path, trust_remote_code=config.model.trust_remote_code)
+    return PromptRenderer(tokenizer, config.prompt, eos_token_ids=generation_ends(config.model.path))
+
+
+def select_questions(config: Config, source: LoadedSource, renderer: PromptRenderer) -> Selection:
+    """The questions of a source that are within the limits of `data`, which may be none."""
+    return select_by_length(
+        source.questions,
+        renderer,
+        max_prompt_tokens=config.data.max_prompt_tokens,
+        max_demonstration_tokens=config.max_demonstration_tokens,
+        all_turns=config.data.loss_on == "all" and config.gate.needs_demonstrations,
+        on_long=config.data.too_long,
+        source=source.name,
+    )
+
+
+def log_what_is_left_out(source: LoadedSource, renderer: PromptRenderer) -> None:
+    """Says which columns and tools of a source reach no prompt."""
+    if source.unread:
+        logger.info("%s: these columns are for reward functions only: %s", source.name, ", ".join(source.unread))
+    if renderer.ignores_tools and any(question.tools for question in source.questions):
+        logger.warning("%s has tools, and the prompt leaves them out: no chat template shows them", source.name)
+
+
+def _without_demonstrations(questions: Sequence[Question]) -> list[Question]:
+    return [replace(question, demonstration=None, turn=None) for question in questions]

@@ -1,0 +1,89 @@
+"""What a run does with its data before a model is loaded: sources, wrong demonstrations, answers that nothing reads."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from hpt.config.recipe import load_config
+from hpt.config.schema import Config
+from hpt.data.order import MixedOrder
+from hpt.support.distributed import ALONE
+from hpt.support.errors import DataError
+from hpt.training.assemble import check_verifiable, load_data, without_wrong_demonstrations
+from hpt.verify import make_verifier
+
+RIGHT = {"prompt": "1+1=", "answer": "2", "demonstration": "\\boxed{2}"}
+WRONG = RIGHT | {"demonstration": "\\boxed{3}"}
+SFT = "gate={kind: sft}"
+
+
+def write(path: Path, *records: dict[str, object]) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def config_of(world: Path, folder: Path, *settings: str) -> Config:
+    usual = [f"output={folder / 'run'}", "data.eval=null", "eval.every=0", "verify.function=null"]
+    return load_config(world, [*usual, *settings])
+
+
+def trained_ids(config: Config) -> list[str]:
+    data = load_data(config)
+    with make_verifier(config.verify) as verifier:
+        check_verifiable(config, data, verifier)
+        sources = without_wrong_demonstrations(config, data.sources, verifier, ALONE)
+    return [question.id for source in sources for question in source.questions]
+
+
+def test_wrong_demonstrations_are_kept_dropped_or_refused_and_counted_always(
+    world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = write(tmp_path / "d.jsonl", RIGHT, WRONG, RIGHT, WRONG)
+    train = f"data.train={data}"
+    assert trained_ids(config_of(world, tmp_path, train)) == ["#1", "#2", "#3", "#4"]
+    assert "refuses the final answer of 2 of 4 demonstrations: 2 incorrect; questions #2, #4" in caplog.text
+    assert trained_ids(config_of(world, tmp_path, train, "data.wrong_demonstrations=drop")) == ["#1", "#3"]
+    with pytest.raises(DataError, match="2 of 4 demonstrations"):
+        trained_ids(config_of(world, tmp_path, train, "data.wrong_demonstrations=error"))
+    # Where no demonstration is trained on, none is checked.
+    assert (
+        len(trained_ids(config_of(world, tmp_path, train, "gate={kind: rl}", "data.wrong_demonstrations=error"))) == 4
+    )
+    write(data, WRONG)
+    with pytest.raises(DataError, match="the verifier refuses every demonstration"):
+        trained_ids(config_of(world, tmp_path, train, "data.wrong_demonstrations=drop"))
+
+
+def test_answers_that_nothing_reads_may_be_missing_or_broken(world: Path, tmp_path: Path) -> None:
+    open_ended = {"prompt": "1+2=", "completion": "3"}
+    data = write(tmp_path / "d.jsonl", open_ended, open_ended | {"answer": "\\frac{"}, open_ended | {"answer": "3"})
+    train = f"data.train={data}"
+    assert len(trained_ids(config_of(world, tmp_path, train, SFT))) == 3
+    with pytest.raises(DataError, match="line 1: field 'answer' is missing"):
+        trained_ids(config_of(world, tmp_path, train))
+    held_out = f"data.eval={data}"
+    assert len(load_data(config_of(world, tmp_path, train, SFT, held_out)).held_out[0].questions) == 3
+    with pytest.raises(DataError, match="line 1: field 'answer' is missing"):
+        load_data(config_of(world, tmp_path, train, SFT, held_out, "eval.every=2"))
+
+
+def test_several_sources_are_mixed_by_their_weights(
+    world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    write(tmp_path / "a.jsonl", *[RIGHT] * 5)
+    write(tmp_path / "b.jsonl", *[RIGHT | {"level": 1}] * 3, RIGHT | {"demonstration": "1" * 40})
+    train = f"data.train=[{{path: {tmp_path}/a.jsonl, weight: 0.7}}, {{path: {tmp_path}/b.jsonl, weight: 0.3}}]"
+    config = config_of(world, tmp_path, train)
+    data = load_data(config)
+    assert [question.id for question in data.questions] == [
+        *(f"a/#{n}" for n in range(1, 6)),
+        *(f"b/#{n}" for n in (1, 2, 3)),
+    ]
+    assert data.order(config) == MixedOrder((5, 3), (0.7, 0.3), 6, 0)
+    assert f"{tmp_path}/b.jsonl: these columns are for reward functions only: level" in caplog.text
+    assert "a.jsonl: these" not in caplog.text
