@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -36,4 +37,23 @@ def prepare(config: Config) -> None:
     questions = [
         {"prompt": f"{a}+{b}=", "answer": str(a + b), "demonstration": str(a + b)} for a in range(5) for b in range(5)
     ]
+    _write(config, questions)
+
+
+def prepare_chats(config: Config) -> None:
+    """As `prepare`, with the questions as TRL has them: messages, and columns for reward functions."""
+    prepare(config)
+    _write(config, [_chat(a, b) for a in range(5) for b in range(5)])
+
+
+def _chat(a: int, b: int) -> dict[str, Any]:
+    return {
+        "prompt": [{"role": "user", "content": f"{a}+{b}="}],
+        "solution": str(a + b),
+        "task": "small" if a + b < 2 else "large",
+        "demonstration": str(a + b),
+    }
+
+
+def _write(config: Config, questions: list[dict[str, Any]]) -> None:
     Path(config.data.train).write_text("".join(json.dumps(question) + "\n" for question in questions))

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from hpt.config.sections.rewards import VERIFIER
+
 if TYPE_CHECKING:
     from hpt.config.schema import Config
 
@@ -27,6 +29,7 @@ DEEPSPEED_OPTIONS_SET_BY_HPT = (
 
 def broken_rules(config: Config) -> Iterator[str]:
     """A message for each rule that the settings break."""
+    yield from _reward_rules(config)
     yield from _data_rules(config)
     yield from _gate_rules(config)
     yield from _signal_rules(config)
@@ -37,6 +40,30 @@ def broken_rules(config: Config) -> Iterator[str]:
         yield from _vllm_rules(config)
     if config.engine == "deepspeed":
         yield from _deepspeed_rules(config)
+
+
+def _reward_rules(config: Config) -> Iterator[str]:
+    gate, rewards = config.gate, config.rewards
+    for number, reward in enumerate(rewards):
+        if reward.name in [earlier.name for earlier in rewards[:number]]:
+            yield (
+                f"rewards.{number}.function = {reward.function!r}: an earlier one is called {reward.name!r}, too, and "
+                "metrics tell rewards by their names; give it another one in its module, as in `other = score`"
+            )
+        if reward.name == VERIFIER != reward.function:
+            yield f"rewards.{number}.function = {reward.function!r}: {VERIFIER!r} is the verifier's score; rename it"
+    names = [reward.name for reward in rewards if reward.name != VERIFIER]
+    if gate.reads not in (VERIFIER, *names):
+        yield f"gate.reads = {gate.reads!r}: allowed are {', '.join([VERIFIER, *names])}; functions must be in rewards"
+    elif gate.reads == VERIFIER and gate.threshold is not None:
+        yield f'gate.threshold = {gate.threshold} goes with a reward in gate.reads, which is "{VERIFIER}"'
+    elif gate.reads != VERIFIER and gate.threshold is None:
+        yield f"gate.reads = {gate.reads!r} needs gate.threshold: from which value on a rollout counts as right"
+    if rewards and config.rl.advantage == "sign" and gate.needs_rollouts:
+        yield (
+            'rl.advantage "sign" asks whether the verifier\'s score is 1, and rewards give another number; use '
+            'rl.advantage "mean", or no rewards'
+        )
 
 
 def _data_rules(config: Config) -> Iterator[str]:

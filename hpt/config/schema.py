@@ -12,6 +12,7 @@ from hpt.config.rules import broken_rules
 from hpt.config.sections.data import DataConfig, PromptConfig
 from hpt.config.sections.method import CriticConfig, GateConfig, LossConfig, OffPolicyConfig, RLConfig, SFTConfig
 from hpt.config.sections.model import ModelConfig
+from hpt.config.sections.rewards import VERIFIER, RewardCallsConfig, Rewards
 from hpt.config.sections.rollout import RolloutConfig, VerifyConfig
 from hpt.config.sections.section import FunctionReference, Section
 from hpt.config.sections.training import (
@@ -48,6 +49,11 @@ class Config(Section):
     prompt: PromptConfig = PromptConfig()
     rollout: RolloutConfig = RolloutConfig()
     verify: VerifyConfig = VerifyConfig()
+    rewards: Rewards = Field(
+        [],
+        description="what RL is given: functions in TRL's form, and verifier for the verifier's score, the default",
+    )
+    reward_calls: RewardCallsConfig = RewardCallsConfig()
     gate: GateConfig = GateConfig()
     rl: RLConfig = RLConfig()
     critic: CriticConfig = CriticConfig()
@@ -69,9 +75,19 @@ class Config(Section):
         return self
 
     @property
+    def reward_weights(self) -> dict[str, float]:
+        """The weight of each of the `rewards`, by name."""
+        return {reward.name: reward.weight for reward in self.rewards}
+
+    @property
     def needs_answers(self) -> bool:
-        """Whether training reads the answers of `data.train`: the verifier scores rollouts."""
-        return self.gate.needs_rollouts
+        """Whether training reads the answers of `data.train`: the verifier's score goes to RL or to the gate.
+
+        An evaluation asks the verifier wherever the held-out questions have answers.
+        """
+        rewarded = not self.rewards or VERIFIER in self.reward_weights
+        gated = self.gate.reads_score and self.gate.reads == VERIFIER
+        return self.gate.needs_rollouts and (rewarded or gated)
 
     @property
     def overlong_limits(self) -> tuple[int, int]:

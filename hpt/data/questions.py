@@ -6,7 +6,7 @@ A source is read and checked whole, so that one message tells what is wrong with
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -71,6 +71,11 @@ class Question:
     def named(self) -> str:
         """What error messages call it."""
         return f"{self.place.unit} {self.place.number} (question {self.id})" if self.place else f"question {self.id}"
+
+
+def has_answers(questions: Iterable[Question]) -> bool:
+    """Whether all of them have one, so that the verifier can be asked."""
+    return all(question.answer is not None for question in questions)
 
 
 def load_questions(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from hpt.config.schema import Config
+from hpt.config.sections.rewards import VERIFIER
 from hpt.data.prompt import PromptRenderer
 from hpt.data.questions import Question
 from hpt.data.selection import Selection, select_by_length
@@ -34,7 +35,7 @@ def read_questions(config: Config) -> tuple[list[LoadedSource], list[LoadedSourc
         config.data.eval_sources,
         config.data.columns,
         need_demonstration=False,
-        need_answer=config.eval.every > 0,
+        need_answer=config.eval.every > 0 and config.gate.reads == VERIFIER,
     )
     return train, held_out
 

@@ -17,7 +17,10 @@ from hpt.evaluation.statistics import Estimate, bootstrap, pass_at_k
 from hpt.rollout import Rollout
 from hpt.support.errors import HptError
 from hpt.support.files import make_folder, write_file_atomically
-from hpt.verify import Status, Verifier
+from hpt.verify import Status, Verdict, Verifier
+
+Mark = Callable[[Sequence[Question], Sequence[Sequence[Rollout]]], list[list[Verdict]]]
+"""Says which rollouts of each question are right, as `Verifier.mark` does."""
 
 RESULTS = "results.jsonl"
 SUMMARY = "summary.json"
@@ -220,7 +223,7 @@ def evaluate(
     size = batch_size or len(questions)
     results: list[QuestionResult] = []
     for start in range(0, len(questions), size):
-        batch = answer(questions[start : start + size], generate, verifier, n)
+        batch = answer(questions[start : start + size], generate, verifier.mark, n)
         results += batch
         if on_batch:
             on_batch(batch)
@@ -230,16 +233,14 @@ def evaluate(
 def answer(
     questions: Sequence[Question],
     generate: Callable[[Sequence[Question]], list[list[Rollout]]],
-    verifier: Verifier,
+    mark: Mark,
     n: int,
 ) -> list[QuestionResult]:
-    """The results of `questions`, of which there may be none."""
+    """The results of `questions`, of which there may be none, with verdicts by `mark`."""
     groups = generate(questions)
     if [len(group) for group in groups] != [n] * len(questions):
         raise ValueError(f"generate must give n = {n} responses to each of {len(questions)} questions")
-    rollouts = [rollout for group in groups for rollout in group]
-    answers = [question.gold for question in questions for _ in range(n)]
-    verdicts = verifier.score([rollout.text for rollout in rollouts], answers)
-    for rollout, verdict in zip(rollouts, verdicts, strict=True):
-        rollout.verdict = verdict
+    for group, verdicts in zip(groups, mark(questions, groups), strict=True):
+        for rollout, verdict in zip(group, verdicts, strict=True):
+            rollout.verdict = verdict
     return [QuestionResult(*pair) for pair in zip(questions, groups, strict=True)]

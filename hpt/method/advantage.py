@@ -14,6 +14,7 @@ import numpy as np
 
 from hpt.config.schema import Config
 from hpt.method.experience import Experience
+from hpt.rollout import Rollout
 from hpt.support.errors import ConfigError, HptError
 from hpt.support.named_functions import user_function
 
@@ -74,7 +75,10 @@ ESTIMATORS: dict[str, Estimator] = {
 
 
 def advantages(rewards: Sequence[Sequence[float]], estimator: str) -> list[list[float]]:
-    """One advantage per reward, of ragged [questions][rollouts] rewards."""
+    """One advantage per reward, of ragged [questions][rollouts] rewards. A question may have none."""
+    if not all(rewards):
+        estimated = iter(advantages([group for group in rewards if group], estimator))
+        return [next(estimated) if group else [] for group in rewards]
     groups = [np.asarray(group, dtype=np.float64) for group in rewards]
     result = find_estimator(estimator)(groups)
     try:
@@ -90,15 +94,23 @@ def advantages(rewards: Sequence[Sequence[float]], estimator: str) -> list[list[
 
 
 def advantages_with_demonstrations(
-    rewards: Sequence[Sequence[float]], estimator: str, off_policy_estimator: str
+    rewards: Sequence[Sequence[float]],
+    demonstrations: Sequence[float | None],
+    estimator: str,
+    off_policy_estimator: str,
 ) -> tuple[list[list[float]], list[float]]:
-    """As `advantages`, with each question's demonstration (reward 1) in its group (LUFFY, arXiv 2504.14945).
+    """As `advantages`, with each question's demonstration in its group (LUFFY, arXiv 2504.14945).
 
+    demonstrations: their rewards. One without a reward is in no group and has advantage 0.
     Returns the advantages of the rollouts by `estimator` and those of the demonstrations by `off_policy_estimator`.
     """
-    groups = [[*group, 1.0] for group in rewards]
-    rollouts = [estimates[:-1] for estimates in advantages(groups, estimator)]
-    return rollouts, [estimates[-1] for estimates in advantages(groups, off_policy_estimator)]
+    pairs = list(zip(rewards, demonstrations, strict=True))
+    groups = [[*group] if reward is None else [*group, reward] for group, reward in pairs]
+    rollouts = [
+        estimates[: len(group)] for estimates, group in zip(advantages(groups, estimator), rewards, strict=True)
+    ]
+    others = advantages(groups, off_policy_estimator)
+    return rollouts, [0.0 if reward is None else own[-1] for own, reward in zip(others, demonstrations, strict=True)]
 
 
 def find_estimator(name: str) -> Estimator:
@@ -116,18 +128,24 @@ def group_advantages(config: Config) -> EstimateAdvantages:
     find_estimator(estimator)  # an unknown one is an error now, not in the first step
 
     def estimate(experiences: Sequence[Experience]) -> None:
-        rewards = [[rollout.reward for rollout in experience.rollouts] for experience in experiences]
+        rewards = [[reward for _, reward in _rewarded(experience)] for experience in experiences]
         if config.demonstration_in_group:
-            estimates, demonstrations = advantages_with_demonstrations(rewards, estimator, off_policy_estimator)
-            for experience, advantage in zip(experiences, demonstrations, strict=True):
+            demonstrations = [experience.demonstration_reward for experience in experiences]
+            estimates, others = advantages_with_demonstrations(rewards, demonstrations, estimator, off_policy_estimator)
+            for experience, advantage in zip(experiences, others, strict=True):
                 experience.demonstration_advantage = advantage
         else:
             estimates = advantages(rewards, estimator)
         for experience, group in zip(experiences, estimates, strict=True):
-            for rollout, advantage in zip(experience.rollouts, group, strict=True):
+            for (rollout, _), advantage in zip(_rewarded(experience), group, strict=True):
                 rollout.advantage = advantage
 
     return estimate
+
+
+def _rewarded(experience: Experience) -> list[tuple[Rollout, float]]:
+    """The rollouts with their rewards. One to which no reward applies keeps advantage 0, and is in no baseline."""
+    return [(rollout, rollout.reward) for rollout in experience.rollouts if rollout.reward is not None]
 
 
 def after_overlong_penalty(config: Config, estimate: EstimateAdvantages) -> EstimateAdvantages:

@@ -8,6 +8,7 @@ from hpt.data.conversation import Conversation
 from hpt.data.questions import Question
 from hpt.method.gate import NOTHING, Decision
 from hpt.rollout import Rollout
+from hpt.verify import GroupRewards, Judgement
 
 
 @dataclass
@@ -19,9 +20,26 @@ class Experience:
     rollouts: list[Rollout] = field(default_factory=list)  # none where the gate asks for none
     decision: Decision = NOTHING
     demonstration: list[int] = field(default_factory=list)  # response tokens, where the decision trains on them
+    demonstration_reward: float | None = 1.0  # as a member of the group; None where no reward applies
     conversation: Conversation | None = None  # what SFT trains on instead, with data.loss_on "all" and earlier turns
     demonstration_advantage: float = 1.0  # of its off-policy row
+    rewards: GroupRewards = field(default_factory=GroupRewards)  # empty where the recipe lists none
     trained: bool = True  # dynamic sampling leaves questions out
+
+    def judge(self, judgement: Judgement) -> None:
+        """Notes what is known about the rollouts and, if it is in their group, the demonstration."""
+        self.rewards = judgement.rewards
+        for number, rollout in enumerate(self.rollouts):
+            rollout.verdict = judgement.verdicts[number] if judgement.verdicts else None
+            rollout.rewards = {name: values[number] for name, values in judgement.rewards.values.items()}
+            rollout.earned = judgement.earned[number]
+        if judgement.rewards.values and len(judgement.earned) > len(self.rollouts):
+            self.demonstration_reward = judgement.earned[-1]
+
+    @property
+    def judged(self) -> bool:
+        """Whether its rollouts have verdicts."""
+        return any(rollout.verdict for rollout in self.rollouts)
 
     @property
     def imitated_tokens(self) -> int:
@@ -30,12 +48,12 @@ class Experience:
 
     @property
     def score(self) -> float:
-        """P: the mean score of its rollouts; 0 without rollouts."""
-        if not self.rollouts:
+        """P: the mean score of its rollouts; 0 without rollouts, or where no verdict is asked for."""
+        if not self.judged:
             return 0.0
         return sum(rollout.score for rollout in self.rollouts) / len(self.rollouts)
 
     @property
     def mixed(self) -> bool:
-        """Whether its rollouts have different scores."""
-        return len({rollout.score for rollout in self.rollouts}) > 1
+        """Whether its rollouts have different rewards, penalties for length aside."""
+        return len({rollout.unpenalised_reward for rollout in self.rollouts} - {None}) > 1

@@ -53,19 +53,28 @@ class Critic:
         self.batches = batches
 
     def estimate_advantages(self, experiences: Sequence[Experience]) -> None:
-        """Sets advantages, standardised over all tokens given, and the values that `learn` reads."""
+        """Sets advantages, standardised over all tokens given, and the values that `learn` reads.
+
+        A rollout to which no reward applies keeps advantage 0 and no values.
+        """
         rollouts: list[Rollout] = []
+        rewards: list[float] = []
         rows: list[Row] = []
         for experience in experiences:
             for rollout in experience.rollouts:
+                if rollout.reward is None:
+                    continue
                 tokens = experience.prompt + rollout.tokens
                 rows.append(Row(tokens, len(experience.prompt), Signal.RL, weight=1.0, index=len(rows)))
                 rollouts.append(rollout)
+                rewards.append(rollout.reward)
+        if not rows:
+            return
         self.model.eval()
         values = [own for _, own in self.batches.measure(rows, self._values)]
         estimates = [
-            gae(rollout.reward, own, self.settings.gamma, self.settings.lam)
-            for rollout, own in zip(rollouts, values, strict=True)
+            gae(reward, own, self.settings.gamma, self.settings.lam)
+            for reward, own in zip(rewards, values, strict=True)
         ]
         all_estimates = np.concatenate(estimates)
         mean, scale = all_estimates.mean(), all_estimates.std() + STD_FLOOR

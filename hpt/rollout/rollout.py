@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from hpt.verify import Status, Verdict
@@ -31,7 +31,9 @@ class Rollout:
     """
     finish_reason: Literal["stop", "length"]  # ended by a stop token, or at the token limit
     text: str = ""  # what the verifier reads
-    verdict: Verdict | None = None
+    verdict: Verdict | None = None  # by the verifier, or by the reward of gate.reads; None where nothing asks
+    rewards: dict[str, float | None] = field(default_factory=dict)  # of each of the recipe's rewards, by name
+    earned: float | None = None  # their weighted sum; None where none applies
     overlong_penalty: float | None = None  # <= 0, with rl.overlong
     advantage: Advantage = 0.0
     values: CriticValues | None = None  # with a critic
@@ -52,6 +54,12 @@ class Rollout:
         return self.verified.status
 
     @property
-    def reward(self) -> float:
-        """What RL is given: the score and, with `rl.overlong`, a penalty for its length."""
-        return self.score + (self.overlong_penalty or 0.0)
+    def unpenalised_reward(self) -> float | None:
+        """The weighted sum of its rewards, or its score where the recipe lists none; None where none applies."""
+        return self.earned if self.rewards else self.score
+
+    @property
+    def reward(self) -> float | None:
+        """What RL is given: as above and, with `rl.overlong`, with a penalty for its length."""
+        reward = self.unpenalised_reward
+        return None if reward is None else reward + (self.overlong_penalty or 0.0)

@@ -15,3 +15,7 @@ class DataError(HptError):
 
 class RolloutError(HptError):
     """A rollout engine that failed; the policy is as the last finished step left it."""
+
+
+class RewardError(HptError):
+    """A user's reward or verifier function that failed; the policy is as the last finished step left it."""

@@ -7,7 +7,7 @@ import inspect
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 from hpt.support.errors import ConfigError, HptError
@@ -22,9 +22,13 @@ def name_function(function: Callable[..., Any]) -> str:
     """The "module:function" by which a recipe can name `function`.
 
     A function that no import finds is remembered in this process as "__main__:NAME"; a later one of that name
-    replaces it. ConfigError where it has no name, as a lambda has none.
+    replaces it. A functools.partial has the name of its function. ConfigError where there is no name, as a lambda has
+    none.
     """
-    name = str(getattr(function, "__name__", type(function).__name__))
+    named = function
+    while isinstance(named, partial):
+        named = named.func
+    name = str(getattr(named, "__name__", type(named).__name__))
     if not name.isidentifier():
         raise ConfigError(f"{function!r} has no name that a recipe could record: define it by `def NAME(...)`")
     module = getattr(function, "__module__", None)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from hpt.config.schema import Config
 from hpt.data.order import MixedOrder, QuestionOrder, make_order
 from hpt.data.preview import show_first
 from hpt.data.prompt import PromptRenderer
-from hpt.data.questions import Question
+from hpt.data.questions import Question, has_answers
 from hpt.data.sources import LoadedSource
 from hpt.data.training_data import log_what_is_left_out, make_renderer, read_questions, select_questions
 from hpt.memory import check_memory
@@ -47,9 +48,10 @@ from hpt.support.upload import check_logged_in
 from hpt.training.callbacks import callbacks_of
 from hpt.training.phases import PhaseClock
 from hpt.training.trainer import Trainer
-from hpt.verify import Verifier, make_verifier
+from hpt.verify import RewardFunctions, TrainerState, Verifier, make_reward_functions, make_verifier
 from hpt.verify.answers import check_answers
 from hpt.verify.demonstrations import SAMPLE, remembered_check
+from hpt.verify.trial import try_rewards
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +69,15 @@ class Data:
     def questions(self) -> list[Question]:
         return [question for source in self.sources for question in source.questions]
 
+    @property
+    def held_out_questions(self) -> list[Question]:
+        return [question for source in self.held_out for question in source.questions]
+
+    @property
+    def example(self) -> Question:
+        """The first question with a demonstration, if any has one."""
+        return next((question for question in self.questions if question.demonstration), self.questions[0])
+
     def order(self, config: Config) -> QuestionOrder | MixedOrder:
         """Which of `questions` each step sees."""
         sizes = [len(source.questions) for source in self.sources]
@@ -80,11 +91,13 @@ def assemble(config: Config, checkpoint: Path | None, world: World = ALONE) -> I
     quiet_libraries()
     device = pick_device(config.device)
     check_settings(config, device)
-    unstarted_verifier = make_verifier(config.verify)
+    unstarted_verifier, unstarted_functions = make_verifier(config.verify), make_reward_functions(config)
     prepare(config, world)
     data = load_data(config)
-    with unstarted_verifier as verifier:
+    with unstarted_verifier as verifier, unstarted_functions or nullcontext() as reward_functions:
         check_verifiable(config, data, verifier)
+        if reward_functions:
+            world.once(partial(try_reward_functions, config, data, verifier, reward_functions))
         data = replace(data, sources=without_wrong_demonstrations(config, data.sources, verifier, world))
         with memory_phase("load", config):
             policy, engine, batches = make_policy(config, checkpoint, device, world)
@@ -98,10 +111,11 @@ def assemble(config: Config, checkpoint: Path | None, world: World = ALONE) -> I
             config,
             questions=data.questions,
             order=data.order(config),
-            held_out=[question for source in data.held_out for question in source.questions],
+            held_out=data.held_out_questions,
             renderer=data.renderer,
             rollout_engine=rollout_engine,
             verifier=verifier,
+            reward_functions=reward_functions,
             policy=policy,
             engine=engine,
             micro_batches=batches,
@@ -125,6 +139,7 @@ def make_trainer(
     policy: Policy,
     engine: OptimizerEngine,
     micro_batches: MicroBatcher,
+    reward_functions: RewardFunctions | None = None,
     reference: Reference | None = None,
     critic: Critic | None = None,
     world: World = ALONE,
@@ -151,6 +166,7 @@ def make_trainer(
         clock=clock,
         callbacks=callbacks_of(config, policy, micro_batches, clock, reference=reference, critic=critic),
         reweight=official_weights(config.rollout.max_tokens) if official else None,
+        reward_functions=reward_functions,
         world=world,
     )
 
@@ -216,7 +232,7 @@ def check_verifiable(config: Config, data: Data, verifier: Verifier) -> None:
     """DataError where the verifier cannot use an answer that this run needs."""
     for source in data.sources if config.needs_answers else []:
         check_answers(verifier, source.questions, source.name)
-    for source in data.held_out if config.eval.every else []:
+    for source in data.held_out if config.eval.every and has_answers(data.held_out_questions) else []:
         check_answers(verifier, source.questions, source.name)
 
 
@@ -253,6 +269,19 @@ def without_wrong_demonstrations(
             raise DataError(f"{source.name}: the verifier refuses every demonstration")
         kept.append(replace(source, questions=questions))
     return kept
+
+
+def try_reward_functions(config: Config, data: Data, verifier: Verifier, functions: RewardFunctions) -> None:
+    """Calls every reward once. ConfigError or RewardError where one cannot be called on this data."""
+
+    def encode(text: str) -> list[int]:
+        return list(data.renderer.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    for source in data.sources:
+        functions.check_columns(source.questions[0].columns, source.name)
+    state = TrainerState(global_step=0, max_steps=config.steps, epoch=0.0)
+    asked = verifier if config.needs_answers else None
+    try_rewards(config.reward_weights, functions, asked, data.example, encode, state)
 
 
 def make_policy(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import Field, dataclass, field, fields
@@ -185,17 +186,31 @@ def _rollout_record(step: int, experience: Experience) -> dict[str, Any]:
         "prompt": question.prompt,
         "answer": question.answer,
         "responses": [rollout.text for rollout in rollouts],
-        "scores": [rollout.score for rollout in rollouts],
+        "scores": [rollout.verdict.score if rollout.verdict else None for rollout in rollouts],
         **({"overlong": penalties} if penalties else {}),
-        "statuses": [rollout.status for rollout in rollouts],
+        "statuses": [rollout.verdict.status if rollout.verdict else None for rollout in rollouts],
+        **_reward_record(experience),
         "finish_reasons": [rollout.finish_reason for rollout in rollouts],
         "lengths": [len(rollout.tokens) for rollout in rollouts],
-        "P": experience.score if rollouts else None,
+        "P": experience.score if experience.judged else None,
         "alpha": experience.decision.alpha,
         "beta": experience.decision.beta,
         "off": experience.decision.off,
         "trained": experience.trained,
     }
+
+
+def _reward_record(experience: Experience) -> dict[str, Any]:
+    """Of each function its rewards, what it logged by log_extra, and what it did wrong."""
+    rewards, count = experience.rewards, len(experience.rollouts)
+    record: dict[str, Any] = {}
+    if rewards.values:
+        record["rewards"] = {name: values[:count] for name, values in rewards.values.items()}
+    if rewards.extra:
+        record["extra"] = rewards.extra
+    if rewards.faults:
+        record["reward_faults"] = rewards.faults
+    return record
 
 
 def _gate_metrics(experiences: Sequence[Experience]) -> Metrics:
@@ -211,29 +226,64 @@ def _gate_metrics(experiences: Sequence[Experience]) -> Metrics:
 
 
 def _rollout_metrics(experiences: Sequence[Experience], rollouts: Sequence[Rollout]) -> Metrics:
+    penalties = _overlong_penalties(rollouts)
+    tokens = _token_count(rollouts)
+    return {
+        **_mean_and_std("reward", [rollout.unpenalised_reward for rollout in rollouts], std=False),
+        **_function_metrics(experiences),
+        **(_mean("overlong", sum(penalties), len(penalties)) if penalties else {}),
+        **_verdict_metrics(experiences),
+        "response/length": tokens / len(rollouts),
+        "response/length_sum": tokens,
+        "response/count": len(rollouts),
+        "response/truncated": sum(rollout.finish_reason == "length" for rollout in rollouts),
+    }
+
+
+def _verdict_metrics(experiences: Sequence[Experience]) -> Metrics:
+    """How many questions have no, some and only right rollouts, and the verdicts; nothing where none is asked for."""
+    if not any(experience.judged for experience in experiences):
+        return {}
     none_right = all_right = 0
     for experience in experiences:
         right = sum(rollout.status == "correct" for rollout in experience.rollouts)
         none_right += right == 0
         all_right += right == len(experience.rollouts)
-    penalties = _overlong_penalties(rollouts)
-    statuses = Counter(rollout.status for rollout in rollouts)
-    tokens = _token_count(rollouts)
+    statuses = Counter(rollout.status for experience in experiences for rollout in experience.rollouts)
     return {
-        **_mean("reward", sum(rollout.score for rollout in rollouts), len(rollouts)),
-        **(_mean("overlong", sum(penalties), len(penalties)) if penalties else {}),
         "gate/none": none_right,
         "gate/some": len(experiences) - none_right - all_right,
         "gate/all": all_right,
-        "response/length": tokens / len(rollouts),
-        "response/length_sum": tokens,
-        "response/count": len(rollouts),
-        "response/truncated": sum(rollout.finish_reason == "length" for rollout in rollouts),
         "verify/correct": statuses["correct"],
         "verify/incorrect": statuses["incorrect"],
         "verify/unparsable": statuses["unparsable"],
         "verify/timeout": statuses["timeout"],
     }
+
+
+def _function_metrics(experiences: Sequence[Experience]) -> Metrics:
+    """Of each of the recipe's rewards over the rollouts, and what functions logged by log_metric."""
+    metrics: Metrics = {}
+    for name in experiences[0].rewards.values:
+        values = [rollout.rewards[name] for experience in experiences for rollout in experience.rollouts]
+        metrics |= _mean_and_std(f"reward/{name}", values)
+        metrics[f"reward/{name}/failures"] = sum(experience.rewards.failures[name] for experience in experiences)
+    logged: dict[str, list[float]] = {}
+    for experience in experiences:
+        for name, numbers in experience.rewards.metrics.items():
+            logged.setdefault(name, []).extend(numbers)
+    for name, numbers in logged.items():
+        metrics |= _mean(f"logged/{name}", sum(numbers), len(numbers))
+    return metrics
+
+
+def _mean_and_std(name: str, values: Sequence[float | None], *, std: bool = True) -> Metrics:
+    """Over the values that are not None, with the unbiased std; no mean where there is none."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return {f"{name}/sum": 0.0, f"{name}/count": 0}
+    spread = {f"{name}/std": statistics.stdev(known) if len(known) > 1 else 0.0} if std else {}
+    return _mean(name, sum(known), len(known)) | spread
 
 
 def _training_metrics(stats: StepStats) -> Metrics:

@@ -20,7 +20,7 @@ from hpt.records.files import CONFIG, METRICS
 from hpt.records.journal import Journal
 from hpt.support.device import peak_memory_gib
 from hpt.support.distributed import World
-from hpt.support.errors import ConfigError, HptError, RolloutError
+from hpt.support.errors import ConfigError, HptError, RewardError, RolloutError
 from hpt.training.assemble import assemble
 from hpt.training.checkpoint import checkpoint_path, checkpoints, load_state, save_checkpoint, step_of
 from hpt.training.metrics import rollout_records
@@ -169,10 +169,10 @@ def _save(trainer: Trainer, folder: Path, step: int) -> dict[str, float]:
 
 @contextmanager
 def _failure_saves(trainer: Trainer, folder: Path, done: int) -> Iterator[None]:
-    """Where the rollout engine fails, saves the policy as of step `done`: no finished step is lost."""
+    """Where the rollout engine or a user's function fails, saves the policy as of step `done`: no step is lost."""
     try:
         yield
-    except RolloutError as error:
+    except (RolloutError, RewardError) as error:
         if done and not checkpoint_path(folder, done).exists():
             _save(trainer, folder, done)
         raise HptError(f"{error}\nStopped after step {done}; continue with: hpt train --resume {folder}") from error

@@ -2,7 +2,7 @@
 
 for each step:
     sample n rollouts of each question            rollout
-    verify them                                   verify
+    verify and reward them                        verify
     P = mean score; (alpha, beta) = (f(P), g(P))  gate
     A_hat of each rollout                         advantage
     token rows with global normalisers            rows
@@ -24,8 +24,8 @@ import torch
 from hpt.config.schema import Config
 from hpt.data.order import MixedOrder, QuestionOrder
 from hpt.data.prompt import PromptRenderer
-from hpt.data.questions import Question
-from hpt.evaluation.evaluate import EvalResult, answer
+from hpt.data.questions import Question, has_answers
+from hpt.evaluation.evaluate import EvalResult, Mark, answer
 from hpt.memory.out_of_memory import memory_phase
 from hpt.method.advantage import EstimateAdvantages
 from hpt.method.dynamic_sampling import choose_mixed
@@ -44,7 +44,7 @@ from hpt.support.seeds import seed_for
 from hpt.training.callbacks import Callback
 from hpt.training.metrics import Metrics, StepStats, over_ranks, sampling_metrics, step_metrics
 from hpt.training.phases import PhaseClock
-from hpt.verify import Scoring, Verifier
+from hpt.verify import Judgement, Judging, Response, RewardFunctions, RewardVerdicts, TrainerState, Verifier
 
 
 @dataclass
@@ -66,7 +66,11 @@ class Trainer:
     clock: PhaseClock
     callbacks: Sequence[Callback] = field(default_factory=list)  # what only some methods do around updates
     reweight: Reweight | None = None  # only with loss.aggregation "official"
+    reward_functions: RewardFunctions | None = None  # where the recipe lists any
     world: World = ALONE
+
+    def __post_init__(self) -> None:
+        self.steps_done = 0
 
     def step(self, step: int) -> tuple[Metrics, list[Experience]]:
         """One training step; returns its metrics and experiences. A pure function of weights, optimizer and step."""
@@ -74,9 +78,9 @@ class Trainer:
         torch.manual_seed(seed_for(self.config.seed, step, "train", self.world.rank))
         experiences: list[Experience] = []
         for batch in self.batches_of(step):
-            with self.verifier.scoring() as scoring:
-                sampled = self.sample(batch, scoring)
-                self.verify(sampled, scoring)
+            with self.judging(step) as judging:
+                sampled = self.sample(batch, judging)
+                self.verify(sampled, judging)
             self.apply_gate(sampled)
             self.estimate_advantages(sampled)
             experiences += sampled
@@ -86,6 +90,7 @@ class Trainer:
         self.world.agree(self.rollout_engine.sleep)
         stats = self.update(rows)
         self.rollout_engine.weights_changed()
+        self.steps_done = step
         return self.metrics(experiences, stats), experiences
 
     def batches_of(self, step: int) -> range:
@@ -96,10 +101,23 @@ class Trainer:
         rounds = self.config.rollout.dynamic_rounds
         return range((step - 1) * rounds + 1, step * rounds + 1)
 
-    def sample(self, batch: int, scoring: Scoring) -> list[Experience]:
+    def judging(self, step: int) -> Judging:
+        """Verifier and reward functions for the rollouts of a batch."""
+        state = self.state_after(step - 1)
+        return Judging(self.config, self.verifier, self.reward_functions, state, self.demonstration_of)
+
+    def state_after(self, step: int) -> TrainerState:
+        """What reward functions are told about the run."""
+        epoch = step * self.config.batch.questions / len(self.questions)
+        return TrainerState(global_step=step, max_steps=self.config.steps, epoch=epoch)
+
+    def demonstration_of(self, question: Question) -> Response:
+        return Response(question.demonstration or "", self.renderer.demonstration_ids(question))
+
+    def sample(self, batch: int, judging: Judging) -> list[Experience]:
         """Samples n rollouts of each question in a batch; each rank samples those of its own questions.
 
-        Each rollout is handed to the verifier as soon as it is finished, while others are sampled.
+        Each rollout is handed over to be judged as soon as it is finished, while others are sampled.
         """
         questions = [self.questions[index] for index in self.order.batch(batch)]
         prompts = self.renderer.encode_prompts(questions)
@@ -110,7 +128,7 @@ class Trainer:
 
         def submit(index: int, number: int, rollout: Rollout) -> None:
             rollout.text = response_text(self.renderer.tokenizer, rollout)
-            scoring.add((index, number), rollout.text, own[index].question.gold)
+            judging.add(index, number, own[index].question, rollout)
 
         def generate() -> None:
             seed = seed_for(self.config.seed, batch, "rollout", self.world.rank)
@@ -123,21 +141,19 @@ class Trainer:
         self.world.agree(generate)
         return experiences
 
-    def verify(self, experiences: Sequence[Experience], scoring: Scoring) -> None:
-        """Waits for the verdicts on this rank's rollouts, then gives every rank all rollouts."""
+    def verify(self, experiences: Sequence[Experience], judging: Judging) -> None:
+        """Waits for what is said about this rank's rollouts, then gives every rank all rollouts."""
         if not self.config.gate.needs_rollouts:
             return
 
-        def verified(own: Sequence[Experience]) -> list[list[Rollout]]:
+        def judged(own: Sequence[Experience]) -> list[tuple[list[Rollout], Judgement]]:
             with self.clock.phase("verify"):
-                verdicts = scoring.verdicts()
-            for index, experience in enumerate(own):
-                for number, rollout in enumerate(experience.rollouts):
-                    rollout.verdict = verdicts[index, number]
-            return [experience.rollouts for experience in own]
+                judgements = judging.results()
+            return [(experience.rollouts, judgements[index]) for index, experience in enumerate(own)]
 
-        for experience, rollouts in zip(experiences, self.world.spread(experiences, verified), strict=True):
+        for experience, (rollouts, judgement) in zip(experiences, self.world.spread(experiences, judged), strict=True):
             experience.rollouts = rollouts
+            experience.judge(judgement)
 
     def apply_gate(self, experiences: Sequence[Experience]) -> None:
         """(alpha, beta) = (f(P), g(P)): how much of each signal every question gets."""
@@ -195,10 +211,20 @@ class Trainer:
         sampling = Sampling.for_evaluation(self.config)
         seed = seed_for(self.config.seed, 0, "eval", self.world.rank)
         generate = response_generator(self.rollout_engine, self.renderer, sampling, seed)
-        answer_own = partial(answer, generate=generate, verifier=self.verifier, n=sampling.n)
+        answer_own = partial(answer, generate=generate, mark=self._mark(), n=sampling.n)
         with memory_phase("eval", self.config):
             results = self.world.spread(self.held_out, answer_own)
         return EvalResult(sampling.n, results)
+
+    def _mark(self) -> Mark:
+        """What says which responses to held-out questions are right: the verifier, where all have an answer."""
+        gate = self.config.gate
+        if has_answers(self.held_out):
+            return self.verifier.mark
+        assert self.reward_functions is not None
+        assert gate.threshold is not None
+        state = self.state_after(self.steps_done)
+        return RewardVerdicts(self.reward_functions, gate.reads, gate.threshold, state).mark
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's state for a checkpoint, besides the policy's weights."""

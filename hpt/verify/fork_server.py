@@ -1,45 +1,37 @@
-"""The program of a fork server: `python -P -m hpt.verify.fork_server SOCKET MEMORY_MB MODULE:FUNCTION...`
+"""The program of a fork server: `python -P -m hpt.verify.fork_server SOCKET MEMORY_MB`
 
-It imports the functions once. From then on it only forks workers and kills them on command, so a new worker costs
-milliseconds. A worker reads requests from its own socket and answers each one. When the pool's process ends, the
-server's socket closes; the server then kills its workers and ends.
+It receives the functions and imports them once. From then on it only forks workers and kills them on command, so a new
+worker costs milliseconds. A worker reads requests from its own socket and answers each one. When the pool's process
+ends, the server's socket closes; the server then kills its workers and ends.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import os
+import pickle
 import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from hpt.support.errors import HptError
-from hpt.support.named_functions import resolve
+from hpt.verify.functions import load, loaded
 from hpt.verify.protocol import COMMAND, encode
 
 _MIB = 1024 * 1024
 _PR_SET_PDEATHSIG = 1
 
 
-@lru_cache
-def _function(reference: str) -> Callable[..., Any]:
-    return resolve(reference, field="verify.function")
-
-
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     control = socket.socket(fileno=int(sys.argv[1]))
-    with contextlib.suppress(ConnectionError):  # the pool was closed meanwhile
+    with contextlib.suppress(ConnectionError, EOFError):  # the pool was closed meanwhile
+        functions, field = pickle.load(control.makefile("rb"))
         try:
-            for reference in sys.argv[3:]:
-                _function(reference)
+            load(functions, field=field)
         except HptError as error:
             control.sendall(encode({"error": str(error)}))
         except BaseException as error:  # whatever a user's module raises while it is imported
@@ -91,10 +83,14 @@ def _kill(process: int) -> None:
 
 def _work(connection: socket.socket) -> None:
     connection.sendall(encode({}))
-    for line in connection.makefile("rb"):
-        request = json.loads(line)
+    requests = connection.makefile("rb")
+    while True:
         try:
-            reply = encode({"value": _function(request["function"])(*request["arguments"])})
+            function, arguments = pickle.load(requests)
+        except EOFError:  # the pool has closed the connection
+            return
+        try:
+            reply = encode({"value": loaded(function)(*pickle.loads(arguments))})
         except MemoryError:
             reply = encode({"memory": "exceeded"})
         except BaseException as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Self
 
-from hpt.support.errors import HptError
+from hpt.support.errors import RewardError
 from hpt.support.named_functions import resolve
 from hpt.verify.pool import Outcome
 from hpt.verify.verdict import Verdict
@@ -19,8 +19,8 @@ class FunctionVerifier(Verifier):
     """Calls `function`, a "module:function", as f(response, answer) in the worker processes.
 
     It returns the score, a bool or a number in [0, 1]: 1 is correct, less is incorrect. A function that cannot be
-    imported is a ConfigError on entry. What it raises ends the run with an HptError, so that a broken function does not
-    pass for a wrong answer.
+    imported is a ConfigError on entry. What it raises ends the run with a RewardError, so that a broken function does
+    not pass for a wrong answer.
     """
 
     def __init__(self, function: str, workers: int = 2, timeout: float = 5.0, memory_mb: int = 1024) -> None:
@@ -38,8 +38,8 @@ class FunctionVerifier(Verifier):
             return Verdict("timeout", 0.0, f"exceeded {outcome.value}")
         what = f"verify.function {self.grade!r}, called on a response to the gold answer {shorten(answer)},"
         if outcome.kind == "failed":
-            raise HptError(f"{what} raised {outcome.value}")
+            raise RewardError(f"{what} raised {outcome.value}")
         score = outcome.value
         if not isinstance(score, int | float) or not math.isfinite(score) or not 0 <= score <= 1:
-            raise HptError(f"{what} returned {score!r}; a score is a bool or a number from 0 to 1")
+            raise RewardError(f"{what} returned {score!r}; a score is a bool or a number from 0 to 1")
         return Verdict("correct" if score == 1 else "incorrect", float(score))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from hpt.support.errors import ConfigError, HptError
+from hpt.verify.functions import portable
 from hpt.verify.processes import ForkServer, Worker
 
 RECYCLE_AFTER = 1_000
@@ -34,7 +35,9 @@ class Outcome:
 class WorkerPool:
     """Calls functions in worker processes, each call under its own limits.
 
-    functions: "module:function" each; the workers import them once. Arguments and results must be JSON.
+    functions: "module:function" each; the workers import them once, or receive them if they were given as objects.
+        Arguments are pickled; results must be JSON.
+    field, limits: the setting that names the functions and the section that has the limits, for errors.
     workers: calls that run at once.
     timeout: wall-clock seconds per call, counted from when a worker receives it; then the worker is killed.
     memory_mb: MiB of address space that a worker may take beyond its imported modules (Linux).
@@ -43,11 +46,22 @@ class WorkerPool:
     do not import its `__main__`, so it may have threads, torch and a GPU.
     """
 
-    def __init__(self, functions: Sequence[str], *, workers: int, timeout: float, memory_mb: int) -> None:
+    def __init__(
+        self,
+        functions: Sequence[str],
+        *,
+        workers: int,
+        timeout: float,
+        memory_mb: int,
+        field: str = "verify.function",
+        limits: str = "verify",
+    ) -> None:
         for name, value in (("workers", workers), ("timeout", timeout), ("memory_mb", memory_mb)):
             if not value > 0:
-                raise ConfigError(f"verify.{name} = {value!r}: must be greater than 0")
-        self._functions = list(functions)
+                raise ConfigError(f"{limits}.{name} = {value!r}: must be greater than 0")
+        self._functions = portable(functions, field=field)
+        self._field = field
+        self._limits = limits
         self.size = workers
         self.timeout = timeout
         self.memory_mb = memory_mb
@@ -123,7 +137,7 @@ class WorkerPool:
             except (ConnectionError, TimeoutError):
                 continue
         raise HptError(
-            f"verifier workers end before they can start: is verify.memory_mb = {self.memory_mb} too small, "
+            f"worker processes end before they can start: is {self._limits}.memory_mb = {self.memory_mb} too small, "
             "or is the machine out of processes or memory?"
         )
 
@@ -135,7 +149,7 @@ class WorkerPool:
                 self._server.close()
                 self._server = None
             if self._server is None:
-                self._server = ForkServer(self._functions, self.memory_mb)
+                self._server = ForkServer(self._functions, self._field, self.memory_mb)
             return self._server
 
 
@@ -160,7 +174,7 @@ class TaskGroup:
 
     def submit(self, function: str, *arguments: Any) -> Future[Outcome]:
         """Calls `function(*arguments)` as soon as a worker is free."""
-        return self._threads.submit(self._run, {"function": function, "arguments": arguments})
+        return self._threads.submit(self._run, function, arguments)
 
     def cancel(self) -> None:
         """Drops the calls that are not done and kills their workers."""
@@ -170,11 +184,11 @@ class TaskGroup:
                 worker.interrupt()
         self._threads.shutdown(cancel_futures=True)
 
-    def _run(self, request: dict[str, Any]) -> Outcome:
+    def _run(self, function: str, arguments: tuple[Any, ...]) -> Outcome:
         for _ in range(2):
             try:
                 with self._pool.worker() as worker, self._interruptible(worker):
-                    reply = worker.call(request, self._pool.timeout)
+                    reply = worker.call(function, arguments, self._pool.timeout)
             except TimeoutError:
                 return Outcome("exceeded", f"{self._pool.timeout:g} s")
             except ConnectionError:  # the worker died

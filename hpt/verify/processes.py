@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import pickle
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hpt.support.errors import ConfigError, HptError
-from hpt.verify.protocol import COMMAND, encode, is_open, receive
+from hpt.verify.functions import Portable
+from hpt.verify.protocol import COMMAND, encode_request, is_open, receive
 
 START_LIMIT = 120.0
 """Seconds in which the fork server must have imported the functions, and a forked worker must be ready."""
@@ -24,11 +25,12 @@ START_LIMIT = 120.0
 class ForkServer:
     """Starts `python -m hpt.verify.fork_server`, which imports the functions once and then forks and kills workers.
 
-    functions: "module:function" each. memory_mb: MiB that a worker may take beyond the imported modules (Linux).
+    field: the setting that names the functions, for errors. memory_mb: MiB that a worker may take beyond the imported
+    modules (Linux).
     ConfigError where a function cannot be imported; HptError where the process does not start.
     """
 
-    def __init__(self, functions: Sequence[str], memory_mb: int) -> None:
+    def __init__(self, functions: Portable, field: str, memory_mb: int) -> None:
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()  # commands must not mix
         self._control, theirs = socket.socketpair()
@@ -42,7 +44,7 @@ class ForkServer:
             "PYTHONUNBUFFERED": "1",
             "OMP_NUM_THREADS": "1",
         }
-        arguments = [str(theirs.fileno()), str(memory_mb), *functions]
+        arguments = [str(theirs.fileno()), str(memory_mb)]
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "hpt.verify.fork_server", *arguments],
@@ -52,14 +54,16 @@ class ForkServer:
                 start_new_session=True,  # Ctrl-C reaches only this process, which then ends the others
             )
         try:
-            self._wait_until_ready()
+            self._wait_until_ready(functions, field)
         except BaseException:
             self._process.kill()
             self.close()
             raise
 
-    def _wait_until_ready(self) -> None:
+    def _wait_until_ready(self, functions: Portable, field: str) -> None:
+        self._control.settimeout(START_LIMIT)
         try:
+            self._control.sendall(pickle.dumps((functions, field)))
             reply = receive(self._control, time.monotonic() + START_LIMIT)
         except TimeoutError:
             raise HptError(f"the verifier's process did not start within {START_LIMIT:g} s") from None
@@ -114,12 +118,12 @@ class Worker:
     def alive(self) -> bool:
         return is_open(self._connection)
 
-    def call(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
-        """The reply to a request. TimeoutError after `timeout` seconds; ConnectionError where the worker dies."""
+    def call(self, function: str, arguments: tuple[Any, ...], timeout: float) -> dict[str, Any]:
+        """The reply to a call. TimeoutError after `timeout` seconds; ConnectionError where the worker dies."""
         deadline = time.monotonic() + timeout
         self.calls += 1
         self._connection.settimeout(timeout)
-        self._connection.sendall(encode(request))
+        self._connection.sendall(encode_request(function, arguments))
         reply = receive(self._connection, deadline)
         self.out_of_memory = "memory" in reply
         return reply

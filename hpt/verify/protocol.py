@@ -1,8 +1,13 @@
-"""Messages between a pool and its processes: JSON objects, one per line, over Unix sockets."""
+"""Messages between a pool and its processes, over Unix sockets.
+
+Requests are pickled, since data columns may hold any object, and come from the run's own process. Replies are JSON
+objects, one per line: what a worker sends is only read, never executed.
+"""
 
 from __future__ import annotations
 
 import json
+import pickle
 import select
 import socket
 import struct
@@ -11,6 +16,11 @@ from typing import Any
 
 COMMAND = struct.Struct("q")
 """An order to the fork server, the number of a worker: with a socket attached, fork it; without one, kill it."""
+
+
+def encode_request(function: str, arguments: tuple[Any, ...]) -> bytes:
+    """A call for a worker. The arguments are pickled on their own, so that only their call fails where they do."""
+    return pickle.dumps((function, pickle.dumps(arguments)))
 
 
 def encode(message: dict[str, Any]) -> bytes:

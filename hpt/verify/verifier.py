@@ -12,6 +12,8 @@ from hpt.verify.verdict import Verdict
 
 if TYPE_CHECKING:
     from hpt.config.sections.rollout import VerifyConfig
+    from hpt.data.questions import Question
+    from hpt.verify.rewards import Completion
 
 
 class Verifier:
@@ -64,6 +66,13 @@ class Verifier:
                 scoring.add(index, response, answer)
             verdicts = scoring.verdicts()
         return [verdicts[index] for index in range(len(responses))]
+
+    def mark(self, questions: Sequence[Question], groups: Sequence[Sequence[Completion]]) -> list[list[Verdict]]:
+        """The verdicts on each question's completions."""
+        texts = [completion.text for group in groups for completion in group]
+        answers = [question.gold for question, group in zip(questions, groups, strict=True) for _ in group]
+        verdicts = iter(self.score(texts, answers))
+        return [[next(verdicts) for _ in group] for group in groups]
 
     def scoring(self) -> Scoring:
         """A context manager that takes responses one by one and grades them in the background."""

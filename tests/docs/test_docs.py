@@ -71,6 +71,9 @@ def check_recipe(path: Path) -> None:
     for field, function in (("verify.function", config.verify.function), ("gate.function", config.gate.function)):
         if function:
             resolve(function, field=field)
+    for reward in config.rewards:
+        if reward.name != "verifier":
+            resolve(reward.function, field="rewards")
 
 
 def check_command(line: str) -> None:

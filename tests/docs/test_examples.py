@@ -80,6 +80,17 @@ def test_a_reward_of_ones_own_is_learnt(examples: Path) -> None:
     assert lines[-1]["reward/mean"] > lines[0]["reward/mean"] + 0.1
 
 
+def test_reward_functions_in_trls_forms_run_unchanged(examples: Path) -> None:
+    assert main(["train", "trl_rewards.yaml", "steps=12"]) == 0
+    lines = metrics(examples / "runs/trl_rewards")
+    assert lines[-1]["reward/right_sum/mean"] > lines[0]["reward/right_sum/mean"] + 0.1
+    assert lines[0]["gate/sft_share"] > lines[-1]["gate/sft_share"]
+    for name in ("is_a_number", "unique_characters", "overlong", "judged"):
+        assert (lines[-1][f"reward/{name}/count"], lines[-1][f"reward/{name}/failures"]) == (128, 0)
+    assert 0 < sum(line["reward/short_for_small/count"] for line in lines) < 12 * 128
+    assert "logged/empty/mean" in lines[-1]
+
+
 def test_a_gate_of_ones_own_decides(examples: Path) -> None:
     assert main(["train", "own_gate.yaml", "steps=1"]) == 0
     (rollouts,) = (examples / "runs/own_gate/rollouts").iterdir()

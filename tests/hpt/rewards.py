@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 
 def has_a_digit(response: str, answer: str) -> bool:
     """About one random response in two: the first characters are a digit."""
@@ -18,3 +21,22 @@ def never(response: str, answer: str) -> float:
 
 def always(response: str, answer: str) -> float:
     return 1.0
+
+
+# Reward functions in TRL's form.
+
+
+def share_of_digits(completions: list[str], log_extra: Callable[..., None], **columns: Any) -> list[float]:
+    log_extra("together", [len(completions)] * len(completions))
+    return [sum(map(str.isdigit, text)) / max(1, len(text)) for text in completions]
+
+
+async def minus_length(completion_ids: list[list[int]], answer: list[str]) -> list[float]:
+    assert len(answer) == len(completion_ids)
+    return [-float(len(ids)) for ids in completion_ids]
+
+
+def fails_in_step_2(completions: list[str], trainer_state: Any, **columns: Any) -> list[float]:
+    if trainer_state.global_step == 1:
+        raise ValueError("no luck")
+    return [1.0] * len(completions)

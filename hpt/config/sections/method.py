@@ -22,6 +22,18 @@ class GateConfig(Section):
         "between rows; or a table of the published code",
     )
     function: FunctionReference | None = Field(None, description="P -> (alpha, beta) or (alpha, beta, off)")
+    reads: str = Field(
+        "verifier",
+        description="what says which rollouts are right: the verifier, or the name of a function in rewards",
+    )
+    threshold: float | None = Field(
+        None, description="a rollout is right from this value of the reward in gate.reads on; needed with one"
+    )
+
+    @property
+    def reads_score(self) -> bool:
+        """Whether P changes its decision."""
+        return self.kind in ("switch", "table", "function")
 
     @property
     def needs_rollouts(self) -> bool:

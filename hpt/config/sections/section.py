@@ -7,14 +7,15 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 
-def _is_function_reference(value: str) -> str:
+def is_function_reference(value: str) -> str:
+    """`value`, if it is "module:function"; else ValueError."""
     module, _, function = value.partition(":")
     if not all(part.isidentifier() for part in module.split(".")) or not function.isidentifier():
         raise ValueError('should be "module:function", e.g. "my_package.rewards:score"')
     return value
 
 
-FunctionReference = Annotated[str, AfterValidator(_is_function_reference)]
+FunctionReference = Annotated[str, AfterValidator(is_function_reference)]
 Coefficient = Annotated[float, Field(ge=0)]
 Options = dict[str, float | bool | None]
 Dtype = Literal["float32", "bfloat16", "float16"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -195,3 +196,52 @@ def test_demonstrations_may_be_as_long_as_rollouts_unless_the_recipe_says(recipe
     assert load_config(recipe, ["rollout.max_tokens=100"]).max_demonstration_tokens == 100
     tokens = ["rollout.max_tokens=100", "data.max_demonstration_tokens=40"]
     assert load_config(recipe, tokens).max_demonstration_tokens == 40
+
+
+# ---- rewards
+
+DIGITS, BRIEF = "my_rewards:digits", "my_rewards:brief"
+
+
+def test_rewards_are_functions_with_weights(recipe: Path) -> None:
+    given = f"rewards=[{DIGITS}, {{function: '{BRIEF}', weight: -0.5}}, verifier]"
+    config = load_config(recipe, [given, "gate.reads=digits", "gate.threshold=0.5"])
+    assert config.reward_weights == {"digits": 1.0, "brief": -0.5, "verifier": 1.0}
+    assert load_config(recipe, [f"rewards={DIGITS}"]).reward_weights == {"digits": 1.0}
+    assert load_config(recipe).reward_weights == {}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["rewards=[brief]"], "rewards.0.function = 'brief': should be \"module:function\""),
+        (["rewards=3"], "rewards = 3"),
+        ([f"rewards=[{{function: '{DIGITS}', wieght: 2}}]"], "rewards.0.wieght: .* did you mean 'weight'"),
+        ([f"rewards=[{DIGITS}, 'other:digits']"], "rewards.1.function = 'other:digits': an earlier one is called"),
+        (["rewards=['my_rewards:verifier']"], "'verifier' is the verifier's score; rename it"),
+        ([f"rewards=[{DIGITS}]", "gate.reads=brief"], "gate.reads = 'brief': allowed are verifier, digits"),
+        ([f"rewards=[{DIGITS}]", "gate.reads=digits"], "gate.reads = 'digits' needs gate.threshold"),
+        (["gate.threshold=0.5"], "gate.threshold = 0.5 goes with a reward in gate.reads"),
+        ([f"rewards=[{DIGITS}]", "method=srft"], 'rl.advantage "sign" asks whether'),
+        (["reward_calls.on_error=go"], "reward_calls.on_error = 'go'"),
+    ],
+)
+def test_what_is_wrong_with_rewards_is_named(recipe: Path, settings: list[str], said: str) -> None:
+    assert re.search(said, message(recipe, *settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "needed"),
+    [
+        ([], True),
+        (["method=sft"], False),
+        (["method=grpo"], True),
+        (["method=grpo", f"rewards=[{DIGITS}]"], False),
+        (["method=grpo", f"rewards=[{DIGITS}, verifier]"], True),
+        ([f"rewards=[{DIGITS}]"], True),  # the gate reads it
+        ([f"rewards=[{DIGITS}]", "gate.reads=digits", "gate.threshold=1"], False),
+        ([f"rewards=[{DIGITS}, verifier]", "gate.reads=digits", "gate.threshold=1"], True),
+    ],
+)
+def test_when_training_asks_the_verifier(recipe: Path, settings: list[str], needed: bool) -> None:
+    assert load_config(recipe, settings).needs_answers is needed

@@ -12,13 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpt.commands.main import main
+from hpt.config.recipe import load_config
+from hpt.data.questions import Question
 from hpt.method.advantage import (
     STD_FLOOR,
     advantages,
     advantages_with_demonstrations,
     find_estimator,
+    group_advantages,
     overlong_penalty,
 )
+from hpt.method.experience import Experience
+from hpt.rollout import Rollout
 from hpt.support.errors import ConfigError, HptError
 
 GROUPS = [[1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.5], [0.0, 0.0]]
@@ -72,13 +77,34 @@ def test_sign() -> None:
 
 
 def test_a_demonstration_is_one_of_its_group() -> None:
-    rollouts, demonstrations = advantages_with_demonstrations(GROUPS, "mean", "mean_std")
+    rollouts, demonstrations = advantages_with_demonstrations(GROUPS, [1.0] * 3, "mean", "mean_std")
     for group, own, demonstration in zip(GROUPS, rollouts, demonstrations, strict=True):
         everyone = [*group, 1.0]
         mean = statistics.mean(everyone)
         assert own == pytest.approx([score - mean for score in group], abs=1e-15)
         assert demonstration == pytest.approx((1 - mean) / (statistics.stdev(everyone) + STD_FLOOR), abs=1e-12)
-    assert advantages_with_demonstrations([[1.0, 1.0]], "mean", "mean") == ([[0.0, 0.0]], [0.0])
+    assert advantages_with_demonstrations([[1.0, 1.0]], [1.0], "mean", "mean") == ([[0.0, 0.0]], [0.0])
+
+
+def experience(*rewards: float | None, demonstration: float | None = 1.0) -> Experience:
+    rollouts = [Rollout([1], [0.0], "stop", rewards={"f": reward}, earned=reward) for reward in rewards]
+    return Experience(Question("q", "", None), [1], rollouts, demonstration_reward=demonstration)
+
+
+def test_a_rollout_without_a_reward_has_advantage_zero_and_is_in_no_baseline() -> None:
+    config = load_config("demo", ["method=grpo", "rl.advantage=mean", "rewards=m:f"])
+    experiences = [experience(1.0, None, 0.0), experience(None, None)]
+    group_advantages(config)(experiences)
+    assert [[rollout.advantage for rollout in each.rollouts] for each in experiences] == [[0.5, 0, -0.5], [0, 0]]
+    assert [each.mixed for each in experiences] == [True, False]
+
+
+def test_a_demonstration_has_the_reward_that_the_functions_give_it() -> None:
+    config = load_config("demo", ["method=luffy", "rewards=m:f"])
+    experiences = [experience(1.0, 0.0, demonstration=5.0), experience(1.0, 0.0, demonstration=None)]
+    group_advantages(config)(experiences)
+    assert [each.demonstration_advantage for each in experiences] == [3.0, 0.0]
+    assert [[rollout.advantage for rollout in each.rollouts] for each in experiences] == [[-1.0, -2.0], [0.5, -0.5]]
 
 
 @given(st.integers(1, 20), st.integers(0, 40))
