@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hpt.method.experience import Experience
@@ -22,15 +23,15 @@ class Sample:
     question: str  # id
     prompt: str
     response: str
-    reward: float
-    score: float
-    status: str
+    reward: float | None  # None where no reward applies
+    score: float | None  # as the status None where nothing asks for a verdict
+    status: str | None
     advantage: float  # with a critic, the mean over its tokens
     gate: str
 
 
 def sample_rollouts(step: int, experiences: Sequence[Experience]) -> list[Sample]:
-    """Rollouts of questions that none, some and all rollouts solve, the first few of each; a right and a wrong one."""
+    """Of the first few questions that none, some and all rollouts solve, the rollouts of highest and lowest reward."""
     found: dict[str, list[Experience]] = {"none": [], "some": [], "all": []}
     for experience in experiences:
         if experience.rollouts:
@@ -39,18 +40,20 @@ def sample_rollouts(step: int, experiences: Sequence[Experience]) -> list[Sample
         _sample(step, experience, rollout)
         for kind in found.values()
         for experience in kind[:QUESTIONS_OF_A_KIND]
-        for rollout in _one_right_one_wrong(experience.rollouts)
+        for rollout in _best_and_worst(experience.rollouts)
     ]
 
 
 def _outcome(experience: Experience) -> str:
-    right = [rollout.status == "correct" for rollout in experience.rollouts]
+    right = [rollout.verdict is not None and rollout.status == "correct" for rollout in experience.rollouts]
     return "all" if all(right) else "some" if any(right) else "none"
 
 
-def _one_right_one_wrong(rollouts: Sequence[Rollout]) -> Iterator[Rollout]:
-    for right in (True, False):
-        yield from [rollout for rollout in rollouts if (rollout.status == "correct") == right][:1]
+def _best_and_worst(rollouts: Sequence[Rollout]) -> list[Rollout]:
+    """One where all rewards are equal."""
+    rewarded = sorted(rollouts, key=lambda rollout: -math.inf if rollout.reward is None else rollout.reward)
+    worst, best = rewarded[0], rewarded[-1]
+    return [best] if best.reward == worst.reward else [best, worst]
 
 
 def _sample(step: int, experience: Experience, rollout: Rollout) -> Sample:
@@ -61,8 +64,8 @@ def _sample(step: int, experience: Experience, rollout: Rollout) -> Sample:
         prompt=shortened(prompt if isinstance(prompt, str) else str(prompt[-1]["content"]), PROMPT_CHARACTERS),
         response=shortened(rollout.text, RESPONSE_CHARACTERS),
         reward=rollout.reward,
-        score=rollout.score,
-        status=rollout.status,
+        score=rollout.verdict.score if rollout.verdict else None,
+        status=rollout.verdict.status if rollout.verdict else None,
         advantage=statistics.fmean(advantage) if isinstance(advantage, list) else advantage,
         gate=_described(experience.decision),
     )
