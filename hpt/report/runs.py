@@ -29,6 +29,8 @@ _IDENTITY = (
     "checkpoint.push_to_hub",
 )
 
+_OUTSIDE_OF_STEPS = ("start", "eval", "checkpoint")  # phases; start: from the process's start to its first step
+
 
 @dataclass(frozen=True)
 class Run:
@@ -95,7 +97,7 @@ class Run:
         total = 0.0
         for record in self.metrics:
             phases = {key: value or 0.0 for key, value in record.items() if key.startswith("time/")}
-            outside = phases.pop("time/eval", 0.0) + phases.pop("time/checkpoint", 0.0)
+            outside = sum(phases.pop(f"time/{phase}", 0.0) for phase in _OUTSIDE_OF_STEPS)
             total += outside + (phases.get("time/step") or sum(phases.values()))
         return total
 

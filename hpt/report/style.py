@@ -37,6 +37,7 @@ VERDICT_COLOURS = {
     "timeout": "#8e3b6f",
 }
 PHASE_COLOURS = {
+    "start": "#e69f00",
     "rollout": BLUE,
     "verify": "#56b4e9",
     "train": "#d55e00",
