@@ -25,14 +25,14 @@ class RolloutData:
     in_folder: bool = False
 
 
-def write_rollouts(runs: Sequence[Run], folder: Path, most_in_page: int = MOST_IN_PAGE) -> RolloutData:
+def write_rollouts(runs: Sequence[Run], folder: Path, most_in_page: int | None = None) -> RolloutData:
     """Reads all rollouts of the runs, one step at a time. folder: of the page.
 
     An older FOLDER there is replaced, or removed where the page has all.
     """
     size = sum(path.stat().st_size for run in runs for path in step_files(run.folder, ROLLOUTS).values())
     indexes = [RolloutIndex() for _ in runs]
-    data = RolloutData([], in_folder=size > most_in_page)
+    data = RolloutData([], in_folder=size > (MOST_IN_PAGE if most_in_page is None else most_in_page))
     if data.in_folder:
         with folder_atomically(folder / FOLDER) as partial:
             for number, step, text in _texts(runs, indexes):

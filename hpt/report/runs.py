@@ -12,8 +12,8 @@ import numpy as np
 import yaml
 
 from hpt.records.files import CONFIG, EVALUATIONS, METRICS, read_metrics, step_files
-from hpt.report.curves import Curve, add_curves
 from hpt.report.conditions import Conditions, data_name, sampling_of, tell_apart
+from hpt.report.curves import Curve, add_curves
 from hpt.report.evaluations import Evaluation, QuestionCounts, keys_of, read_evaluations, read_question_counts
 from hpt.support.errors import HptError
 

@@ -89,7 +89,8 @@ def run_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
 def method_rows(groups: Sequence[RunGroup]) -> list[dict[str, str]]:
     """One row per group, with mean and spread over seeds: held-out accuracy, overall and by grade; pass@k; times.
 
-    groups: evaluated under the same conditions, or not at all. k is the fewest responses that any question has; there is no pass@1 column.
+    groups: evaluated under the same conditions, or not at all. k is the fewest responses that any question has; there
+    is no pass@1 column.
     """
     finals = {group.label: last_evaluations(group) for group in groups}
     n = min((question.n for found in finals.values() for questions in found for question in questions), default=1)

@@ -26,9 +26,7 @@ from hpt.report.runs import Run, RunGroup
 from hpt.report.style import GRADE_COLOURS, INK, MUTED, PAPER
 
 
-def draw_accuracy(
-    axes: Axes, groups: Sequence[RunGroup], held_out: Conditions | None, *, legend: bool = True
-) -> bool:
+def draw_accuracy(axes: Axes, groups: Sequence[RunGroup], held_out: Conditions | None, *, legend: bool = True) -> bool:
     """Accuracy along the steps: of a single group overall and by grade, of several groups overall.
 
     held_out: only groups that were evaluated under these conditions are drawn.

@@ -52,9 +52,7 @@ def draw_pass_at_k(axes: Axes, groups: Sequence[RunGroup], evaluations: Comparab
 def _pass_curves(groups: Sequence[RunGroup], evaluations: Comparable) -> list[tuple[str, PassCurve, str, Any]]:
     """Label, curve, colour and dash pattern of each curve; "before training" comes first."""
     own = [style for style in group_styles(groups) if style[0].label in evaluations.by_group]
-    curves = [
-        (group.label, pass_curve(evaluations.by_group[group.label]), colour, dash) for group, colour, dash in own
-    ]
+    curves = [(group.label, pass_curve(evaluations.by_group[group.label]), colour, dash) for group, colour, dash in own]
     if evaluations.in_training:
         first = [evaluation for group, _, _ in own for evaluation in first_evaluations(group)]
         if first:

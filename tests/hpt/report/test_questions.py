@@ -155,7 +155,7 @@ def test_an_evaluation_of_the_same_questions_must_exist_for_every_run(tmp_path):
     counts = {"a": 1, "b": 2}
     runs = [write_run(tmp_path / method, {0: counts, 8: counts}, method=method) for method in ("hpt", "grpo")]
     save_evaluation(runs[0], ".", "data.jsonl", counts, 32)
-    trained, saved = comparable_evaluations(group_runs(load_runs(runs)))
+    trained, _ = comparable_evaluations(group_runs(load_runs(runs)))
     assert (trained.in_training, list(trained.by_group)) == (True, ["hpt", "grpo"])
     save_evaluation(runs[1], ".", "data.jsonl", counts, 32)
     (both,) = comparable_evaluations(group_runs(load_runs(runs)))
