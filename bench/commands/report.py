@@ -46,7 +46,8 @@ _TIMES = """
   await timed("filter by two", choose("least length", "6000"), () => true);
   form.reset();
   await wait(() => count() === before);
-  await timed("sort", () => find("th.column-tokens button").click(), () => find("th.column-tokens[aria-sort=descending]"));
+  await timed("sort", () => find("th.column-tokens button").click(),
+              () => find("th.column-tokens[aria-sort=descending]"));
   const shown = find(".panel").dataset.shown;
   await timed("open a rollout", () => find(".list tbody a").click(),
               () => find(".panel").dataset.shown !== shown && find(".panel[aria-busy=false] .text"));

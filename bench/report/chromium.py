@@ -17,7 +17,8 @@ _FLAGS = (
     "--disable-component-update --allow-file-access-from-files --enable-logging=stderr --window-size=1400,1000"
 )
 _MARK = "PROBE:"
-_PROBE = """<!doctype html><body style="margin: 0"><iframe style="width: 1400px; height: 1000px; border: 0"></iframe><script>
+_PROBE = """<!doctype html><body style="margin: 0">
+<iframe style="width: 1400px; height: 1000px; border: 0"></iframe><script>
 const report = (value) => console.log("PROBE:" + encodeURIComponent(JSON.stringify(value)) + ":");
 const frame = document.querySelector("iframe");
 const wait = async (test) => {

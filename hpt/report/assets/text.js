@@ -1,7 +1,7 @@
 // Shows what a model wrote: always as text nodes, with the last box marked and formulas drawn by KaTeX once visible.
 
 const LONGEST_FORMULA = 2000; // characters
-const TAIL = 1500; // characters of a long response that are shown at first
+const TAIL = 700; // characters of a long response that are shown at first
 const KATEX_OPTIONS = { throwOnError: false, trust: false, strict: "ignore", maxSize: 20, maxExpand: 200 };
 const ENVIRONMENTS = "align\\*?|aligned|equation\\*?|gather\\*?|gathered|cases|array|[bpvV]?matrix";
 const BODY = `[\\s\\S]{1,${LONGEST_FORMULA}}?`;

@@ -9,9 +9,7 @@ import os
 import random
 import re
 import statistics
-import struct
 import zlib
-from array import array
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -194,24 +192,6 @@ class Page(HTMLParser):
     def handle_data(self, data):
         for tag in set(self.open):
             self.texts[tag][-1] += data
-
-
-def unpack(packed: str) -> bytes:
-    """As assets/data.js does it."""
-    return zlib.decompress(base64.b64decode(packed))
-
-
-def unpacked_index(packed: str) -> tuple[dict, dict[str, list]]:
-    """The header and the columns of an index."""
-    data = unpack(packed)
-    size = struct.unpack("<I", data[:4])[0]
-    header = json.loads(data[8 : 8 + size])
-    columns, offset = {}, -(-(8 + size) // 8) * 8
-    for name, code, length in header["columns"]:
-        values = array(code, data[offset : offset + length * array(code).itemsize])
-        columns[name] = values.tolist()
-        offset = -(-(offset + len(values.tobytes())) // 8) * 8
-    return header, columns
 
 
 def rendered(table) -> list[list[str]]:
@@ -468,8 +448,8 @@ def test_what_a_model_wrote_stays_text(tmp_path):
     assert not {"img", "i"} & set(page.tags)
     assert "alert(" not in path.read_text().replace("&lt;script&gt;alert(0)", "")  # of the recipe, as text
     index, *steps = [text for text in page.texts["script"] if re.fullmatch("[A-Za-z0-9+/=]+", text)]
-    assert evil in unpacked_index(index)[0]["ids"]
-    question = json.loads(unpack(steps[1]))[0]
+    assert json.dumps(evil).encode() in zlib.decompress(base64.b64decode(index))
+    question = json.loads(zlib.decompress(base64.b64decode(steps[1])))[0]
     assert (question["prompt"], question["answer"]) == (f"user: {evil}", evil)
     assert question["responses"] == [evil + "x" * 9000] * 8
 
