@@ -272,11 +272,15 @@ for (const [name, width] of Object.entries(widths)) {
   frame.src = "PAGE";
   frame.onload = () => {
     const page = frame.contentDocument, root = page.documentElement, view = frame.contentWindow;
-    const drawings = [...page.querySelectorAll("figure svg")].map(svg => svg.getBoundingClientRect());
+    const boxes = (selector) => [...page.querySelectorAll(selector)].map(found => found.getBoundingClientRect());
+    const drawings = boxes("figure svg").filter(box => box.width);  // a narrow page hides the wide ones
+    const letters = [...page.querySelectorAll("figure svg")].filter(svg => svg.getBoundingClientRect().width)
+      .map(svg => svg.getBoundingClientRect().width / svg.viewBox.baseVal.width);
     found[name] = {
       overflow: root.scrollWidth - width,
       drawings: drawings.map(box => [box.width, box.height]),
-      images: [...page.querySelectorAll("image")].map(image => image.getBoundingClientRect().height),
+      images: boxes("image").filter(box => box.width).map(box => box.height),
+      scale: Math.min(...letters),
       paper: view.getComputedStyle(page.body).backgroundColor,
       ink: view.getComputedStyle(page.body).color,
       loaded: view.performance.getEntriesByType("resource").length,
@@ -306,6 +310,7 @@ def test_the_page_in_a_browser(ablation, tmp_path, dark):
         assert view["overflow"] <= 0, name  # only tables and wide drawings scroll, inside their own cards
         assert len(view["drawings"]) == page.read_text().count("<figure id=")
         assert all(0.5 * min(width, 600) < w and h > 100 for w, h in view["drawings"])
+        assert view["scale"] > 1  # so letters of 9.5 points are at least as many pixels high
         assert view["images"]
         assert all(height > 50 for height in view["images"])
         assert view["loaded"] == 0  # the page loads nothing else
