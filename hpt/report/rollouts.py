@@ -24,12 +24,12 @@ class RolloutIndex:
         self._ids: dict[str, int] = {}
         self._grades: dict[str, int] = {}
         self._statuses: dict[str, int] = {}
-        self._draws = {name: array("I") for name in ("step", "question", "grade", "count")}
+        self._draws: dict[str, array[Any]] = {name: array("I") for name in ("step", "question", "grade", "count")}
         self._draws |= {name: array("f") for name in ("P", "alpha", "beta", "off", "trained")}
-        self._rollouts = {name: array("B") for name in ("status", "truncated")}
+        self._rollouts: dict[str, array[Any]] = {name: array("B") for name in ("status", "truncated")}
         self._rollouts |= {"length": array("I")}
         self._rollouts |= {name: array("f") for name in ("score", "reward", "advantage")}
-        self._functions: dict[str, array[float]] = {}
+        self._functions: dict[str, array[Any]] = {}
 
     def add(self, step: int, records: Sequence[Mapping[str, Any]]) -> None:
         """Adds the objects of one rollouts/step-*.jsonl. What an older run does not record counts as unknown."""
@@ -40,7 +40,7 @@ class RolloutIndex:
 
     def pack(self, name: str) -> str:
         """The index in the form that assets/data.js unpacks. name: of the run."""
-        columns = {f"draws.{column}": values for column, values in self._draws.items()}
+        columns: dict[str, array[Any]] = {f"draws.{column}": values for column, values in self._draws.items()}
         columns |= {f"rollouts.{column}": values for column, values in self._rollouts.items()}
         columns |= {f"functions.{function}": values for function, values in self._functions.items()}
         header = {

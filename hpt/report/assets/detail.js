@@ -29,11 +29,9 @@ async function showRollout(panel, run, i, formulas) {
     make("h3", { tabindex: "-1" }, `Step ${step}, question ${shown(run.ids[question])}`),
     make("p", { class: "label" }, ...drawFacts(run, draw), " · ", historyLink(run, question)),
     siblings(run, draw, i),
-    facts(run, i),
+    facts(run, i, response, answer, formulas),
     make("h4", {}, "response", rollouts.truncated[i] ? make("span", { class: "chip timeout" }, "truncated") : null),
     textBox(response, { box: lastBox(response), formulas, collapse: true }),
-    make("h4", {}, "right answer"),
-    textBox(answer ?? "none", { formulas }),
     make("h4", {}, "question"),
     textBox(prompt, { formulas }),
   );
@@ -69,17 +67,25 @@ function siblings(run, draw, chosen) {
   return make("nav", { class: "siblings", "aria-label": "rollouts of this question" }, "rollouts ", ...links);
 }
 
-function facts(run, i) {
+function facts(run, i, response, answer, formulas) {
   const { rollouts, functions } = run;
   const list = make("dl", { class: "facts" });
   const add = (name, ...value) => list.append(make("div", {}, make("dt", {}, name), make("dd", {}, ...value)));
+  const box = lastBox(response);
   add("status", statusChip(run, i));
+  if (box) add("last box", short(response.slice(box[0] + "\\boxed{".length, box[1] - 1), formulas));
+  add("right answer", answer === null ? "none" : short(answer, formulas));
   add("score", number(rollouts.score[i]));
   add("reward", number(rollouts.reward[i]));
   for (const [name, values] of Object.entries(functions)) add(name, number(values[i]));
   add("advantage", number(rollouts.advantage[i]));
   add("tokens", rollouts.length[i].toLocaleString("en"));
   return list;
+}
+
+// An answer, drawn where it looks like LaTeX.
+function short(text, formulas) {
+  return formulas && /[\\^_]/.test(text) ? formula(text, text, false, false) : shown(text);
 }
 
 function showHistory(panel, run, question) {

@@ -171,9 +171,11 @@ PROBE = """
   find(".panel").scrollIntoView();
   await wait(() => find(".panel .boxed .katex"));
   find(".panel .more").click();
+  await wait(() => find(".facts dd .katex"));
+  found.facts = all(".facts dd").slice(1, 3).map((fact) => fact.textContent);
   found.whole = find(".panel .text").textContent.includes("<script>");
   found.demonstration = all(".panel .text").at(-1).textContent;
-  found.elements = all(".panel script, .panel img").length;
+  found.elements = all(".panel script, .panel img, .panel a[href^=javascript]").length;
   find("#rollouts").dispatchEvent(new KeyboardEvent("keydown", { key: "j", bubbles: true }));
   await wait(() => find(".panel h3").textContent.startsWith("Step 1"));
   find(".panel a[href^='#question']").click();
@@ -193,7 +195,7 @@ def test_the_browser_of_rollouts_in_chromium(tmp_path, monkeypatch, in_folder):
     evil = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>\\href{javascript:hacked=1}{x}"
     long = f"{evil} $1 + 1$ " + "and so on " * 900 + "so it is \\boxed{\\frac{1}{2}}."
     first = record(1, "a", ["x", "y"], finish_reasons=["stop", "length"], rewards={"brief": [0.0, 1.0]})
-    second = record(2, "a", [long, "z"], lengths=[3000, 5], demonstration=evil, rewards={"brief": [0.0, 0.0]})
+    second = record(2, "a", [long, "z"], lengths=[3000, 5], demonstration=evil, answer=evil, rewards={"brief": [0.0, 0.0]})
     run = write_run(tmp_path / "run", {1: [first], 2: [second]})
     report([run], tmp_path)
     assert (tmp_path / FOLDER).exists() == in_folder
@@ -204,6 +206,7 @@ def test_the_browser_of_rollouts_in_chromium(tmp_path, monkeypatch, in_folder):
     assert found["longest"] == ["3,000", "7"]
     assert found["collapsed"] < 2500 < len(long)
     assert found["whole"]
+    assert found["facts"][0].startswith("12\\frac{1}{2}")  # MathML, its source, and what is drawn
     assert found["demonstration"] == evil
     assert (found["hacked"], found["elements"]) == (False, 0)
     assert found["loaded"] == 0  # scripts beside a file are not counted
