@@ -40,7 +40,7 @@ _TIMES = """
     form.dispatchEvent(new Event("input", { bubbles: true }));
   };
   const before = count();
-  await wait(() => find(".panel .text"));
+  await wait(() => find(".panel .passage"));
   numbers["first rollout"] = performance.now() - began;
   await timed("filter", choose("ended", "1"), () => count() !== before);
   await timed("filter by two", choose("least length", "6000"), () => true);
@@ -50,7 +50,7 @@ _TIMES = """
               () => find("th.column-tokens[aria-sort=descending]"));
   const shown = find(".panel").dataset.shown;
   await timed("open a rollout", () => find(".list tbody a").click(),
-              () => find(".panel").dataset.shown !== shown && find(".panel[aria-busy=false] .text"));
+              () => find(".panel").dataset.shown !== shown && find(".panel[aria-busy=false] .passage"));
   report(numbers);
 """
 

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from hpt.records.files import METRICS, ROLLOUTS, step_files
 from hpt.report.bundle import content_policy, katex_styles, scripts, styles
+from hpt.report.conditions import Conditions
 from hpt.report.figures import FIGURES, NARROW, draw_figures
 from hpt.report.rollout_data import write_rollouts
 from hpt.report.runs import Run, RunGroup, group_runs, held_out_conditions, load_runs
@@ -89,7 +90,7 @@ def _tables(runs: Sequence[Run]) -> dict[str, Any]:
 
 def _method_tables(groups: Sequence[RunGroup]) -> list[dict[str, Any]]:
     """A table for each set of held-out questions; groups without an evaluation stand in the first."""
-    found = held_out_conditions(groups) or [None]
+    found: list[Conditions | None] = [*held_out_conditions(groups)] or [None]
     return [
         {
             "held_out": conditions,

@@ -194,7 +194,7 @@ function reveal() {
 
 // Down and up, or j and k: the next and the previous rollout of the list.
 function moveByKey(event) {
-  if (event.target.closest("input, select, .panel .text") || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.target.closest("input, select, .panel .passage") || event.ctrlKey || event.metaKey || event.altKey) return;
   const by = { ArrowDown: 1, j: 1, ArrowUp: -1, k: -1 }[event.key];
   if (!by) return;
   event.preventDefault();

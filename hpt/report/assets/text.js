@@ -59,7 +59,7 @@ function tailStart(text, box) {
 
 // A box with the text; a long one begins with its end.
 function textBox(text, { box = null, formulas, collapse = false }) {
-  const element = make("div", { class: "text" });
+  const element = make("div", { class: "passage" });
   const show = (start) => {
     element.replaceChildren();
     if (start > 0) {

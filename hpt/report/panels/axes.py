@@ -73,7 +73,9 @@ def title_and_legend(axes: Axes, title: str, handles: Sequence[Handle] = (), *, 
 def _legend(axes: Axes, handles: Sequence[Handle], columns: int) -> int:
     """Returns the number of rows."""
     longest = max(len(label) for label, _ in handles)
-    fitting = int(_LEGEND_CHARACTERS * min(1, axes.get_figure().get_figwidth() / _LEGEND_WIDTH))
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    fitting = int(_LEGEND_CHARACTERS * min(1, figure.get_figwidth() / _LEGEND_WIDTH))
     columns = max(1, min(columns, len(handles), fitting // (longest + _HANDLE_CHARACTERS)))
     axes.legend(
         [handle for _, handle in handles],

@@ -157,7 +157,7 @@ PROBE = """
     field.dispatchEvent(new Event("input", { bubbles: true }));
     return find(".count").textContent;
   };
-  await wait(() => find(".panel .text"));
+  await wait(() => find(".panel .passage"));
   const found = { all: find(".count").textContent };
   found.truncated = set("ended", "1");
   set("ended", "");
@@ -167,14 +167,14 @@ PROBE = """
   found.longest = all(".list tbody tr .column-tokens").slice(0, 2).map((cell) => cell.textContent);
   find(".list tbody a").click();
   await wait(() => find(".panel h3")?.textContent.startsWith("Step 2"));
-  found.collapsed = find(".panel .text").textContent.length;
+  found.collapsed = find(".panel .passage").textContent.length;
   find(".panel").scrollIntoView();
   await wait(() => find(".panel .boxed .katex"));
   find(".panel .more").click();
   await wait(() => find(".facts dd .katex"));
   found.facts = all(".facts dd").slice(1, 3).map((fact) => fact.textContent);
-  found.whole = find(".panel .text").textContent.includes("<script>");
-  found.demonstration = all(".panel .text").at(-1).textContent;
+  found.whole = find(".panel .passage").textContent.includes("<script>");
+  found.demonstration = all(".panel .passage").at(-1).textContent;
   found.elements = all(".panel script, .panel img, .panel a[href^=javascript]").length;
   find("#rollouts").dispatchEvent(new KeyboardEvent("keydown", { key: "j", bubbles: true }));
   await wait(() => find(".panel h3").textContent.startsWith("Step 1"));
@@ -195,7 +195,9 @@ def test_the_browser_of_rollouts_in_chromium(tmp_path, monkeypatch, in_folder):
     evil = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>\\href{javascript:hacked=1}{x}"
     long = f"{evil} $1 + 1$ " + "and so on " * 900 + "so it is \\boxed{\\frac{1}{2}}."
     first = record(1, "a", ["x", "y"], finish_reasons=["stop", "length"], rewards={"brief": [0.0, 1.0]})
-    second = record(2, "a", [long, "z"], lengths=[3000, 5], demonstration=evil, answer=evil, rewards={"brief": [0.0, 0.0]})
+    second = record(
+        2, "a", [long, "z"], lengths=[3000, 5], demonstration=evil, answer=evil, rewards={"brief": [0.0, 0.0]}
+    )
     run = write_run(tmp_path / "run", {1: [first], 2: [second]})
     report([run], tmp_path)
     assert (tmp_path / FOLDER).exists() == in_folder
