@@ -9,6 +9,7 @@ const state = { run: null, kept: new Uint32Array(0), page: 0, sort: { by: "step"
 let runs = [];
 
 async function start() {
+  list.append(make("table", {}, make("thead", {}, make("tr")), make("tbody")));
   const indexes = [...document.querySelectorAll("script.rollout-index")];
   runs = await Promise.all(indexes.map((script, place) => readIndex(script.textContent, place)));
   const withRollouts = runs.filter((run) => run.rollouts.status.length);
