@@ -74,7 +74,7 @@ class RolloutIndex:
     def _add_rollouts(self, record: Mapping[str, Any], count: int) -> None:
         statuses = _list(record.get("statuses"), count)
         finish_reasons = _list(record.get("finish_reasons"), count)
-        self._rollouts["status"].extend(_place(self._statuses, str(status or "unknown")) for status in statuses)
+        self._rollouts["status"].extend(_place(self._statuses, str(status or "not judged")) for status in statuses)
         self._rollouts["truncated"].extend(reason == "length" for reason in finish_reasons)
         self._rollouts["length"].extend(length or 0 for length in _list(record.get("lengths"), count))
         scores = [_number(score) for score in _list(record.get("scores"), count)]
@@ -96,7 +96,7 @@ def pack_texts(records: Sequence[Mapping[str, Any]]) -> str:
         {
             "prompt": prompt_text(record.get("prompt")),
             "answer": None if record.get("answer") is None else str(record["answer"]),
-            "demonstration": record.get("demonstration"),
+            "demonstration": None if record.get("demonstration") is None else prompt_text(record["demonstration"]),
             "responses": [str(response) for response in record.get("responses") or []],
         }
         for record in records
