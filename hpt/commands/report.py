@@ -7,11 +7,14 @@ from pathlib import Path
 
 from hpt.commands.arguments import CommandParser
 
-HELP = "figures and one HTML page of one run, or of several side by side"
+HELP = "figures, and a page with all rollouts, of one run or of several side by side"
 
 
 def add_arguments(parser: CommandParser) -> None:
-    parser.description = "Draw the figures of one run, or of several side by side, and write one HTML page."
+    parser.description = (
+        "Draw the figures of one run, or of several side by side, and write one HTML page with a browser of all "
+        "rollouts. Many rollouts lie in report-data/ beside the page."
+    )
     parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="a run's folder")
     parser.add_argument("--output", type=Path, metavar="DIR", help="where to write (default: the run's folder)")
 

@@ -46,6 +46,11 @@ class QuestionCounts:
     correct: int
 
 
+def keys_of(questions: Iterable[QuestionCounts]) -> frozenset[str]:
+    """The keys of questions, by which two evaluations are known to ask the same."""
+    return frozenset(question.key for question in questions)
+
+
 def read_evaluations(metrics: Sequence[dict[str, Any]]) -> list[Evaluation]:
     """All evaluations in a run's metrics, in the order of steps."""
     found = []

@@ -10,19 +10,19 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from hpt.records.files import METRICS
-from hpt.report.figures import FIGURES, draw_figures
-from hpt.report.runs import Run, group_runs, load_runs
-from hpt.report.samples import sample_rollouts
+from hpt.records.files import METRICS, ROLLOUTS, step_files
+from hpt.report.bundle import content_policy, katex_styles, scripts, styles
+from hpt.report.conditions import Conditions
+from hpt.report.figures import FIGURES, NARROW, draw_figures
+from hpt.report.rollout_data import write_rollouts
+from hpt.report.runs import Run, RunGroup, group_runs, held_out_conditions, load_runs
 from hpt.report.style import styled, to_png, to_svg
 from hpt.report.summary import draw_summary
-from hpt.report.tables import duration, grade_rows, method_rows, percent, points, run_rows
+from hpt.report.tables import duration, grade_rows, method_rows, percent, points, run_rows, saved_rows
 from hpt.support.files import make_folder, write_file_atomically
 from hpt.version import VERSION
 
 PAGE = "report.html"
-_MOST_CHARACTERS = 4000  # shown of a prompt or a response
-_CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
 
 
 def report(runs: Sequence[str | Path], output: str | Path | None = None) -> Path:
@@ -41,6 +41,7 @@ def report(runs: Sequence[str | Path], output: str | Path | None = None) -> Path
     make_folder(folder / "figures")
     with styled():
         drawings, notes = draw_figures(groups)
+        narrow, _ = draw_figures(groups, NARROW)
         images = {name: to_png(drawing.figure) for name, drawing in drawings.items()}
         images["summary"] = to_png(draw_summary(groups))
         figures = [
@@ -49,6 +50,7 @@ def report(runs: Sequence[str | Path], output: str | Path | None = None) -> Path
                 "caption": drawing.caption,
                 "wide": drawing.wide,
                 "svg": Markup(to_svg(drawing.figure, name)),
+                "narrow": Markup(to_svg(narrow[name].figure, f"{name}-narrow")),
             }
             for name, drawing in drawings.items()
         ]
@@ -58,6 +60,7 @@ def report(runs: Sequence[str | Path], output: str | Path | None = None) -> Path
             write_file_atomically(path, images[name])
         else:
             path.unlink(missing_ok=True)  # an earlier report of other runs may have drawn it
+    rollouts = write_rollouts(loaded, folder) if any(step_files(run.folder, ROLLOUTS) for run in loaded) else None
     page = _template().render(
         title=loaded[0].name if len(loaded) == 1 else f"{len(loaded)} runs",
         runs=loaded,
@@ -65,7 +68,11 @@ def report(runs: Sequence[str | Path], output: str | Path | None = None) -> Path
         seeds=max(len(group.runs) for group in groups),
         figures=figures,
         notes=notes,
-        samples=sample_rollouts(loaded[0]) if len(loaded) == 1 else [],
+        rollouts=rollouts,
+        styles=Markup(styles()),
+        katex_styles=Markup(katex_styles()),
+        scripts=[Markup(script) for script in scripts()],
+        content_policy=content_policy(reads_folder=rollouts is not None and rollouts.in_folder),
         version=VERSION,
         **_tables(loaded),
     )
@@ -74,30 +81,35 @@ def report(runs: Sequence[str | Path], output: str | Path | None = None) -> Path
 
 
 def _tables(runs: Sequence[Run]) -> dict[str, Any]:
+    tables: dict[str, Any] = {"grades": [], "methods": [], "run_rows": [], "saved_rows": saved_rows(runs)}
     if len(runs) > 1:
-        return {"grades": [], "method_rows": method_rows(group_runs(runs)), "run_rows": run_rows(runs)}
+        return tables | {"methods": _method_tables(group_runs(runs)), "run_rows": run_rows(runs)}
     evaluations = runs[0].evaluations
-    return {"grades": grade_rows(evaluations) if evaluations else [], "method_rows": [], "run_rows": []}
+    return tables | {"grades": grade_rows(evaluations) if evaluations else []}
+
+
+def _method_tables(groups: Sequence[RunGroup]) -> list[dict[str, Any]]:
+    """A table for each set of held-out questions; groups without an evaluation stand in the first."""
+    found: list[Conditions | None] = [*held_out_conditions(groups)] or [None]
+    return [
+        {
+            "held_out": conditions,
+            "rows": method_rows([group for group in groups if (group.held_out or found[0]) == conditions]),
+        }
+        for conditions in found
+    ]
 
 
 def _template() -> Template:
     environment = Environment(
-        loader=PackageLoader("hpt.report", "."),
+        loader=PackageLoader("hpt.report", "assets"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "points": points, "duration": duration, "shown": _shown}
+    environment.filters |= {"percent": percent, "points": points, "duration": duration}
     return environment.get_template("page.html.jinja")
-
-
-def _shown(text: Any) -> str:
-    """A model's text, made safe to show: control characters as pictures, lone surrogates replaced, long text cut."""
-    text = str(text)
-    shown = text[:_MOST_CHARACTERS].translate(_CONTROL_PICTURES).encode("utf-8", "replace").decode()
-    left = len(text) - _MOST_CHARACTERS
-    return shown if left <= 0 else f"{shown} … ({left:,} more characters)"
 
 
 def _default_output(runs: Sequence[Run]) -> Path:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpt.evaluation.evaluate import RESULTS
 from hpt.evaluation.statistics import Estimate, bootstrap, pass_at_k
-from hpt.records.files import EVALUATIONS
-from hpt.report.evaluations import QuestionCounts, natural_key, read_question_counts
+from hpt.report.conditions import Conditions
+from hpt.report.evaluations import QuestionCounts, keys_of, natural_key
 from hpt.report.runs import Run, RunGroup
+from hpt.report.saved_evaluations import saved_evaluations
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,65 @@ def mean_pass_at_k(questions: Sequence[QuestionCounts], k: int) -> float:
     return statistics.fmean(pass_at_k(question.n, question.correct, k) for question in questions)
 
 
-def final_evaluations(group: RunGroup) -> tuple[list[tuple[QuestionCounts, ...]], str]:
-    """The last evaluation of each run, and its origin: "hpt eval" or "training".
+@dataclass(frozen=True)
+class Comparable:
+    """Evaluations of several groups under the same conditions: by the label of a group, one evaluation per run."""
 
-    If all runs have an evaluation by `hpt eval` in their eval/, those; else the last one of each training.
+    conditions: Conditions
+    by_group: dict[str, list[tuple[QuestionCounts, ...]]]
+    in_training: bool
+
+
+def comparable_evaluations(groups: Sequence[RunGroup]) -> list[Comparable]:
+    """The last evaluations of the trainings, then those by `hpt eval`; groups with other questions are kept apart.
+
+    An evaluation by `hpt eval` of the same questions, of every run, takes the place of those of the trainings.
     """
-    paths = [run.folder / EVALUATIONS / RESULTS for run in group.runs]
-    if all(path.is_file() for path in paths):
-        return [read_question_counts(path) for path in paths], "hpt eval"
-    return [run.question_counts[max(run.question_counts)] for run in evaluated_runs(group)], "training"
+    saved = _saved(groups)
+    trained = [
+        evaluations
+        for evaluations in _trained(groups)
+        if not any(_ask_the_same(evaluations, others) for others in saved)
+    ]
+    return trained + saved
+
+
+def last_evaluations(group: RunGroup) -> list[tuple[QuestionCounts, ...]]:
+    """The last evaluation of each training."""
+    return [run.question_counts[max(run.question_counts)] for run in evaluated_runs(group)]
+
+
+def _trained(groups: Sequence[RunGroup]) -> list[Comparable]:
+    found: dict[Conditions, dict[str, list[tuple[QuestionCounts, ...]]]] = {}
+    for group in groups:
+        if group.held_out and evaluated_runs(group):
+            found.setdefault(group.held_out, {})[group.label] = last_evaluations(group)
+    return [Comparable(conditions, by_group, in_training=True) for conditions, by_group in found.items()]
+
+
+def _saved(groups: Sequence[RunGroup]) -> list[Comparable]:
+    """Of groups all of whose runs have the evaluation."""
+    by_run: dict[Conditions, dict[str, tuple[QuestionCounts, ...]]] = {}
+    for each in saved_evaluations([run for group in groups for run in group.runs]):
+        by_run.setdefault(each.conditions, {})[each.run.name] = each.questions
+    found = []
+    for conditions, questions in by_run.items():
+        by_group = {
+            group.label: [questions[run.name] for run in group.runs]
+            for group in groups
+            if all(run.name in questions for run in group.runs)
+        }
+        if by_group:
+            found.append(Comparable(conditions, by_group, in_training=False))
+    return found
+
+
+def _ask_the_same(trained: Comparable, saved: Comparable) -> bool:
+    """Whether `saved` has all the groups of `trained`, with the same questions."""
+    return all(
+        label in saved.by_group and set(map(keys_of, saved.by_group[label])) == set(map(keys_of, evaluations))
+        for label, evaluations in trained.by_group.items()
+    )
 
 
 def first_evaluations(group: RunGroup) -> list[tuple[QuestionCounts, ...]]:

@@ -12,9 +12,13 @@ import numpy as np
 import yaml
 
 from hpt.records.files import CONFIG, EVALUATIONS, METRICS, read_metrics, step_files
+from hpt.report.conditions import Conditions, data_name, sampling_of, tell_apart
 from hpt.report.curves import Curve, add_curves
-from hpt.report.evaluations import Evaluation, QuestionCounts, read_evaluations, read_question_counts
+from hpt.report.evaluations import Evaluation, QuestionCounts, keys_of, read_evaluations, read_question_counts
 from hpt.support.errors import HptError
+
+HELD_OUT = "held-out data"
+"""Stands among the settings of a group for the questions it is evaluated on."""
 
 # Settings that may differ inside a group: they say which repetition a run is and where its files are.
 _IDENTITY = (
@@ -28,6 +32,8 @@ _IDENTITY = (
     "track",
     "checkpoint.push_to_hub",
 )
+
+_OUTSIDE_OF_STEPS = ("start", "eval", "checkpoint")  # phases; start: from the process's start to its first step
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,18 @@ class Run:
         return {step: read_question_counts(path) for step, path in step_files(self.folder, EVALUATIONS).items()}
 
     @cached_property
+    def held_out(self) -> Conditions | None:
+        """The conditions of the evaluations during training; None if there is none yet."""
+        if not self.evaluations:
+            return None
+        settings = self.config.get("eval")
+        settings = settings if isinstance(settings, dict) else {}
+        last = list(self.question_counts.values())[-1:]
+        n = min(question.n for question in last[0]) if last else settings.get("n", 1)
+        questions = len(last[0]) if last else round(self.evaluations[-1].count / n)
+        return Conditions(data_name(self._path_in("data", "eval")), questions, n, **sampling_of(settings))
+
+    @cached_property
     def phases(self) -> dict[str, float]:
         """Seconds of the whole run by phase, the longest first."""
         totals: dict[str, float] = {}
@@ -95,7 +113,7 @@ class Run:
         total = 0.0
         for record in self.metrics:
             phases = {key: value or 0.0 for key, value in record.items() if key.startswith("time/")}
-            outside = phases.pop("time/eval", 0.0) + phases.pop("time/checkpoint", 0.0)
+            outside = sum(phases.pop(f"time/{phase}", 0.0) for phase in _OUTSIDE_OF_STEPS)
             total += outside + (phases.get("time/step") or sum(phases.values()))
         return total
 
@@ -139,11 +157,13 @@ class RunGroup:
     """Runs of one method that differ only in their seed.
 
     settings: by dotted key, those in which it differs from other groups of its method; the label states them.
+    held_out: the conditions of its evaluations during training, the same in all its runs; None if there are none.
     """
 
     label: str
     runs: list[Run]
     settings: dict[str, Any] = field(default_factory=dict)
+    held_out: Conditions | None = None
 
     @property
     def method(self) -> str:
@@ -171,20 +191,43 @@ def load_runs(folders: Sequence[str | Path]) -> list[Run]:
 
 
 def group_runs(runs: Sequence[Run]) -> list[RunGroup]:
-    """Groups runs by method and, within a method, by the settings in which its runs differ."""
+    """Groups runs by method and, within a method, by the settings and held-out questions in which its runs differ."""
     groups: list[RunGroup] = []
+    held_out = _conditions_of_runs(runs)
     for method in dict.fromkeys(run.method for run in runs):
         same = [run for run in runs if run.method == method]
-        settings = [_settings(run.config) for run in same]
+        evaluated = [held_out[run.name] for run in same if run.name in held_out]
+        default = evaluated[0] if evaluated else None  # a run without an evaluation yet joins the others
+        conditions = [held_out.get(run.name, default) for run in same]
+        settings = [
+            _settings(run.config) | {HELD_OUT: found and str(found)}
+            for run, found in zip(same, conditions, strict=True)
+        ]
         keys = sorted(set().union(*settings))
         varied = [key for key in keys if len({repr(setting.get(key)) for setting in settings}) > 1]
         by_label: dict[str, RunGroup] = {}
-        for run, setting in zip(same, settings, strict=True):
+        for run, setting, found in zip(same, settings, conditions, strict=True):
             own = {key: setting.get(key) for key in varied}
             label = ", ".join([method, *(f"{key}={value}" for key, value in own.items())])
-            by_label.setdefault(label, RunGroup(label, [], own)).runs.append(run)
+            by_label.setdefault(label, RunGroup(label, [], own, found)).runs.append(run)
         groups += by_label.values()
     return groups
+
+
+def held_out_conditions(groups: Sequence[RunGroup]) -> list[Conditions]:
+    """The different conditions under which the groups were evaluated during training."""
+    return list(dict.fromkeys(group.held_out for group in groups if group.held_out))
+
+
+def _conditions_of_runs(runs: Sequence[Run]) -> dict[str, Conditions]:
+    """The conditions of the evaluated runs by name, told apart where their questions differ."""
+    found = []
+    for run in runs:
+        if run.held_out:
+            last = list(run.question_counts.values())[-1:]
+            found.append((run.name, (run.held_out, repr(run.seed), keys_of(last[0]) if last else frozenset())))
+    conditions = tell_apart([evaluation for _, evaluation in found])
+    return dict(zip((name for name, _ in found), conditions, strict=True))
 
 
 def _load_run(folder: Path, name: str) -> Run:

@@ -37,6 +37,7 @@ VERDICT_COLOURS = {
     "timeout": "#8e3b6f",
 }
 PHASE_COLOURS = {
+    "start": "#e69f00",
     "rollout": BLUE,
     "verify": "#56b4e9",
     "train": "#d55e00",
@@ -47,7 +48,8 @@ GRADE_COLOURS = ("#56b4e9", "#e69f00", "#d55e00", "#cc79a7", "#009e73", BLUE)
 SHARE_COLOURS = ("#2273b414", "#2273b4")  # from never to always right; half transparent, for a light and a dark page
 GAMMA_COLOURS = ("#9cc3e4", "#0072b2", "#12304d")
 SKIPPED = "#c0392b"
-DASHES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (1.4, 1.4)), (0, (6, 1.5, 1.4, 1.5)))
+# Curves that coincide are drawn over each other: the gaps are as wide as the dashes, so that each is seen.
+DASHES: tuple[Any, ...] = ("-", (0, (3.5, 3.5)), (0, (1.2, 2.6)), (0, (4, 2.6, 1.2, 2.6)))
 
 _SETTINGS: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so that figures look the same everywhere

@@ -48,7 +48,8 @@ def draw_summary(groups: Sequence[RunGroup]) -> Figure:
         draw_gate_counts(gate, groups[0], "Questions by right rollouts, and sent to SFT", sft_line=True)
     elif not draw_quantity(gate, groups, SFT_SHARE, legend=False):
         draw_missing(gate, SFT_SHARE.title, "not recorded")
-    if not draw_accuracy(accuracy, groups, legend=False):
+    held_out = next((group.held_out for group in groups if group.held_out), None)
+    if not draw_accuracy(accuracy, groups, held_out, legend=False):
         draw_missing(accuracy, "Held-out accuracy", "no evaluation in this run")
     for axes, quantity in ((entropy, ENTROPY), (length, LENGTH)):
         if not draw_quantity(axes, groups, quantity, legend=False):

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from rich.table import Table
 
-from hpt.records.files import read_metrics
-from hpt.report.evaluations import ALL, Evaluation, grades_of, read_evaluations
-from hpt.report.questions import final_evaluations, mean_pass_at_k
-from hpt.report.runs import Run, RunGroup
+from hpt.report.evaluations import ALL, Evaluation, grades_of
+from hpt.report.questions import last_evaluations, mean_pass_at_k
+from hpt.report.runs import Run, RunGroup, load_runs
+from hpt.report.saved_evaluations import saved_evaluations
 
 EMPTY = "–"
 
@@ -34,14 +34,14 @@ class GradeAccuracy:
 def accuracy_table(folder: str | Path) -> Table:
     """A run's held-out accuracy by grade before and after training, for the terminal.
 
-    Without an evaluation the table is empty, and its title says so. Raises HptError if the folder has no readable
-    metrics.
+    Without an evaluation the table is empty, and its title says so. Raises HptError if the folder is not a run.
     """
-    evaluations = read_evaluations(read_metrics(folder))
+    run = load_runs([folder])[0]
+    evaluations = run.evaluations
     if not evaluations:
         return Table(title="Held-out accuracy: no evaluation in this run")
     rows = grade_rows(evaluations)
-    table = Table(title="Held-out accuracy")
+    table = Table(title=f"Held-out accuracy: {run.held_out}")
     table.add_column("grade")
     table.add_column("answers", justify="right")
     table.add_column(f"before (step {evaluations[0].step})", justify="right")
@@ -74,6 +74,7 @@ def run_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
             "method": run.method,
             "seed": str(run.seed),
             "steps": f"{run.last_step}" if run.finished else f"{run.last_step} of {run.total_steps}",
+            "held-out data": run.held_out.data if run.held_out else EMPTY,
             "before": percent(run.evaluations[0].accuracy if run.evaluations else None),
             "after": percent(run.evaluations[-1].accuracy if len(run.evaluations) > 1 else None),
             "sent to SFT": percent(run.share("gate/sft", "gate/questions")),
@@ -88,9 +89,10 @@ def run_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
 def method_rows(groups: Sequence[RunGroup]) -> list[dict[str, str]]:
     """One row per group, with mean and spread over seeds: held-out accuracy, overall and by grade; pass@k; times.
 
-    k is the fewest responses that any question has; there is no pass@1 column.
+    groups: evaluated under the same conditions, or not at all. k is the fewest responses that any question has; there
+    is no pass@1 column.
     """
-    finals = {group.label: final_evaluations(group)[0] for group in groups}
+    finals = {group.label: last_evaluations(group) for group in groups}
     n = min((question.n for found in finals.values() for questions in found for question in questions), default=1)
     grades = grades_of(run.evaluations[-1] for group in groups for run in group.runs if run.evaluations)
     rows = []
@@ -114,6 +116,27 @@ def method_rows(groups: Sequence[RunGroup]) -> list[dict[str, str]]:
             row[phase] = duration(statistics.fmean(run.phases.get(phase, 0.0) for run in group.runs) or None)
         row["time per run"] = duration(statistics.fmean(run.seconds for run in group.runs) or None)
         rows.append(row)
+    return rows
+
+
+def saved_rows(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """One row per evaluation by `hpt eval` in a run's eval/; those of the same data stand together."""
+    rows = []
+    for each in saved_evaluations(runs):
+        n = each.conditions.n
+        best = each.pass_at(n)
+        average = each.pass_at(1)
+        rows.append(
+            {
+                "data": each.conditions.name,
+                "run": each.run.name,
+                "checkpoint": each.checkpoint or EMPTY,
+                "questions": f"{each.conditions.questions:,}",
+                "sampling": each.conditions.sampling,
+                "avg@n": f"{average.mean:.1%} [{100 * average.low:.1f}, {100 * average.high:.1f}]",
+                "pass@n": f"{best.mean:.1%} [{100 * best.low:.1f}, {100 * best.high:.1f}]" if n > 1 else EMPTY,
+            }
+        )
     return rows
 
 

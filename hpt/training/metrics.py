@@ -172,7 +172,10 @@ def sampling_metrics(experiences: Sequence[Experience], questions: int) -> Metri
 
 
 def rollout_records(step: int, experiences: Sequence[Experience]) -> list[dict[str, Any]]:
-    """One object per question for rollouts/step-*.jsonl, with the gate's decision."""
+    """One object per question for rollouts/step-*.jsonl, with the gate's decision.
+
+    `total_rewards` are what RL is given; `demonstration` is there where the gate trains on it.
+    """
     return [_rollout_record(step, experience) for experience in experiences]
 
 
@@ -188,6 +191,8 @@ def _rollout_record(step: int, experience: Experience) -> dict[str, Any]:
         "responses": [rollout.text for rollout in rollouts],
         "scores": [rollout.verdict.score if rollout.verdict else None for rollout in rollouts],
         **({"overlong": penalties} if penalties else {}),
+        "total_rewards": [rollout.reward for rollout in rollouts],
+        "advantages": [_mean_advantage(rollout) for rollout in rollouts],
         "statuses": [rollout.verdict.status if rollout.verdict else None for rollout in rollouts],
         **_reward_record(experience),
         "finish_reasons": [rollout.finish_reason for rollout in rollouts],
@@ -197,6 +202,7 @@ def _rollout_record(step: int, experience: Experience) -> dict[str, Any]:
         "beta": experience.decision.beta,
         "off": experience.decision.off,
         "trained": experience.trained,
+        **({"demonstration": question.demonstration} if experience.decision.uses_demonstration else {}),
     }
 
 
@@ -211,6 +217,13 @@ def _reward_record(experience: Experience) -> dict[str, Any]:
     if rewards.faults:
         record["reward_faults"] = rewards.faults
     return record
+
+
+def _mean_advantage(rollout: Rollout) -> float:
+    """Its advantage; the mean over its tokens where each has its own."""
+    if isinstance(rollout.advantage, list):
+        return sum(rollout.advantage) / len(rollout.advantage)
+    return rollout.advantage
 
 
 def _gate_metrics(experiences: Sequence[Experience]) -> Metrics:

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from hpt.report.conditions import Conditions
 from hpt.report.evaluations import ALL, grades_of
 from hpt.report.panels.axes import (
     PERCENT,
@@ -16,6 +17,7 @@ from hpt.report.panels.axes import (
     group_styles,
     label_ends,
     last_step,
+    marker_size,
     start_at_zero,
     step_axis,
     title_and_legend,
@@ -24,17 +26,20 @@ from hpt.report.runs import Run, RunGroup
 from hpt.report.style import GRADE_COLOURS, INK, MUTED, PAPER
 
 
-def draw_accuracy(axes: Axes, groups: Sequence[RunGroup], *, legend: bool = True) -> bool:
+def draw_accuracy(axes: Axes, groups: Sequence[RunGroup], held_out: Conditions | None, *, legend: bool = True) -> bool:
     """Accuracy along the steps: of a single group overall and by grade, of several groups overall.
 
+    held_out: only groups that were evaluated under these conditions are drawn.
     Returns False, with nothing drawn, if no run was evaluated.
     """
     handles: list[Handle] = []
-    for group, colour, dash in group_styles(groups):
+    drawn = [style for style in group_styles(groups) if style[0].held_out == held_out]
+    for index, (group, colour, dash) in enumerate(drawn):
         total = group.curve("eval/correct", "eval/count")
         if not len(total.steps):
             continue
-        style = {"color": colour if len(groups) > 1 else INK, "linestyle": dash, "lw": 2.2, "marker": "o", "ms": 4.5}
+        style = {"color": colour if len(groups) > 1 else INK, "linestyle": dash, "lw": 2.2, "marker": "o"}
+        style["ms"] = marker_size(index, len(drawn))
         if len(group.runs) > 1:
             for run in group.runs:
                 curve = run.curve("eval/correct", "eval/count")
@@ -49,7 +54,7 @@ def draw_accuracy(axes: Axes, groups: Sequence[RunGroup], *, legend: bool = True
     axes.set_ylabel("right answers")
     start_at_zero(axes)
     step_axis(axes, last_step(groups))
-    title_and_legend(axes, "Held-out accuracy", handles if legend and len(groups) > 1 else [])
+    title_and_legend(axes, _title(held_out), handles if legend and len(groups) > 1 else [])
     return True
 
 
@@ -83,18 +88,18 @@ def draw_before_after(axes: Axes, run: Run) -> None:
     axes.grid(visible=True, axis="x")
     axes.grid(visible=False, axis="y")
     axes.spines["bottom"].set_visible(False)
-    axes.set_title(f"Held-out accuracy by grade, step {before.step} → {after.step}")
+    axes.set_title(f"By grade, step {before.step} → {after.step}: {run.held_out.name if run.held_out else 'held out'}")
 
 
-def draw_by_grade(axes: Axes, groups: Sequence[RunGroup]) -> None:
+def draw_by_grade(axes: Axes, groups: Sequence[RunGroup], held_out: Conditions) -> None:
     """Final accuracy of each grade: one bar per group, the mean over its runs, with a whisker from worst to best run.
 
-    A mark in each bar is the accuracy before training. At least one run was evaluated.
+    A mark in each bar is the accuracy before training. Only groups that were evaluated under `held_out`, at least one.
     """
     evaluated = []
     for group, colour, _ in group_styles(groups):
         runs = [run for run in group.runs if run.evaluations]
-        if runs:
+        if runs and group.held_out == held_out:
             evaluated.append((group.label, colour, runs))
     finals = [run.evaluations[-1] for _, _, runs in evaluated for run in runs]
     grades = [*grades_of(finals), ALL]
@@ -117,7 +122,11 @@ def draw_by_grade(axes: Axes, groups: Sequence[RunGroup]) -> None:
     start_at_zero(axes)
     handles: list[Handle] = [(label, Patch(color=colour)) for label, colour, _ in evaluated]
     handles.append(("before training", Line2D([], [], color=INK, lw=1.6)))
-    title_and_legend(axes, "Held-out accuracy by grade after training", handles)
+    title_and_legend(axes, f"By grade, after training: {held_out.name}", handles)
+
+
+def _title(held_out: Conditions | None) -> str:
+    return f"Held-out accuracy: {held_out.name}" if held_out else "Held-out accuracy"
 
 
 def _draw_grades(axes: Axes, group: RunGroup) -> None:

@@ -22,7 +22,8 @@ PLAIN = FuncFormatter(lambda value, _: f"{value:.3g}")
 Handle = tuple[str, Line2D | Patch]
 """An entry of a legend: its label and what it looks like."""
 
-_LEGEND_CHARACTERS = 84  # that fit side by side in a figure's width
+_LEGEND_CHARACTERS = 84  # that fit side by side in _LEGEND_WIDTH
+_LEGEND_WIDTH = 6.6  # inches
 _HANDLE_CHARACTERS = 6  # the width of a handle in characters
 
 
@@ -30,6 +31,11 @@ def group_styles(groups: Sequence[RunGroup]) -> list[tuple[RunGroup, str, Any]]:
     """Each group with its colour and dash pattern, which are the same in every panel."""
     colours = method_colours([group.label for group in groups])
     return [(group, colours[group.label], DASHES[i % len(DASHES)]) for i, group in enumerate(groups)]
+
+
+def marker_size(index: int, count: int) -> float:
+    """Of the `index`-th of `count` curves, in points: smaller for each that is drawn over the others."""
+    return max(3.5, 4.5 + 1.8 * (count - 1 - index)) if count <= 4 else 4.5
 
 
 def step_axis(axes: Axes, last_step: int, *, label: bool = True) -> None:
@@ -67,7 +73,10 @@ def title_and_legend(axes: Axes, title: str, handles: Sequence[Handle] = (), *, 
 def _legend(axes: Axes, handles: Sequence[Handle], columns: int) -> int:
     """Returns the number of rows."""
     longest = max(len(label) for label, _ in handles)
-    columns = max(1, min(columns, len(handles), _LEGEND_CHARACTERS // (longest + _HANDLE_CHARACTERS)))
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    fitting = int(_LEGEND_CHARACTERS * min(1, figure.get_figwidth() / _LEGEND_WIDTH))
+    columns = max(1, min(columns, len(handles), fitting // (longest + _HANDLE_CHARACTERS)))
     axes.legend(
         [handle for _, handle in handles],
         [label for label, _ in handles],

@@ -20,6 +20,7 @@ from hpt.report.panels.axes import (
     Handle,
     group_styles,
     last_step,
+    marker_size,
     start_at_zero,
     step_axis,
     title_and_legend,
@@ -61,7 +62,7 @@ CLIP_SHARE = Quantity("Clipped tokens", "share of tokens", "clip/count", "clip/t
 def draw_quantity(axes: Axes, groups: Sequence[RunGroup], quantity: Quantity, *, legend: bool = True) -> bool:
     """Draws one line per group. Returns False, with nothing drawn, if no run records the quantity."""
     handles: list[Handle] = []
-    for group, colour, dash in group_styles(groups):
+    for index, (group, colour, dash) in enumerate(group_styles(groups)):
         total = group.curve(quantity.numerator, quantity.denominator)
         if not len(total.steps):
             continue
@@ -69,8 +70,8 @@ def draw_quantity(axes: Axes, groups: Sequence[RunGroup], quantity: Quantity, *,
             curve = run.curve(quantity.numerator, quantity.denominator)
             window = curve.window if len(group.runs) > 1 else 1
             axes.plot(curve.steps, curve.values(window), color=colour, lw=0.9, alpha=0.4)
-        short = len(total.steps) <= _SHORT
-        marks: dict[str, Any] = {"marker": "o", "ms": 5, "mec": PAPER, "mew": 0.8, "clip_on": False} if short else {}
+        short, size = len(total.steps) <= _SHORT, marker_size(index, len(groups))
+        marks: dict[str, Any] = {"marker": "o", "ms": size, "mec": PAPER, "mew": 0.8, "clip_on": False} if short else {}
         axes.plot(total.steps, total.values(total.window), color=colour, linestyle=dash, lw=2.2, zorder=4, **marks)
         handles.append((group.label, Line2D([], [], color=colour, linestyle=dash, lw=2.2)))
     if not handles:

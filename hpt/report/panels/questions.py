@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from hpt.report.panels.axes import Handle, accuracy_axis, group_styles, title_and_legend
-from hpt.report.questions import PassCurve, QuestionMap, final_evaluations, first_evaluations, pass_curve
+from hpt.report.questions import Comparable, PassCurve, QuestionMap, first_evaluations, pass_curve
 from hpt.report.runs import RunGroup
 from hpt.report.style import INK, MUTED, PAPER, SHARE_COLOURS
 
@@ -22,14 +22,12 @@ _STEPS_NAMED = 8  # at most, below a map
 _MOST_BANDS = 3  # intervals are drawn as bands up to this number of curves
 
 
-def draw_pass_at_k(axes: Axes, groups: Sequence[RunGroup]) -> str | None:
-    """Draws one curve per group, and one before training. Returns the caption; None, with nothing drawn, without data.
+def draw_pass_at_k(axes: Axes, groups: Sequence[RunGroup], evaluations: Comparable, title: str) -> str:
+    """Draws one curve per group that has the evaluation, and one before training. Returns the caption.
 
-    Curves need evaluations with more than one response per question.
+    evaluations: with more than one response per question.
     """
-    curves = _pass_curves(groups)
-    if not curves:
-        return None
+    curves = _pass_curves(groups, evaluations)
     handles: list[Handle] = []
     for index, (label, curve, colour, dash) in enumerate(curves):
         style: dict[str, Any] = {"color": colour, "linestyle": dash, "lw": 2.2, "marker": "o", "ms": 4.5}
@@ -42,29 +40,24 @@ def draw_pass_at_k(axes: Axes, groups: Sequence[RunGroup]) -> str | None:
             axes.vlines(ks, lows, highs, color=colour, lw=1.1, alpha=0.55)
         axes.plot(ks, means, mec=PAPER, mew=0.8, clip_on=False, zorder=4, **style)
         handles.append((label, Line2D([], [], **style)))
-    counts = sorted({curve.n for _, curve, _, _ in curves})
-    _k_axis(axes, counts)
+    _k_axis(axes, sorted({curve.n for _, curve, _, _ in curves}))
     accuracy_axis(axes)
     axes.set_ylabel("questions solved by any of k")
-    title_and_legend(axes, "pass@k on held-out questions", handles if len(handles) > 1 else [])
+    title_and_legend(axes, title, handles if len(handles) > 1 else [])
     marks = "bands" if len(curves) <= _MOST_BANDS else "whiskers"
-    return f"Unbiased, from n = {', '.join(map(str, counts))} responses; {marks}: 95% intervals over questions."
+    origin = "" if evaluations.in_training else ", by hpt eval"
+    return f"{evaluations.conditions}{origin}. Unbiased; {marks}: 95% intervals over questions."
 
 
-def _pass_curves(groups: Sequence[RunGroup]) -> list[tuple[str, PassCurve, str, Any]]:
+def _pass_curves(groups: Sequence[RunGroup], evaluations: Comparable) -> list[tuple[str, PassCurve, str, Any]]:
     """Label, curve, colour and dash pattern of each curve; "before training" comes first."""
-    curves = []
-    origins = set()
-    for group, colour, dash in group_styles(groups):
-        evaluations, origin = final_evaluations(group)
-        origins.add(origin)
-        if evaluations:
-            curves.append((group.label, pass_curve(evaluations), colour, dash))
-    if origins == {"training"}:
-        first = [evaluation for group in groups for evaluation in first_evaluations(group)]
+    own = [style for style in group_styles(groups) if style[0].label in evaluations.by_group]
+    curves = [(group.label, pass_curve(evaluations.by_group[group.label]), colour, dash) for group, colour, dash in own]
+    if evaluations.in_training:
+        first = [evaluation for group, _, _ in own for evaluation in first_evaluations(group)]
         if first:
             curves.insert(0, ("before training", pass_curve(first), MUTED, (0, (4, 2))))
-    return [curve for curve in curves if curve[1].n > 1]
+    return curves
 
 
 def _k_axis(axes: Axes, counts: Sequence[int]) -> None:

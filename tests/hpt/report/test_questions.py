@@ -15,10 +15,12 @@ from matplotlib.figure import Figure
 
 from hpt.report import report
 from hpt.report.evaluations import QuestionCounts
+from hpt.report.figures import draw_figures
 from hpt.report.panels.ablation import draw_final_accuracy, draw_sft_share, gamma_families
 from hpt.report.panels.questions import draw_pass_at_k, draw_question_map
-from hpt.report.questions import pass_curve, question_map
+from hpt.report.questions import comparable_evaluations, pass_curve, question_map
 from hpt.report.runs import group_runs, load_runs
+from hpt.report.tables import method_rows, saved_rows
 from hpt.support.errors import HptError
 
 QUESTIONS = {"a": "easy", "b": "easy", "c": "hard", "d": "hard"}
@@ -29,6 +31,7 @@ def write_run(folder, evaluations, *, n=4, sft=(), **config):
     """A run. evaluations: right responses by question, by step; sft: how many of 4 questions each step sent to SFT."""
     (folder / "eval").mkdir(parents=True)
     defaults = {"output": str(folder), "method": "hpt", "seed": 0, "steps": max(evaluations), "rollout": {"n": 8}}
+    defaults["data"] = {"eval": str(folder / "data.jsonl")}
     (folder / "config.yaml").write_text(yaml.safe_dump(defaults | config))
     lines = {step: {"step": step} for step in sorted({*evaluations, *range(1, len(sft) + 1)})}
     for step, sent in enumerate(sft, 1):
@@ -85,7 +88,8 @@ def test_pass_at_k_before_and_after_training(tmp_path):
     before, after = {"a": 1, "b": 0, "c": 0, "d": 0}, {"a": 4, "b": 2, "c": 1, "d": 0}
     group = only_group(write_run(tmp_path / "run", {0: before, 8: after}))
     axes = Figure().add_subplot()
-    assert "n = 4" in draw_pass_at_k(axes, [group])
+    (evaluations,) = comparable_evaluations([group])
+    assert "data.jsonl (4 questions, n = 4)" in draw_pass_at_k(axes, [group], evaluations, "pass@k")
     first, last = axes.lines
     for line, counts in ((first, before), (last, after)):
         assert line.get_xdata().tolist() == [1, 2, 4]
@@ -100,7 +104,9 @@ def test_an_evaluation_by_hpt_eval_is_preferred(tmp_path):
     rows = [question("a", 0, 32, 16)]
     (run / "eval" / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     axes = Figure().add_subplot()
-    assert "n = 32" in draw_pass_at_k(axes, [only_group(run)])
+    group = only_group(run)
+    (evaluations,) = comparable_evaluations([group])
+    assert "n = 32" in draw_pass_at_k(axes, [group], evaluations, "pass@k")
     (line,) = axes.lines
     assert line.get_xdata().tolist() == [1, 2, 4, 8, 16, 32]
     assert line.get_ydata()[0] == 0.5
@@ -108,9 +114,67 @@ def test_an_evaluation_by_hpt_eval_is_preferred(tmp_path):
 
 def test_one_response_per_question_gives_no_pass_at_k(tmp_path):
     group = only_group(write_run(tmp_path / "run", {0: {"a": 0}, 8: {"a": 1}}, n=1))
-    axes = Figure().add_subplot()
-    assert draw_pass_at_k(axes, [group]) is None
-    assert not axes.lines
+    drawings, notes = draw_figures([group])
+    assert "pass_at_k" not in drawings
+    assert any(note.startswith("pass@k: no evaluation") for note in notes)
+
+
+# ---- like with like
+
+
+def save_evaluation(run, name, data, counts, n, **sampling):
+    folder = run / "eval" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [question(id, 0, n, correct) for id, correct in counts.items()]
+    (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {"data": data, "model": "runs/run/checkpoints/step-000008", "n": n, **sampling}
+    (folder / "summary.json").write_text(json.dumps({"settings": settings}))
+
+
+def test_evaluations_of_other_data_and_of_subsets_are_compared_apart(tmp_path):
+    counts = {"a": 1, "b": 2, "c": 3, "d": 4}
+    runs = [write_run(tmp_path / method, {0: counts, 8: counts}, method=method) for method in ("hpt", "grpo")]
+    save_evaluation(runs[0], ".", "data/AIME24/test.json", {"b": 0}, 32, temperature=0.6)
+    save_evaluation(runs[0], "part", "runs/data.jsonl", {"a": 4}, 4)
+    groups = group_runs(load_runs(runs))
+    found = comparable_evaluations(groups)
+    assert [(str(each.conditions), list(each.by_group)) for each in found] == [
+        ("data.jsonl (4 questions, n = 4)", ["hpt", "grpo"]),
+        ("AIME24/test.json (1 questions, n = 32, temperature 0.6)", ["hpt"]),
+        ("data.jsonl (1 questions, n = 4)", ["hpt"]),
+    ]
+    rows = method_rows(groups)
+    assert [row["pass@4"] for row in rows] == ["100.0", "100.0"]
+    assert [(row["data"], row["avg@n"].split()[0]) for row in saved_rows(load_runs(runs))] == [
+        ("AIME24/test.json", "0.0%"),
+        ("data.jsonl", "100.0%"),
+    ]
+
+
+def test_an_evaluation_of_the_same_questions_must_exist_for_every_run(tmp_path):
+    counts = {"a": 1, "b": 2}
+    runs = [write_run(tmp_path / method, {0: counts, 8: counts}, method=method) for method in ("hpt", "grpo")]
+    save_evaluation(runs[0], ".", "data.jsonl", counts, 32)
+    trained, _ = comparable_evaluations(group_runs(load_runs(runs)))
+    assert (trained.in_training, list(trained.by_group)) == (True, ["hpt", "grpo"])
+    save_evaluation(runs[1], ".", "data.jsonl", counts, 32)
+    (both,) = comparable_evaluations(group_runs(load_runs(runs)))
+    assert (both.in_training, both.conditions.n, list(both.by_group)) == (False, 32, ["hpt", "grpo"])
+
+
+def test_runs_with_other_held_out_questions_are_drawn_apart(tmp_path):
+    same, other = {"a": 1, "b": 2}, {"c": 1, "d": 4}
+    runs = [
+        write_run(tmp_path / f"{index}", {0: counts, 8: counts}, seed=seed)
+        for index, (counts, seed) in enumerate([(same, 0), (other, 0), (other, 1)])
+    ]
+    groups = group_runs(load_runs(runs))  # seeds may have questions of their own; two runs of one seed may not
+    assert [[run.name for run in group.runs] for group in groups] == [["0", "2"], ["1"]]
+    drawings, _ = draw_figures(groups)
+    for name in ("accuracy", "accuracy_by_grade", "pass_at_k"):
+        assert len(drawings[name].figure.axes) == 2
+        assert "data.jsonl (2 questions, n = 4)" in drawings[name].caption
+        assert "data.jsonl (other questions, 1)" in drawings[name].caption
 
 
 # ---- the map
@@ -208,11 +272,15 @@ for (const [name, width] of Object.entries(widths)) {
   frame.src = "PAGE";
   frame.onload = () => {
     const page = frame.contentDocument, root = page.documentElement, view = frame.contentWindow;
-    const drawings = [...page.querySelectorAll("figure svg")].map(svg => svg.getBoundingClientRect());
+    const boxes = (selector) => [...page.querySelectorAll(selector)].map(found => found.getBoundingClientRect());
+    const drawings = boxes("figure svg").filter(box => box.width);  // a narrow page hides the wide ones
+    const letters = [...page.querySelectorAll("figure svg")].filter(svg => svg.getBoundingClientRect().width)
+      .map(svg => svg.getBoundingClientRect().width / svg.viewBox.baseVal.width);
     found[name] = {
       overflow: root.scrollWidth - width,
       drawings: drawings.map(box => [box.width, box.height]),
-      images: [...page.querySelectorAll("image")].map(image => image.getBoundingClientRect().height),
+      images: boxes("image").filter(box => box.width).map(box => box.height),
+      scale: Math.min(...letters),
       paper: view.getComputedStyle(page.body).backgroundColor,
       ink: view.getComputedStyle(page.body).color,
       loaded: view.performance.getEntriesByType("resource").length,
@@ -242,6 +310,7 @@ def test_the_page_in_a_browser(ablation, tmp_path, dark):
         assert view["overflow"] <= 0, name  # only tables and wide drawings scroll, inside their own cards
         assert len(view["drawings"]) == page.read_text().count("<figure id=")
         assert all(0.5 * min(width, 600) < w and h > 100 for w, h in view["drawings"])
+        assert view["scale"] > 1  # so letters of 9.5 points are at least as many pixels high
         assert view["images"]
         assert all(height > 50 for height in view["images"])
         assert view["loaded"] == 0  # the page loads nothing else

@@ -1,11 +1,15 @@
 """hpt.report: the page shows the numbers of metrics.jsonl, whichever a run has and whatever a model wrote."""
 
+import base64
 import errno
+import hashlib
 import json
 import math
 import os
 import random
+import re
 import statistics
+import zlib
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -344,7 +348,7 @@ def test_figures_are_images_on_disk_and_inline_in_the_page(one):
         assert image.shape[1] > 900
         assert image[..., :3].std() > 0.01  # not blank
     page = Page(path)
-    assert page.tags.count("svg") == len(images) - 1  # the summary repeats the others
+    assert page.tags.count("svg") == 2 * (len(images) - 1)  # wide and narrow; the summary repeats the others
     assert "Clipped tokens: no step records clip/count and clip/tokens." in page.texts["li"]
 
 
@@ -370,7 +374,7 @@ def test_a_full_disk_names_the_file(one, tmp_path, monkeypatch):
 def test_the_page_needs_nothing_but_itself(one, several):
     for _, path in (one, several):
         page = Page(path)
-        assert not {"script", "iframe", "object", "embed", "img", "base", "form"} & set(page.tags)
+        assert not {"iframe", "object", "embed", "img", "base"} & set(page.tags)
         for _, name, value in page.attributes:
             if name in ("src", "href", "xlink:href", "srcset", "action", "data"):
                 assert value.startswith(("#", "data:image/png;base64,")) or value == "data:,"
@@ -378,7 +382,11 @@ def test_the_page_needs_nothing_but_itself(one, several):
             assert not name.startswith("on")
         css = "".join(page.texts["style"])
         assert "@import" not in css
-        assert "url(" not in css.replace("url(#", "")
+        assert "url(" not in css.replace("url(#", "").replace("url(data:font/woff2;base64,", "")
+        (policy,) = [value for _, _, value in page.attributes if value.startswith("default-src 'none'; script-src")]
+        programs = [text for text in page.texts["script"] if "function" in text]
+        digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in programs]
+        assert policy.split("; ")[1].split()[1:] == [f"'sha256-{digest}'" for digest in digests]
 
 
 def test_ids_are_unique_and_every_reference_has_its_target(one, several):
@@ -427,7 +435,7 @@ def test_the_same_run_gives_the_same_page(one):
 
 def test_what_a_model_wrote_stays_text(tmp_path):
     folder = write_run(tmp_path / "a <i>&amp; $x_1$", steps=2, model={"path": "<script>alert(0)</script>"})
-    evil = "</pre></details><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}\x00\x1b[31m\ud800"
+    evil = "</pre></script><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}\x00\ud800"
     rollouts = folder / "rollouts" / "step-000002.jsonl"
     rows = [json.loads(line) for line in rollouts.read_text().splitlines()]
     for row in rows:
@@ -435,27 +443,15 @@ def test_what_a_model_wrote_stays_text(tmp_path):
         row["responses"] = [evil + "x" * 9000] * len(row["responses"])
     rollouts.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    page = Page(report([folder]))
-    assert not {"script", "img", "i"} & set(page.tags)
-    safe = evil.replace("\x00", "\u2400").replace("\x1b", "\u241b").replace("\ud800", "?")
-    assert f"user: {safe}" in page.texts["pre"]
-    assert safe in page.texts["pre"]
-    (long,) = {text for text in page.texts["pre"] if text.endswith("more characters)")}
-    assert long == f"{safe}{'x' * (4000 - len(evil))} … ({len(evil) + 5000:,} more characters)"
-
-
-def test_samples_show_every_outcome_of_a_question(one):
-    folder, path = one
+    path = report([folder])
     page = Page(path)
-    headings = [text for text in page.texts["summary"] if text.startswith("Step")]
-    for step in (1, 30):
-        records = [
-            json.loads(line) for line in (folder / "rollouts" / f"step-{step:06d}.jsonl").read_text().splitlines()
-        ]
-        right = {record["id"]: record["statuses"].count("correct") for record in records}
-        for wanted in ({0}, set(range(1, 8)), {8}):
-            matching = [f"Step {step}: {count} of 8 right" for count in right.values() if count in wanted]
-            assert not matching or sum(heading.startswith(matching[0]) for heading in headings) == 1
+    assert not {"img", "i"} & set(page.tags)
+    assert "alert(" not in path.read_text().replace("&lt;script&gt;alert(0)", "")  # of the recipe, as text
+    index, *steps = [text for text in page.texts["script"] if re.fullmatch("[A-Za-z0-9+/=]+", text)]
+    assert json.dumps(evil).encode() in zlib.decompress(base64.b64decode(index))
+    question = json.loads(zlib.decompress(base64.b64decode(steps[1])))[0]
+    assert (question["prompt"], question["answer"]) == (f"user: {evil}", evil)
+    assert question["responses"] == [evil + "x" * 9000] * 8
 
 
 def test_a_run_without_rollouts_has_no_figures_of_them(tmp_path):

@@ -7,9 +7,14 @@ from dataclasses import fields
 import pytest
 import torch
 
+from hpt.data.questions import Question
+from hpt.method.experience import Experience
+from hpt.method.gate import Decision
 from hpt.method.rows import Row, Signal
 from hpt.optim.engine import Update
-from hpt.training.metrics import RankStats, StepStats, over_ranks
+from hpt.rollout import Rollout
+from hpt.training.metrics import RankStats, StepStats, over_ranks, rollout_records
+from hpt.verify import Verdict
 
 
 def test_every_number_of_the_ranks_is_added_up_but_the_largest_mismatch() -> None:
@@ -46,3 +51,16 @@ def test_the_mismatch_leaves_out_what_the_engine_could_not_tell() -> None:
     stats.add_mismatch_of_rows([row, demonstration])
     assert (stats.mismatch_tokens, stats.mismatch_abs, stats.mismatch_max) == (2, 0.5, 0.5)
     assert stats.mismatch_kl == pytest.approx(torch.expm1(torch.tensor(-0.5)).item() + 0.5)
+
+
+def test_the_record_of_a_question_has_what_it_was_trained_with() -> None:
+    question = Question("q", "1 + 1 = ?", "2", demonstration="It is 2.")
+    right = Rollout([5, 6], [-0.1, -0.2], "stop", "2", Verdict("correct", 1.0), advantage=0.5)
+    long = Rollout([5] * 3, [-0.1] * 3, "length", "1", Verdict("incorrect", 0.0))
+    long.overlong_penalty, long.advantage = -0.25, [1.0, 2.0, 6.0]
+    rl = Experience(question, [1], [right, long], Decision(alpha=1.0, beta=0.0, off=0.0))
+    sft = Experience(question, [1], [], Decision(alpha=0.0, beta=1.0, off=0.0))
+    by_rl, by_sft = rollout_records(3, [rl, sft])
+    assert (by_rl["total_rewards"], by_rl["advantages"]) == ([1.0, -0.25], [0.5, 3.0])
+    assert "demonstration" not in by_rl
+    assert by_sft["demonstration"] == "It is 2."

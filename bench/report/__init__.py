@@ -1,0 +1,1 @@
+"""Made-up runs of any size, to measure the report of them."""
