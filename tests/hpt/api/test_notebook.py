@@ -30,7 +30,7 @@ def test_the_demo_runs_with_progress_a_reward_of_a_cell_and_a_second_run(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = nbformat.read(NOTEBOOKS / "demo.ipynb", as_version=4)
     for cell in notebook.cells:
-        cell.source = cell.source.replace('hpt.train("demo"', f"hpt.train({str(world)!r}").replace("steps=20", "steps=3")
+        cell.source = cell.source.replace("steps=20", "steps=3").replace('"demo"', repr(str(world)))
     NotebookClient(notebook, timeout=200, resources={"metadata": {"path": str(tmp_path)}}).execute()
     trained = outputs(notebook, "steps=3")
     assert "█" * 20 + " step 3/3  reward" in trained  # one line that was updated, in its last state
