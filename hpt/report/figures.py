@@ -258,7 +258,9 @@ def _grid(count: int, layout: Layout) -> tuple[Figure, list[Axes]]:
 
 
 _DRAWERS: dict[str, Drawer] = {
-    "reward": _quantity(REWARD, "Mean score of the rollouts, as given by the verifier."),
+    "reward": _quantity(
+        REWARD, "Mean reward of the rollouts: the score, or the weighted sum of the rewards that the recipe lists."
+    ),
     "sft_share": _quantity(SFT_SHARE, "Share of questions trained by SFT on their demonstration only."),
     "off_policy": _quantity(
         OFF_POLICY,

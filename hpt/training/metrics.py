@@ -171,61 +171,6 @@ def sampling_metrics(experiences: Sequence[Experience], questions: int) -> Metri
     }
 
 
-def rollout_records(step: int, experiences: Sequence[Experience]) -> list[dict[str, Any]]:
-    """One object per question for rollouts/step-*.jsonl, with the gate's decision.
-
-    `total_rewards` are what RL is given; `demonstration` is there where the gate trains on it.
-    """
-    return [_rollout_record(step, experience) for experience in experiences]
-
-
-def _rollout_record(step: int, experience: Experience) -> dict[str, Any]:
-    question, rollouts = experience.question, experience.rollouts
-    penalties = _overlong_penalties(rollouts)
-    return {
-        "step": step,
-        "id": question.id,
-        "grade": question.grade,
-        "prompt": question.prompt,
-        "answer": question.answer,
-        "responses": [rollout.text for rollout in rollouts],
-        "scores": [rollout.verdict.score if rollout.verdict else None for rollout in rollouts],
-        **({"overlong": penalties} if penalties else {}),
-        "total_rewards": [rollout.reward for rollout in rollouts],
-        "advantages": [_mean_advantage(rollout) for rollout in rollouts],
-        "statuses": [rollout.verdict.status if rollout.verdict else None for rollout in rollouts],
-        **_reward_record(experience),
-        "finish_reasons": [rollout.finish_reason for rollout in rollouts],
-        "lengths": [len(rollout.tokens) for rollout in rollouts],
-        "P": experience.score if experience.judged else None,
-        "alpha": experience.decision.alpha,
-        "beta": experience.decision.beta,
-        "off": experience.decision.off,
-        "trained": experience.trained,
-        **({"demonstration": question.demonstration} if experience.decision.uses_demonstration else {}),
-    }
-
-
-def _reward_record(experience: Experience) -> dict[str, Any]:
-    """Of each function its rewards, what it logged by log_extra, and what it did wrong."""
-    rewards, count = experience.rewards, len(experience.rollouts)
-    record: dict[str, Any] = {}
-    if rewards.values:
-        record["rewards"] = {name: values[:count] for name, values in rewards.values.items()}
-    if rewards.extra:
-        record["extra"] = rewards.extra
-    if rewards.faults:
-        record["reward_faults"] = rewards.faults
-    return record
-
-
-def _mean_advantage(rollout: Rollout) -> float:
-    """Its advantage; the mean over its tokens where each has its own."""
-    if isinstance(rollout.advantage, list):
-        return sum(rollout.advantage) / len(rollout.advantage)
-    return rollout.advantage
-
-
 def _gate_metrics(experiences: Sequence[Experience]) -> Metrics:
     """Questions that train on their demonstration only, by its signal."""
     demonstrated = [e.decision for e in experiences if e.decision.alpha == 0]
@@ -239,7 +184,7 @@ def _gate_metrics(experiences: Sequence[Experience]) -> Metrics:
 
 
 def _rollout_metrics(experiences: Sequence[Experience], rollouts: Sequence[Rollout]) -> Metrics:
-    penalties = _overlong_penalties(rollouts)
+    penalties = overlong_penalties(rollouts)
     tokens = _token_count(rollouts)
     return {
         **_mean_and_std("reward", [rollout.unpenalised_reward for rollout in rollouts], std=False),
@@ -337,7 +282,7 @@ def _training_metrics(stats: StepStats) -> Metrics:
     return metrics
 
 
-def _overlong_penalties(rollouts: Sequence[Rollout]) -> list[float]:
+def overlong_penalties(rollouts: Sequence[Rollout]) -> list[float]:
     return [rollout.overlong_penalty for rollout in rollouts if rollout.overlong_penalty is not None]
 
 

@@ -23,8 +23,8 @@ from hpt.support.distributed import World
 from hpt.support.errors import ConfigError, HptError, RewardError, RolloutError
 from hpt.training.assemble import assemble
 from hpt.training.checkpoint import checkpoint_path, checkpoints, load_state, save_checkpoint, step_of
-from hpt.training.metrics import rollout_records
 from hpt.training.processes import connected
+from hpt.training.rollout_records import rollout_records
 from hpt.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from hpt.method.advantage import advantages
 from hpt.support.errors import ConfigError
 from hpt.training.assemble import assemble
 from hpt.training.checkpoint import checkpoints, load_state
-from hpt.training.metrics import rollout_records
+from hpt.training.rollout_records import rollout_records
 
 Metrics = Callable[[Path], list[dict[str, Any]]]
 ROLLOUTS = 24  # of a step: 6 questions x 4

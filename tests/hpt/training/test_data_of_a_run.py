@@ -13,7 +13,7 @@ from hpt.config.schema import Config
 from hpt.data.order import MixedOrder
 from hpt.support.distributed import ALONE
 from hpt.support.errors import DataError
-from hpt.training.assemble import check_verifiable, load_data, without_wrong_demonstrations
+from hpt.training.run_data import check_verifiable, load_data, without_wrong_demonstrations
 from hpt.verify import make_verifier
 
 RIGHT = {"prompt": "1+1=", "answer": "2", "demonstration": "\\boxed{2}"}

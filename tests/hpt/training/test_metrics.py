@@ -13,7 +13,8 @@ from hpt.method.gate import Decision
 from hpt.method.rows import Row, Signal
 from hpt.optim.engine import Update
 from hpt.rollout import Rollout
-from hpt.training.metrics import RankStats, StepStats, over_ranks, rollout_records
+from hpt.training.metrics import RankStats, StepStats, over_ranks
+from hpt.training.rollout_records import rollout_records
 from hpt.verify import Verdict
 
 
