@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import make_world
 from safetensors.torch import load_file
+from tiny_world import make_world
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 if importlib.util.find_spec("vllm") is None:
