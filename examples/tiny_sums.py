@@ -15,6 +15,13 @@ CHARACTERS = ["<pad>", "<eos>", *"0123456789+=?!"]
 
 def prepare(config: Config) -> None:
     """Writes the folder `model.path` and the file `data.train`."""
+    prepare_model(config)
+    sums = [(a, b) for a in range(5) for b in range(5)]
+    _write(config, [{"prompt": f"{a}+{b}=", "answer": str(a + b), "demonstration": str(a + b)} for a, b in sums])
+
+
+def prepare_model(config: Config) -> None:
+    """Writes the folder `model.path`."""
     tokenizer = Tokenizer(models.WordLevel({token: id for id, token in enumerate(CHARACTERS)}, "<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")  # one token per character
     torch.manual_seed(config.seed)
@@ -34,15 +41,11 @@ def prepare(config: Config) -> None:
     model.save_pretrained(config.model.path)
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
     wrapped.save_pretrained(config.model.path)
-    questions = [
-        {"prompt": f"{a}+{b}=", "answer": str(a + b), "demonstration": str(a + b)} for a in range(5) for b in range(5)
-    ]
-    _write(config, questions)
 
 
 def prepare_chats(config: Config) -> None:
     """As `prepare`, with the questions as TRL has them: messages, and columns for reward functions."""
-    prepare(config)
+    prepare_model(config)
     _write(config, [_chat(a, b) for a in range(5) for b in range(5)])
 
 

@@ -91,6 +91,17 @@ def test_reward_functions_in_trls_forms_run_unchanged(examples: Path) -> None:
     assert "logged/empty/mean" in lines[-1]
 
 
+def test_a_user_of_trl_trains_in_python(examples: Path) -> None:
+    run("trl_rewards_in_python.py")
+    lines = metrics(examples / "runs/trl_rewards_in_python")
+    weights = {"right": 1.0, "unique_characters": 0.1, "soft_overlong_punishment_reward": 1.0}
+    assert lines[-1]["reward/mean"] > lines[0]["reward/mean"] + 0.3
+    for line in lines:
+        parts = [weight * line[f"reward/{name}/sum"] for name, weight in weights.items()]
+        assert line["reward/mean"] == pytest.approx(sum(parts) / 128)
+        assert not any(line[f"reward/{name}/failures"] for name in weights)
+
+
 def test_a_gate_of_ones_own_decides(examples: Path) -> None:
     assert main(["train", "own_gate.yaml", "steps=1"]) == 0
     (rollouts,) = (examples / "runs/own_gate/rollouts").iterdir()
