@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hpt.records.files import CONFIG, read_metrics
+from hpt.records.files import CONFIG, METRICS, read_metrics
 from hpt.support.errors import HptError
 
 
@@ -38,7 +38,9 @@ class Run:
 
     @property
     def step(self) -> int:
-        """The last step that it has done."""
+        """The last step that it has done, 0 before the first."""
+        if not (self.folder / METRICS).is_file():
+            return 0
         metrics = self.metrics
         return int(metrics[-1]["step"]) if metrics else 0
 
