@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from hpt.support.messages import printing_messages
-from hpt.support.named_functions import name_function
+from hpt.support.named_functions import name_function, only_functions_given_now
 
 if TYPE_CHECKING:
     import datasets
@@ -42,7 +42,7 @@ def evaluate(
     Returns the result; a dict of results by name where `data` is a list of names and files.
     HptError where something is wrong that the user can mend.
     """
-    with printing_messages(), TemporaryDirectory() as scratch:
+    with only_functions_given_now(), printing_messages(), TemporaryDirectory() as scratch:
         from hpt.api.evaluation import evaluate_sources, evaluation_settings
         from hpt.data.records import write_records
         from hpt.support.process_state import restoring_process_state

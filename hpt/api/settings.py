@@ -16,6 +16,16 @@ GIVEN_DATA = "{output}/data"
 """The folder in which a run keeps the data that was given as objects."""
 
 
+FUNCTIONS = (
+    *("prepare", "rewards", "rewards.function", "verify.function", "gate.function", "rl.advantage"),
+    *("rl.objective", "sft.objective", "off_policy.objective"),
+)
+"""The settings that name a function."""
+
+
+PLAIN = (str, int, float, bool, type(None))
+
+
 class GivenSettings:
     """The keywords of `hpt.train` as settings of a recipe.
 
@@ -44,6 +54,10 @@ class GivenSettings:
             return str(value)
         if callable(value):
             return self._name(key, value)
+        if not isinstance(value, PLAIN) and hasattr(value, "item"):
+            return value.item()  # a number of NumPy or torch
+        if not isinstance(value, PLAIN):
+            raise ConfigError(f"{key} = {shortened(value)}: an object; allowed is what a recipe may have")
         return value
 
     def _reward(self, reward: Any) -> Any:
@@ -55,6 +69,10 @@ class GivenSettings:
         return self._plain("rewards", reward)
 
     def _name(self, key: str, function: Callable[..., Any]) -> str:
+        if not key.endswith(FUNCTIONS):
+            raise ConfigError(f"{key} = {shortened(function)}: an object; allowed is what a recipe may have")
+        if hasattr(function, "forward") and hasattr(function, "parameters"):
+            raise ConfigError(f"{key}: {shortened(function)} is a model; call it in a function of yours")
         name = name_function(function)
         if self._names.setdefault(name, function) is not function:
             raise ConfigError(f"{key}: two different functions are called {name.partition(':')[2]!r}; rename one")
@@ -82,3 +100,9 @@ class GivenSettings:
         path = f"{GIVEN_DATA}/{name}.jsonl" if number == 1 else f"{GIVEN_DATA}/{name}-{number}.jsonl"
         self.records[path] = value
         return path
+
+
+def shortened(value: Any) -> str:
+    """A value on one short line."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hpt.api.run import Run
-from hpt.api.settings import GivenSettings
-from hpt.support.errors import ConfigError
+from hpt.api.settings import GivenSettings, shortened
+from hpt.support.errors import ConfigError, HptError
 from hpt.support.launch import rank
 from hpt.support.messages import printing_messages
+from hpt.support.named_functions import only_functions_given_now
 from hpt.version import VERSION
 
 logger = logging.getLogger(__name__)
+_running = threading.Lock()
 
 
 def train(recipe: str | Path | None = None, *, resume: str | Path | None = None, **settings: Any) -> Run:
@@ -36,16 +41,32 @@ def train(recipe: str | Path | None = None, *, resume: str | Path | None = None,
     HptError where something is wrong that the user can mend; wrong settings are found before any model is loaded.
     """
     began = time.perf_counter()
-    if (recipe is None) == (resume is None) and not settings:
+    for name, value in (("recipe", recipe), ("resume", resume)):
+        if not isinstance(value, str | Path | None):
+            raise ConfigError(
+                f"hpt.train: {name} = {shortened(value)}: allowed are a text and a Path; see help(hpt.train)"
+            )
+    if recipe is None and resume is None and not settings:
         raise ConfigError("hpt.train needs a recipe, settings, or resume=FOLDER; see help(hpt.train)")
     if recipe is not None and resume is not None:
         raise ConfigError(f"hpt.train: a run keeps its recipe; leave out {recipe!r}, or resume={str(resume)!r}")
-    with printing_messages(quiet=rank() > 0):
+    with only_one_run(), only_functions_given_now(), printing_messages(quiet=rank() > 0):
         given = GivenSettings(settings)
         logger.info(f"hpt {VERSION}: reading {resume or recipe or 'the settings'}, loading PyTorch")
         if resume is not None:
             return _resume(Path(resume), given, began)
         return _start(recipe, given, began)
+
+
+@contextmanager
+def only_one_run() -> Iterator[None]:
+    """Two runs at once would draw from one random state, so that neither could be repeated."""
+    if not _running.acquire(blocking=False):
+        raise HptError("another run trains in this process; wait for it, or start a process of its own")
+    try:
+        yield
+    finally:
+        _running.release()
 
 
 def _start(recipe: str | Path | None, given: GivenSettings, began: float) -> Run:

@@ -15,13 +15,18 @@ from hpt.support.files import make_folder, write_file_atomically
 def write_records(records: Iterable[Any], path: Path) -> None:
     """Write records as JSONL, one object a line; replaces the file `path`.
 
-    records: a list of dicts, or a datasets.Dataset. Arrays, tensors and NumPy scalars become lists and numbers.
+    records: a list of dicts, a datasets.Dataset or a pandas.DataFrame. Arrays, tensors and NumPy scalars become lists
+        and numbers.
     DataError where there is no record, a record is no dict, or a value is not JSON, such as an image or a date; it
     names record (from 1), column and value.
     """
     if isinstance(records, str | Mapping):  # a DatasetDict is a mapping, too
         splits = f"one of {', '.join(map(str, records))}" if isinstance(records, Mapping) else "not a text"
         raise DataError(f"the data must be a list of dicts or a datasets.Dataset, {splits}")
+    if hasattr(records, "to_dict") and hasattr(records, "itertuples"):  # a pandas.DataFrame
+        records = records.to_dict("records")
+    if not isinstance(records, Iterable):
+        raise DataError(f"the data is {describe(records)}; allowed: a list of dicts, a datasets.Dataset or a DataFrame")
     lines = []
     for number, record in enumerate(records, start=1):
         if not isinstance(record, Mapping):

@@ -71,6 +71,11 @@ class EvalResult:
     n: int
     questions: list[QuestionResult]
 
+    def __repr__(self) -> str:
+        mean, low, high = (100 * number for number in self.average())
+        accuracy = f"avg@{self.n} {mean:.1f}%, 95% interval {low:.1f} to {high:.1f}"
+        return f"EvalResult({len(self.questions)} questions, {accuracy})"
+
     @cached_property
     def grades(self) -> dict[str, EvalResult]:
         """The results of each grade, in order of appearance; questions without a grade are in none."""

@@ -6,7 +6,8 @@ import importlib
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial, wraps
 from typing import Any
 
@@ -38,6 +39,18 @@ def name_function(function: Callable[..., Any]) -> str:
     return f"{GIVEN}:{name}"
 
 
+@contextmanager
+def only_functions_given_now() -> Iterator[None]:
+    """Forgets the functions that were given before, and at its end those that were given within."""
+    earlier = dict(_given)
+    _given.clear()
+    try:
+        yield
+    finally:
+        _given.clear()
+        _given.update(earlier)
+
+
 def given_function(reference: str) -> Callable[..., Any] | None:
     """The function of this process that `name_function` remembers under this name; None if there is none."""
     module, _, name = reference.partition(":")
@@ -58,17 +71,17 @@ def resolve(reference: str, *, field: str, arguments: Sequence[str] = ()) -> Cal
 
 def _import(reference: str, field: str) -> Callable[..., Any]:
     module_name, _, function_name = reference.partition(":")
+    if module_name == GIVEN:
+        raise ConfigError(
+            f"{field} = {reference!r}: the function {function_name!r} was given in Python and no import finds it; "
+            f"give it again, as in hpt.train(resume=FOLDER, {field.partition('.')[0]}=...), or move it to a module"
+        )
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # a module may raise anything while it is imported
         reason = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
         raise ConfigError(f"{field} = {reference!r}: module {module_name!r} cannot be imported: {reason}") from error
     function = getattr(module, function_name, None)
-    if function is None and module_name == GIVEN:
-        raise ConfigError(
-            f"{field} = {reference!r}: the function {function_name!r} was given in Python and no import finds it; "
-            f"give it again, as in hpt.train(resume=FOLDER, {field.partition('.')[0]}=...), or move it to a module"
-        )
     if function is None:
         raise ConfigError(f"{field} = {reference!r}: module {module_name!r} has no {function_name!r}")
     if not callable(function):

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
+from typing import Any
 
 import torch
 
@@ -25,6 +23,7 @@ from hpt.training.assemble import assemble
 from hpt.training.checkpoint import checkpoint_path, checkpoints, load_state, save_checkpoint, step_of
 from hpt.training.processes import connected
 from hpt.training.rollout_records import rollout_records
+from hpt.training.stop_signals import StopSignals
 from hpt.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -59,9 +58,16 @@ def resumed_config(folder: Path, changes: Sequence[Setting]) -> Config:
     if not (folder / CONFIG).is_file():
         raise ConfigError(f"--resume {folder}: there is no run here ({folder / CONFIG} is missing)")
     for key, value in changes:
-        if key in ("output", "seed", "method", "prepare"):
-            raise ConfigError(f"'{key}={value}': a resumed run keeps its {key}; start a new run instead")
+        if key in ("output", "seed", "method", "prepare") or _changes_training_data(key, value):
+            name = key.partition(".")[0]
+            raise ConfigError(f"'{key}={value}': a resumed run keeps its {name}; start a new run instead")
     return read_config(folder / CONFIG, [("output", str(folder)), *changes])
+
+
+def _changes_training_data(key: str, value: Any) -> bool:
+    if key == "data" and isinstance(value, dict):
+        return "train" in value
+    return key == "data" or key.startswith("data.train")
 
 
 def resume(folder: Path, config: Config, *, began: float | None = None) -> bool:
@@ -83,7 +89,7 @@ def _run(config: Config, checkpoint: Path | None, world: World, began: float) ->
     stages = [stage for stage in stages_of(config) if stage.last > done]
     with (
         Journal(config, done if checkpoint else None, world) as journal,
-        _stop_signals(world) as stopping,
+        StopSignals(world) as signals,
     ):
         if config.threads:
             torch.set_num_threads(config.threads)
@@ -95,10 +101,11 @@ def _run(config: Config, checkpoint: Path | None, world: World, began: float) ->
                     trainer.load_state_dict(load_state(checkpoint, trainer.world))
                 if stage is stages[0]:
                     journal.begin()  # only now: a resume that is refused leaves the run's folder as it was
-                done = _run_stage(trainer, stage, checkpoint, config, journal, stopping, began)
+                done = _run_stage(trainer, stage, checkpoint, config, journal, signals, began)
+            signals.training = False
             began = time.perf_counter()
             checkpoint = checkpoint_path(folder, done)
-            if done < stage.last or (stopping() and done < config.steps):
+            if done < stage.last or (signals.received() and done < config.steps):
                 logger.info(f"Stopped after step {done}; continue with: hpt train --resume {folder}")
                 return False
     return True
@@ -110,7 +117,7 @@ def _run_stage(
     checkpoint: Path | None,
     config: Config,
     journal: Journal,
-    stopping: Callable[[], bool],
+    signals: StopSignals,
     began: float,
 ) -> int:
     """Runs the steps of a stage that are not done yet; returns the last one, which has a checkpoint.
@@ -124,6 +131,9 @@ def _run_stage(
         with _failure_saves(trainer, folder, 0):
             journal.log({"step": 0, **_evaluation(trainer, journal, 0), **preparation})
         preparation = {}
+    if signals.received():
+        return done
+    signals.training = True
     for step in range(done + 1, stage.last + 1):
         with _failure_saves(trainer, folder, step - 1):
             line, experiences = trainer.step(step)
@@ -137,7 +147,7 @@ def _run_stage(
                     line |= _evaluation(trainer, journal, step)
             finally:
                 journal.log(line)
-        stop = stopping()  # read once: a signal that comes between the save and the return must not skip the save
+        stop = signals.received()  # read once, so that a signal after the save does not skip it
         if stop or step == stage.last or (config.checkpoint.every and step % config.checkpoint.every == 0):
             journal.amend(step, _save(trainer, folder, step))
         if stop:
@@ -176,28 +186,3 @@ def _failure_saves(trainer: Trainer, folder: Path, done: int) -> Iterator[None]:
         if done and not checkpoint_path(folder, done).exists():
             _save(trainer, folder, done)
         raise HptError(f"{error}\nStopped after step {done}; continue with: hpt train --resume {folder}") from error
-
-
-@contextmanager
-def _stop_signals(world: World) -> Iterator[Callable[[], bool]]:
-    """Yields a collective that says whether Ctrl-C or SIGTERM has told any rank to stop after the current step.
-
-    With one process a second signal stops at once. With several the launcher itself repeats each signal. Outside of
-    the main thread Python hands over no signals.
-    """
-    received: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if received and world.size == 1:
-            raise KeyboardInterrupt
-        received.append(number)
-        once_more = " (once more to stop at once)" if world.size == 1 else ""
-        logger.info(f"Stopping after this step, with a checkpoint{once_more} ...")
-
-    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    earlier = {number: signal.signal(number, note) for number in numbers}
-    try:
-        yield lambda: any(world.gather(bool(received)))
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)

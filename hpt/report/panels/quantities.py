@@ -46,7 +46,7 @@ class Quantity:
         return self.numerator if self.denominator is None else f"{self.numerator} and {self.denominator}"
 
 
-REWARD = Quantity("Reward", "mean score of the rollouts", "reward/sum", "reward/count")
+REWARD = Quantity("Reward", "mean reward of the rollouts", "reward/sum", "reward/count")
 SFT_SHARE = Quantity("Questions sent to SFT", "share of questions", "gate/sft", "gate/questions", percent=True)
 OFF_POLICY = Quantity("Off-policy rows", "share of rows", "train/rows_off_policy", "train/rows", percent=True)
 ENTROPY = Quantity("Entropy", "nats per token", "entropy/sum", "entropy/count")

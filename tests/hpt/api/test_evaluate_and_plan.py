@@ -25,6 +25,7 @@ def test_data_by_name_and_as_objects_give_the_same_result(world: Path, tmp_path:
     given = hpt.evaluate(model, rows, verifier="rewards:has_a_digit", **QUICK)
     assert isinstance(named, type(given))
     assert named.shares == given.shares
+    assert repr(named).startswith(f"EvalResult(6 questions, avg@2 {100 * named.accuracy:.1f}%, 95% interval ")
     assert 0 < named.accuracy == json.loads((tmp_path / "out" / "summary.json").read_text())["avg@2"]["mean"]
     several = hpt.evaluate(model, [file, world.parent / "train.jsonl"], verifier="rewards:has_a_digit", **QUICK)
     assert list(several) == ["eval", "train"]

@@ -92,6 +92,42 @@ def test_a_function_may_be_an_object(world: Path, tmp_path: Path) -> None:
     assert hpt.train(resume=run.folder, steps=2, gate={"function": never}).step == 2
 
 
+def test_a_resumed_run_does_not_take_another_runs_function_of_the_same_name(world: Path, tmp_path: Path) -> None:
+    def rewarding(value: float) -> Callable[..., list[float]]:
+        def score(completions: list[str], **columns: Any) -> list[float]:
+            return [value] * len(completions)
+
+        return score
+
+    one = hpt.train(world, output=tmp_path / "one", steps=1, rewards=[rewarding(1.0)])
+    hpt.train(world, output=tmp_path / "two", steps=1, rewards=[rewarding(2.0)])
+    with pytest.raises(hpt.HptError, match="the function 'score' was given in Python"):
+        hpt.train(resume=one.folder, steps=2)
+    resumed = hpt.train(resume=one.folder, steps=2, rewards=[rewarding(1.0)])
+    assert resumed.metrics[-1]["reward/mean"] == 1.0
+
+
+def test_a_resumed_run_keeps_its_training_data(finished: hpt.Run) -> None:
+    for data in ("other.jsonl", {"train": "other.jsonl"}):
+        with pytest.raises(hpt.HptError, match="a resumed run keeps its data"):
+            hpt.train(resume=finished.folder, steps=9, data=data)
+
+
+def test_two_runs_at_once_are_refused(world: Path, tmp_path: Path) -> None:
+    def gate(P: float) -> tuple[float, float]:
+        with pytest.raises(hpt.HptError, match="another run trains in this process"):
+            hpt.train(world, output=tmp_path / "inner", steps=1)
+        return (1.0, 0.0)
+
+    hpt.train(world, output=tmp_path / "outer", steps=1, gate={"kind": "function", "function": gate})
+
+
+def test_objects_of_pandas_and_numpy_are_taken(world: Path, tmp_path: Path) -> None:
+    pandas, numpy = pytest.importorskip("pandas"), pytest.importorskip("numpy")
+    run = hpt.train(world, output=tmp_path / "run", steps=numpy.int64(1), data=pandas.DataFrame(records(world)))
+    assert len((run.folder / "data" / "train.jsonl").read_text().splitlines()) == 24
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
@@ -100,11 +136,16 @@ def test_a_function_may_be_an_object(world: Path, tmp_path: Path) -> None:
         ({"rewards": [(half, 1, 2)]}, r"allowed are a function and \(function, weight\)"),
         ({"data": [{"prompt": "1+1=", "answer": {1, 2}}]}, "record 1.*JSON"),
         ({"resume": "somewhere"}, "a run keeps its recipe"),
+        ({"data": 3}, "the data is 3; allowed: a list of dicts"),
+        ({"model": torch.nn.Linear(1, 1)}, r"model = Linear.*: an object; allowed is what a recipe may have"),
+        ({"rewards": [torch.nn.Linear(1, 1)]}, r"Linear.* is a model; call it in a function"),
+        ({"optimizer": {"lr": object()}}, r"optimizer.lr = <object.*: an object"),
+        ({"recipe": {"steps": 3}}, r"recipe = \{'steps': 3\}: allowed are a text and a Path"),
     ],
 )
 def test_wrong_settings_are_named(world: Path, tmp_path: Path, settings: dict[str, Any], expected: str) -> None:
     with pytest.raises(hpt.HptError, match=expected):
-        hpt.train(world, **{"output": tmp_path / "run", **settings})
+        hpt.train(**{"recipe": world, "output": tmp_path / "run", **settings})
 
 
 def test_nothing_given_is_an_error() -> None:
@@ -141,6 +182,21 @@ def test_it_works_outside_of_the_main_thread(world: Path, tmp_path: Path) -> Non
     thread.start()
     thread.join()
     assert runs[0].finished
+
+
+def test_ctrl_c_before_the_first_step_stops_at_once(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hpt.training.trainer import Trainer
+
+    monkeypatch.setattr(Trainer, "evaluate", lambda self: os.kill(os.getpid(), signal.SIGINT))
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            hpt.train(world, output=tmp_path / "run", steps=9)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert "step 0 of 9" in repr(hpt.Run(tmp_path / "run"))
 
 
 def test_ctrl_c_stops_after_the_step_with_a_checkpoint(
