@@ -30,6 +30,8 @@ def export_checkpoint(source: Path, folder: Path) -> None:
     from hpt.training.checkpoint import checkpoints, step_of
 
     quiet_libraries()
+    if not source.is_dir():
+        raise HptError(f"{source}: there is no such folder; name a checkpoint or a run")
     if found := checkpoints(source):
         source = found[-1]
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from hpt.memory import MemoryPlan
+
+
+logger = logging.getLogger(__name__)
 
 
 class Plan:
@@ -51,6 +55,7 @@ def plan(recipe: str | Path | None = None, **settings: Any) -> Plan:
 
     with printing_messages():
         config = read_config(recipe, GivenSettings(settings).changes)
+        logger.info(f"Planning {recipe or 'the settings'}, loading PyTorch")
 
         from hpt.memory import make_plan
         from hpt.memory.meta_model import ArchitectureNotFound

@@ -71,8 +71,12 @@ def only_one_run() -> Iterator[None]:
 
 def _start(recipe: str | Path | None, given: GivenSettings, began: float) -> Run:
     from hpt.config.recipe import read_config
+    from hpt.records.checks import check_trackers, check_unused
 
     config = read_config(recipe, given.changes)
+    if rank() == 0:
+        check_trackers(config.track)
+        check_unused(Path(config.output))
 
     from hpt.data.records import write_records
     from hpt.support.process_state import restoring_process_state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 HELP = "what a run would see of its data: counts, lengths, duplicates, wrong answers, rendered rows"
 UNUSABLE = 1
+
+logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: CommandParser) -> None:
@@ -50,6 +53,7 @@ def run(options: argparse.Namespace) -> int:
     from hpt.config.stages import stages_of
     from hpt.support.quiet import quiet_libraries
 
+    logger.info(f"Reading the data of {options.recipe}")
     quiet_libraries()
     stages = stages_of(load_config(options.recipe, options.settings))
     problems = []

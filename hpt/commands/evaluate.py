@@ -16,6 +16,7 @@ from hpt.commands.arguments import (
     share,
 )
 from hpt.support.terminal import print_results
+from hpt.version import VERSION
 
 HELP = "avg@n and pass@k of a model on benchmarks or files of questions"
 
@@ -119,6 +120,7 @@ def _columns(text: str) -> dict[str, str]:
 
 
 def run(options: argparse.Namespace) -> int:
+    logger.info(f"hpt {VERSION}: evaluating {options.model}, loading PyTorch")
     from hpt.api.evaluation import evaluate_sources, evaluation_settings
     from hpt.evaluation.tables import benchmark_table, result_tables
 

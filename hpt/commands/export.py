@@ -27,6 +27,7 @@ from its run. Adapters are merged into the weights of their base model, of QLoRA
 
 
 def run(options: argparse.Namespace) -> int:
+    logger.info(f"Exporting {options.model}, loading PyTorch")
     from hpt.api.export import export_checkpoint
     from hpt.support.upload import check_hub_name, check_logged_in, push_folder
 

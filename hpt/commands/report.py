@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 
 from hpt.commands.arguments import CommandParser
+
+logger = logging.getLogger(__name__)
 
 HELP = "figures, and a page with all rollouts, of one run or of several side by side"
 
@@ -20,6 +23,7 @@ def add_arguments(parser: CommandParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    logger.info(f"Reading the records of {', '.join(map(str, options.runs))}, drawing")
     from hpt.report import report
 
     print(report(options.runs, options.output))

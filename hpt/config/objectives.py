@@ -12,6 +12,20 @@ if TYPE_CHECKING:
     import upge  # imports torch
 
 
+PRESETS = {
+    "rl": ("REINFORCE", "PPO", "GRPO", "DrGRPO", "DAPO", "CISPO", "GSPO", "SAPO"),
+    "sft": ("SFT", "DFT"),
+    "off_policy": ("LUFFY", "SRFT"),
+}
+"""For each signal the presets of upge whose parts make sense for it."""
+
+
+def check_objective(signal: str, name: str, options: Mapping[str, Any]) -> None:
+    """ValueError as in `make_objective`. A preset without options is known without upge, which imports torch."""
+    if options or name not in PRESETS[signal]:
+        make_objective(signal, name, options)
+
+
 def make_objective(signal: str, name: str, options: Mapping[str, Any]) -> upge.Objective:
     """`upge.NAME(**options)`, or an objective from the function that `name` ("module:function") refers to.
 
@@ -27,11 +41,10 @@ def make_objective(signal: str, name: str, options: Mapping[str, Any]) -> upge.O
         def make(per_token: bool = False) -> upge.Objective:
             return upge.Objective.from_function(function, name=name, per_token=per_token)
     else:
-        presets = _presets(signal)
-        if name not in presets:
-            allowed = ", ".join(map(repr, presets))
+        if name not in PRESETS[signal]:
+            allowed = ", ".join(map(repr, PRESETS[signal]))
             raise ValueError(f"{signal}.objective = {name!r}: allowed are {allowed}, or module:function")
-        make = presets[name]
+        make = upge.PRESETS[name]
     known = list(inspect.signature(make).parameters)
     if unknown := [key for key in options if key not in known]:
         raise ValueError(
@@ -41,17 +54,3 @@ def make_objective(signal: str, name: str, options: Mapping[str, Any]) -> upge.O
         return make(**options)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{signal}.options = {dict(options)} do not fit {signal}.objective {name}: {error}") from error
-
-
-def _presets(signal: str) -> dict[str, Callable[..., upge.Objective]]:
-    """The presets of upge whose parts make sense for a signal."""
-    import upge
-
-    return {name: preset for name, preset in upge.PRESETS.items() if _fits(signal, preset())}
-
-
-def _fits(signal: str, objective: upge.Objective) -> bool:
-    if signal == "sft":
-        return objective.advantage == "one"  # demonstrations have no advantage
-    # pi_ref = 1 is for tokens that no known policy sampled: demonstrations trained by off-policy RL.
-    return objective.advantage == "given" and (objective.reference == "one") == (signal == "off_policy")

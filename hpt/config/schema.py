@@ -7,7 +7,7 @@ from typing import Literal
 import yaml
 from pydantic import Field, model_validator
 
-from hpt.config.objectives import make_objective
+from hpt.config.objectives import check_objective
 from hpt.config.rules import broken_rules
 from hpt.config.sections.data import DataConfig, PromptConfig
 from hpt.config.sections.method import CriticConfig, GateConfig, LossConfig, OffPolicyConfig, RLConfig, SFTConfig
@@ -71,7 +71,7 @@ class Config(Section):
         if problems := list(broken_rules(self)):
             raise ValueError("\n  ".join(problems))
         for signal, section in (("rl", self.rl), ("sft", self.sft), ("off_policy", self.off_policy)):
-            make_objective(signal, section.objective, section.options)
+            check_objective(signal, section.objective, section.options)
         return self
 
     @property

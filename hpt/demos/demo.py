@@ -5,7 +5,7 @@ from __future__ import annotations
 from hpt.config.schema import Config
 from hpt.demos.adder import make_missing_model
 from hpt.demos.addition import make_questions
-from hpt.demos.files import write_missing_questions
+from hpt.demos.files import check_places, write_missing_questions
 
 TRAIN_QUESTIONS_PER_GRADE = 400
 EVAL_QUESTIONS_PER_GRADE = 64
@@ -16,6 +16,7 @@ WARMUP_DIGITS = {1: 0.2, 2: 0.4, 3: 0.4}
 
 def prepare(config: Config) -> None:
     """Makes the model folder and the question files of `config` where they are missing, from `config.seed`."""
+    check_places(config)
     train, held_out = make_questions(config.seed, train=TRAIN_QUESTIONS_PER_GRADE, held_out=EVAL_QUESTIONS_PER_GRADE)
     write_missing_questions(config, train, held_out)
     make_missing_model(config, held_out, WARMUP_STEPS, WARMUP_DIGITS)

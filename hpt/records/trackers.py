@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hpt.config.sections.training import TrackConfig
+from hpt.records.checks import check_trackers
 from hpt.records.samples import Sample
 from hpt.support.errors import HptError
-from hpt.support.optional_packages import installed
 
 COLUMNS = [field.name for field in fields(Sample)]
 TABLE = "rollouts"
@@ -43,9 +43,7 @@ def open_trackers(
     HptError for a package that is not installed (all are checked before any tracker is opened) and for a tracker that
     does not start.
     """
-    for name in settings.to:
-        if not installed(name):
-            raise HptError(f'track: {name} is not installed; run: pip install "hpt[{name}]"')
+    check_trackers(settings)
     trackers: list[Tracker] = []
     for name in settings.to:
         try:

@@ -220,7 +220,7 @@ def _time(groups: Sequence[RunGroup], layout: Layout) -> Drawing | str:
     figure = Figure(figsize=(layout.width, max(layout.height, 1.6 + 0.28 * len(runs))), layout="constrained")
     if not draw_phases(figure.add_subplot(), runs):
         return "Time by phase: no step records time/PHASE."
-    return Drawing(figure, "Wall time of the whole run.")
+    return Drawing(figure, "Wall time, from the start of hpt train to its last checkpoint.")
 
 
 def _joined(held_out: Sequence[Conditions]) -> str:

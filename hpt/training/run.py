@@ -14,7 +14,8 @@ import torch
 from hpt.config.recipe import Setting, read_config
 from hpt.config.schema import Config
 from hpt.config.stages import Stage, stages_of
-from hpt.records.files import CONFIG, METRICS
+from hpt.records.checks import check_unused
+from hpt.records.files import CONFIG
 from hpt.records.journal import Journal
 from hpt.support.device import peak_memory_gib
 from hpt.support.distributed import World
@@ -38,16 +39,8 @@ def start(config: Config, *, write_data: Callable[[], None] | None = None, began
     began = time.perf_counter() if began is None else began
     folder = Path(config.output)
 
-    def refuse_a_used_folder() -> None:
-        metrics = folder / METRICS
-        if checkpoints(folder) or (metrics.is_file() and metrics.stat().st_size):
-            raise ConfigError(
-                f"output = {str(folder)!r} already holds a run: continue it with --resume {folder}, "
-                "or choose another output="
-            )
-
     with connected(config) as world:
-        world.once(refuse_a_used_folder)
+        world.once(lambda: check_unused(folder))
         if write_data:
             world.once(write_data)
         return _run(config, None, world, began)

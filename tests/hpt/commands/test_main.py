@@ -49,6 +49,32 @@ def test_help_and_wrong_arguments_load_neither_torch_nor_numpy(arguments):
     assert "AssertionError" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["steps=0"], "steps = 0: input should be greater than or equal to 1"),
+        (["--steps", "3"], "unknown argument --steps; settings are changed without dashes: steps=3"),
+        (["--optimizer.lr=1e-5"], "settings are changed without dashes: optimizer.lr=1e-5"),
+        (["lora=true"], "did you mean model.lora?"),
+        (["output=/proc/nowhere/run"], "output = '/proc/nowhere/run': cannot be written"),
+    ],
+)
+def test_wrong_settings_are_named_without_torch(tmp_path, arguments, said):
+    script = (
+        "import sys\n"
+        "from hpt.commands.main import main\n"
+        "try:\n"
+        "    sys.exit(main(['train', 'demo', *sys.argv[1:]]))\n"
+        "finally:\n"
+        "    assert not {'torch', 'numpy', 'transformers'} & sys.modules.keys()\n"
+    )
+    command = [sys.executable, "-c", script, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "AssertionError" not in done.stderr
+
+
 class Raises:
     HELP = "raises"
 

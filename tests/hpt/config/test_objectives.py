@@ -12,27 +12,30 @@ from safetensors.torch import load_file
 from upge import presets
 
 from hpt.commands.main import main
-from hpt.config.objectives import make_objective
+from hpt.config.objectives import check_objective, make_objective
 from hpt.config.recipe import load_config
 from hpt.support.errors import ConfigError
 from hpt.training.checkpoint import checkpoints
 
 
-@pytest.mark.parametrize(
-    ("signal", "allowed"),
-    [
-        ("rl", {"REINFORCE", "PPO", "GRPO", "DrGRPO", "DAPO", "CISPO", "GSPO", "SAPO"}),
-        ("sft", {"SFT", "DFT"}),
-        ("off_policy", {"LUFFY", "SRFT"}),
-    ],
-)
-def test_each_signal_takes_the_presets_that_mean_something_for_it(signal: str, allowed: set[str]) -> None:
-    for name in upge.PRESETS:
-        if name in allowed:
+def fits(signal: str, objective: upge.Objective) -> bool:
+    """Whether the parts of an objective make sense for a signal."""
+    if signal == "sft":
+        return objective.advantage == "one"  # demonstrations have no advantage
+    # pi_ref = 1 is for tokens that no known policy sampled: demonstrations trained by off-policy RL.
+    return objective.advantage == "given" and (objective.reference == "one") == (signal == "off_policy")
+
+
+@pytest.mark.parametrize("signal", ["rl", "sft", "off_policy"])
+def test_each_signal_takes_the_presets_that_mean_something_for_it(signal: str) -> None:
+    for name, preset in upge.PRESETS.items():
+        if fits(signal, preset()):
             assert make_objective(signal, name, {}).name == name
         else:
             with pytest.raises(ValueError, match=f"{signal}.objective = '{name}': allowed are .*module:function"):
                 make_objective(signal, name, {})
+            with pytest.raises(ValueError, match="allowed are"):
+                check_objective(signal, name, {})
 
 
 def test_every_preset_of_upge_is_listed_by_its_name() -> None:

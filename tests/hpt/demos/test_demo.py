@@ -15,6 +15,7 @@ from hpt.data.questions import load_questions
 from hpt.data.tokenizer import generation_ends, load_tokenizer
 from hpt.demos import demo
 from hpt.demos.addition import GRADES
+from hpt.support.errors import ConfigError
 
 
 @pytest.fixture
@@ -54,6 +55,16 @@ def test_prepare_leaves_the_users_own_files(config: Config) -> None:
     Path(config.data.train).write_text(json.dumps({"prompt": "1+1=", "answer": "2"}))
     demo.prepare(config)
     assert len(Path(config.data.train).read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("key", ["model.path", "data.train", "data.eval"])
+def test_nothing_is_made_at_a_place_of_the_users_own(tmp_path: Path, key: str) -> None:
+    config = load_config("demo", [f"output={tmp_path}/run", f"{key}={tmp_path}/elsewhere/nothing"])
+    with pytest.raises(
+        ConfigError, match=rf"{key} = .*nothing': there is no such file or folder.*{tmp_path}/run, only"
+    ):
+        demo.prepare(config)
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_killed_prepare_leaves_no_half_model(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
