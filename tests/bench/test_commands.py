@@ -17,6 +17,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         "loss",
         "memory",
         "model",
+        "report",
         "reproduce",
         "train",
     }

@@ -25,9 +25,12 @@ SINGLE = ([3, 9, 4], [8, 2, 1])  # prompt and demonstration of a question withou
 
 def experiences() -> list[Experience]:
     imitate = Decision(0.0, 1.0, 0.0)
-    found = [Experience(Question(str(n), ""), [3], [], imitate, [1], each) for n, each in enumerate((TWO_TURNS, OTHER))]
+    found = [
+        Experience(Question(str(number), ""), [3], decision=imitate, demonstration=[1], conversation=conversation)
+        for number, conversation in enumerate((TWO_TURNS, OTHER))
+    ]
     prompt, demonstration = SINGLE
-    return [*found, Experience(Question("2", ""), prompt, [], imitate, demonstration)]
+    return [*found, Experience(Question("2", ""), prompt, decision=imitate, demonstration=demonstration)]
 
 
 def labels_and_ids() -> list[tuple[list[int], list[int]]]:
