@@ -35,9 +35,9 @@ lint: .venv/dev
 	$(BIN)/lint-imports
 
 # None of the GPU kernels may spill, and GEMMs must use the tensor cores. `python -m bench compile` compiles all of them,
-# which takes about ten minutes; here are those of sm_90 in 16 bits, and the GEMMs in bf16 of sm_80 and sm_100.
+# which takes about ten minutes; here are those of sm_90 and the GEMMs of sm_80 and sm_100, in bf16.
 kernels: .venv/dev
-	$(BIN)/python -m bench compile --arch sm_90 --dtype bfloat16 float16
+	$(BIN)/python -m bench compile --arch sm_90 --dtype bfloat16
 	$(BIN)/python -m bench compile --arch sm_80 sm_100 --dtype bfloat16 --kernel logits_kernel hidden_kernel weight_kernel
 
 # The kernels with tensor descriptors by the oldest Triton that upge supports, which older PyTorch comes with.
