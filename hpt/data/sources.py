@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,9 +56,13 @@ def load_sources(
 
 
 def _prefixes(names: Sequence[str]) -> list[str]:
-    """What the ids of each source begin with: nothing, or with several sources its last part without the ending."""
+    """What the ids of each source begin with: nothing, or with several sources its last part without the ending.
+
+    Where two would be the same, all get their number.
+    """
     if len(names) == 1:
         return [""]
     stems = [Path(name).stem for name in names]
-    count = Counter(stems)
-    return [f"{stem}/" if count[stem] == 1 else f"{stem}-{number}/" for number, stem in enumerate(stems, start=1)]
+    if len(set(stems)) == len(stems):
+        return [f"{stem}/" for stem in stems]
+    return [f"{stem}-{number}/" for number, stem in enumerate(stems, start=1)]
