@@ -124,28 +124,31 @@ class PromptRenderer:
     def conversation(self, question: Question) -> Conversation | None:
         """Prompt and demonstration with the earlier assistant turns marked, too; None where there are none.
 
-        Each turn is encoded by itself, as it is generated. An earlier one is trained up to and including the token that
-        ends it. DataError where the chat template writes
-        a turn in another way once more messages follow: then no one row could hold all turns as they are generated.
+        Each turn is encoded by itself, as it is generated, and follows the tokens that a rollout of it would see. An
+        earlier one is trained up to and including the token that ends it. DataError where the chat template or the
+        tokenizer writes a turn in another way once more messages follow: then no one row could hold all turns as they
+        are generated.
         """
         messages = self._messages(question)
         places = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
         if not places:
             return None
         prompt = self.prompt_text(question)
-        texts, read = [], 0
+        read, said = [], []
         for place in places:
             before = self._render(messages[:place], question, generation_prompt=True)
             after = self._render(messages[: place + 1], question, generation_prompt=False)
             self._check_is_history(question, messages[place], place, before, after, prompt)
-            texts += [prompt[read : len(before)], prompt[len(before) : len(after)]]
-            read = len(after)
-        first, *others = [*texts, prompt[read:]]
-        parts = [(self._encoder.beginnings([first])[0], False)]
-        for number, ids in enumerate(self._encoder.continuations(others)):
-            said = number % 2 == 0
-            end = self._length_to_end(question, ids) if said else 0
-            parts += [(ids[:end], True), (ids[end:], False)]
+            read.append(before)
+            said.append(after.removeprefix(before))
+        row, *prompts = self._encoder.beginnings([*read, prompt])
+        parts = [(row, False)]
+        for place, ids, next_prompt in zip(places, self._encoder.continuations(said), prompts, strict=True):
+            turn = ids[: self._length_to_end(question, ids)]
+            row = row + turn
+            self._check_tokens_are_history(question, messages[place], place, row, next_prompt)
+            parts += [(turn, True), (next_prompt[len(row) :], False)]
+            row = next_prompt
         parts.append((self.demonstration_ids(question), True))
         return Conversation([(ids, trained) for ids, trained in parts if ids])
 
@@ -253,6 +256,19 @@ class PromptRenderer:
             f"generated, and that of {model_name(self.tokenizer)} rewrites message {place + 1}, the assistant's "
             f"{describe(message['content'])} (Qwen3's, for one, drops thoughts from earlier turns). Use "
             "data.loss_on=last, or make a question of each turn"
+        )
+
+    def _check_tokens_are_history(
+        self, question: Question, message: Message, place: int, row: list[int], prompt: list[int]
+    ) -> None:
+        """DataError unless `prompt`, the next turn's, begins with `row`, the tokens up to the end of `message`."""
+        if prompt[: len(row)] == row:
+            return
+        raise DataError(
+            f'{question.named}: data.loss_on "all" needs a tokenizer that splits earlier turns as they were generated, '
+            f"and that of {model_name(self.tokenizer)} splits message {place + 1}, the assistant's "
+            f"{describe(message['content'])}, in another way once more messages follow. Use data.loss_on=last, or "
+            "make a question of each turn"
         )
 
     def _check_ends_once(self, question: Question, response: list[int]) -> None:

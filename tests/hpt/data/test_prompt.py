@@ -1,15 +1,26 @@
 """Prompts and responses are the tokens that the tokenizer and its chat template mean, and nothing is rewritten."""
 
 import unicodedata
-from types import SimpleNamespace
 
 import pytest
-from chat_tokenizers import END, LLAMA_PROMPT, NAMES, QWEN, byte_level, decode, question, renderer, tokenizers
+from chat_tokenizers import (
+    END,
+    LLAMA_PROMPT,
+    NAMES,
+    QWEN,
+    byte_level,
+    decode,
+    llama3_by_gpt2,
+    question,
+    renderer,
+    tokenizers,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
+from hpt.config.sections.data import PromptConfig
 from hpt.data.prompt import PromptRenderer
 from hpt.support.errors import ConfigError, DataError
 
@@ -46,7 +57,7 @@ def test_exactly_one_bos_where_the_tokenizer_adds_one(name, style):
 
 def test_bos_is_added_where_a_chat_template_forgets_it():
     tokenizer = byte_level(QWEN, "<eos>", "<bos>", ("<|im_start|>", "<|im_end|>"))
-    ids = PromptRenderer(tokenizer, SimpleNamespace(style="chat", system=None, template="{question}")).prompt_ids(
+    ids = PromptRenderer(tokenizer, PromptConfig(style="chat", system=None, template="{question}")).prompt_ids(
         question()
     )
     assert ids[:2] == tokenizer.convert_tokens_to_ids(["<bos>", "<|im_start|>"])
@@ -55,7 +66,7 @@ def test_bos_is_added_where_a_chat_template_forgets_it():
 def test_a_bos_that_the_tokenizer_does_not_add_is_left_out():
     tokenizer = byte_level(None, "<eos>", "<bos>", ("<other>",))
     tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    ids = PromptRenderer(tokenizer, SimpleNamespace(style="plain", system=None, template="{question}")).prompt_ids(
+    ids = PromptRenderer(tokenizer, PromptConfig(style="plain", system=None, template="{question}")).prompt_ids(
         question("a")
     )
     assert ids == tokenizer.convert_tokens_to_ids(["a"])
@@ -146,7 +157,7 @@ def test_response_is_what_the_template_renders_for_an_assistant(name):
 def test_tokens_never_reach_over_the_boundary():
     # GPT-2's splitting makes one token of a text's last two line breaks, and two of them before a word: rollouts see
     # the one, so training does, though the whole text would be tokenised with two.
-    made, asked = renderer("llama3"), question()
+    made, asked = llama3_by_gpt2(), question()
     prompt, response = made.prompt_ids(asked), made.demonstration_ids(asked)
     whole = made.tokenizer(decode(made.tokenizer, prompt + response), add_special_tokens=False)["input_ids"]
     assert decode(made.tokenizer, whole) == decode(made.tokenizer, prompt + response)
@@ -220,7 +231,7 @@ def test_template_without_an_end_token_ends_in_the_tokenizers():
         "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
     )
     tokenizer = byte_level(template, "<eos>")
-    made = PromptRenderer(tokenizer, SimpleNamespace(style="chat", system=None, template="{question}"))
+    made = PromptRenderer(tokenizer, PromptConfig(style="chat", system=None, template="{question}"))
     joint = made.prompt_ids(question()) + made.demonstration_ids(question())
     assert decode(tokenizer, joint) == "user: What is 3+4?\nassistant: 3+4 = 7<eos>"
 
@@ -240,10 +251,10 @@ def test_impossible_settings_name_the_fix():
         ),
     ]:
         with pytest.raises(ConfigError, match=expected):
-            PromptRenderer(tokenizer, SimpleNamespace(style=style, system=system, template="{question}"))
+            PromptRenderer(tokenizer, PromptConfig(style=style, system=system, template="{question}"))
     endless = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE({"a": 0}, [])))
     with pytest.raises(ConfigError, match="no eos_token"):
-        PromptRenderer(endless, SimpleNamespace(style="plain", system=None, template="{question}"))
+        PromptRenderer(endless, PromptConfig(style="plain", system=None, template="{question}"))
 
 
 def test_messages_that_the_template_refuses():
