@@ -15,7 +15,7 @@ KNOWN_COLUMNS: dict[str, tuple[str, ...]] = {
     "prompt": ("prompt", "problem", "question"),
     "answer": ("answer", "reward_model.ground_truth", "solution"),
     "demonstration": ("demonstration", "target", "completion", "solution"),
-    "messages": ("messages",),
+    "messages": ("messages", "conversations", "conversation"),
     "tools": ("tools",),
     "id": ("id",),
     "grade": ("grade",),
@@ -23,7 +23,7 @@ KNOWN_COLUMNS: dict[str, tuple[str, ...]] = {
 """The columns in which each field is looked for, in this order; dots reach into nested objects.
 
 They cover {prompt, answer}, {problem | question, answer | solution}, TRL's {prompt, completion}, OpenAI's {messages,
-tools} and OpenR1-Math-46k-8192's (prompt, target, reward_model.ground_truth). A "solution" is the answer if no other
+tools}, ShareGPT's {conversations} and OpenR1-Math-46k-8192's (prompt, target, reward_model.ground_truth). A "solution" is the answer if no other
 column is, and otherwise the demonstration.
 """
 
@@ -76,7 +76,9 @@ def _is_in_messages(found: dict[str, str], columns: ColumnsConfig) -> bool:
     """Whether prompt and demonstration are read from a column of whole conversations."""
     if columns.messages:
         return True
-    return "messages" in found and not ("prompt" in found and ("demonstration" in found or columns.prompt))
+    if "prompt" not in found:
+        return "messages" in found
+    return found.get("messages") == "messages" and not ("demonstration" in found or columns.prompt)
 
 
 def unread_columns(source: Source, column_of: dict[str, str]) -> list[str]:

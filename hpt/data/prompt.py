@@ -18,7 +18,7 @@ from jinja2 import TemplateError
 
 from hpt.data.conversation import Conversation
 from hpt.data.encoding import TextEncoder
-from hpt.data.fields import Message, is_more_than_text
+from hpt.data.fields import Message, is_more_than_text, is_trained
 from hpt.data.problems import describe
 from hpt.data.questions import Question
 from hpt.data.tokenizer import model_name
@@ -122,7 +122,7 @@ class PromptRenderer:
         return responses
 
     def conversation(self, question: Question) -> Conversation | None:
-        """Prompt and demonstration with the earlier assistant turns marked, too; None where there are none.
+        """Prompt and demonstration with the earlier assistant turns marked, too; None where there are none to train.
 
         Each turn is encoded by itself, as it is generated, and follows the tokens that a rollout of it would see. An
         earlier one is trained up to and including the token that ends it. DataError where the chat template or the
@@ -130,7 +130,7 @@ class PromptRenderer:
         are generated.
         """
         messages = self._messages(question)
-        places = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+        places = [place for place, message in enumerate(messages) if is_trained(message)]
         if not places:
             return None
         prompt = self.prompt_text(question)

@@ -80,9 +80,43 @@ def test_a_demonstration_that_is_more_than_text_keeps_its_message(jsonl):
     assert (question.prompt, question.turn) == ((ASK,), None)
 
 
+def test_weights_of_openai_choose_the_demonstration(jsonl):
+    right, wrong = SAY | {"weight": 1}, END | {"weight": 0}
+    need = {"need_answer": False, "need_demonstration": True}
+    (question,) = load(jsonl({"messages": [ASK, wrong, AGAIN, right]}), **need)
+    assert (question.prompt, question.demonstration) == ((ASK, wrong, AGAIN), "2")
+    # What follows the last turn to be trained is left out.
+    for record in ({"messages": [ASK, right, AGAIN, wrong]}, {"prompt": [ASK], "completion": [right, AGAIN, wrong]}):
+        (question,) = load(jsonl(record), **need)
+        assert (question.prompt, question.demonstration) == ((ASK,), "2")
+    untrained = jsonl({"messages": [ASK, wrong]})
+    assert [(each.prompt, each.demonstration) for each in load(untrained, need_answer=False)] == [((ASK,), None)]
+    assert "needs an assistant message, not of weight 0, as the last" in error_of(untrained, **need)
+    assert "field 'completion' is" in error_of(jsonl({"prompt": "p", "completion": [wrong]}), **need)
+
+
+@pytest.mark.parametrize("column", ["conversations", "conversation", "messages"])
+def test_sharegpt_is_read_as_it_is(jsonl, column):
+    talk = [("system", "Be brief."), ("human", "1+1?"), ("gpt", "2")]
+    record = {column: [{"from": role, "value": text} for role, text in talk]}
+    assert load(jsonl(record), need_answer=False) == [Question("#1", (SYSTEM, ASK), None, "2")]
+    # Beside a prompt, only a column of that name is taken for the question.
+    (question,) = load(jsonl(record | {"prompt": "p"}), need_answer=False)
+    assert question.prompt == ((SYSTEM, ASK) if column == "messages" else "p")
+
+
+def test_nulls_among_the_arguments_of_a_tool_call_stay(jsonl):
+    function = {"name": "add", "arguments": {"a": None, "b": [{"c": None}]}}
+    call = {"role": "assistant", "content": None, "tool_calls": [{"id": None, "function": function}]}
+    (question,) = load(jsonl({"messages": [ASK, call]}), need_answer=False)
+    assert question.turn == {"role": "assistant", "content": "", "tool_calls": [{"function": function}]}
+
+
 @pytest.mark.parametrize(
     ("record", "expected"),
     [
+        ({"messages": [ASK, SAY | {"weight": 0.5}]}, "field 'messages' has a weight of 0.5 in message 2; allowed: 0"),
+        ({"messages": [{"from": "bing", "value": "x"}, SAY]}, "as message 1; allowed: an object with a role"),
         ({"messages": "x"}, "field 'messages' is 'x', which is not JSON"),
         ({"messages": {}}, "field 'messages' is {}; allowed: a list of {role, content} messages"),
         ({"messages": [SAY]}, "field 'messages' has a single assistant message"),

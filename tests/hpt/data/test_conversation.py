@@ -64,6 +64,17 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_and_named(name):
         select_by_length([TALK], renderer(name), max_prompt_tokens=None, max_demonstration_tokens=None, all_turns=True)
 
 
+@pytest.mark.parametrize("name", ["qwen", "r1"])
+def test_a_turn_of_weight_0_is_read_and_not_trained(name):
+    made, unsaid = renderer(name), SAY | {"weight": 0}
+    two = Question("talk", (ASK, unsaid, AGAIN), None, END_TURN["content"])
+    assert made.conversation(two) is None
+    if name == "qwen":  # The other rewrites earlier turns, which matters only where they are trained.
+        row = made.conversation(Question("talk", (*two.prompt, SAY, AGAIN), None, END_TURN["content"]))
+        assert row.prompt_length == len(made.prompt_ids(two))
+        assert [trained for _, trained in row.parts] == [False, True, False, True]
+
+
 def test_a_tokenizer_that_splits_earlier_turns_otherwise_is_refused_and_named():
     with pytest.raises(DataError) as caught:
         llama3_by_gpt2().conversation(TALK)
