@@ -11,6 +11,7 @@ import pytest
 from hpt.config.recipe import load_config
 from hpt.config.schema import Config
 from hpt.data.order import MixedOrder
+from hpt.data.training_data import read_questions
 from hpt.support.distributed import ALONE
 from hpt.support.errors import DataError
 from hpt.training.run_data import check_verifiable, load_data, without_wrong_demonstrations
@@ -69,6 +70,48 @@ def test_answers_that_nothing_reads_may_be_missing_or_broken(world: Path, tmp_pa
     assert len(load_data(config_of(world, tmp_path, train, SFT, held_out)).held_out[0].questions) == 3
     with pytest.raises(DataError, match="line 1: field 'answer' is missing"):
         load_data(config_of(world, tmp_path, train, SFT, held_out, "eval.every=2"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected", "not_expected"),
+    [
+        (
+            ["rewards=[rewards:share_of_digits]"],
+            ["The gate asks the verifier", "gate.reads=share_of_digits gate.threshold=VALUE", "method=grpo"],
+            "rewards lists verifier",
+        ),
+        (
+            ["rewards=[rewards:share_of_digits, verifier]", "gate={kind: rl}"],
+            ["rewards lists verifier", "leave it out"],
+            "The gate",
+        ),
+        ([], ["The reward is the verifier's score", "list functions in rewards", "gate.reads=NAME"], "lists verifier"),
+        (
+            ["rewards=[rewards:share_of_digits]", "gate.reads=share_of_digits", "gate.threshold=1"],
+            ["column for the demonstration", "trains on demonstrations (gate.kind=switch)", "method=grpo"],
+            "verifier",
+        ),
+    ],
+)
+def test_an_error_says_why_a_column_is_needed_and_what_to_do_without(
+    world: Path, tmp_path: Path, settings: list[str], expected: list[str], not_expected: str
+) -> None:
+    data = write(tmp_path / "d.jsonl", {"prompt": "1+1="})
+    with pytest.raises(DataError) as caught:
+        read_questions(config_of(world, tmp_path, f"data.train={data}", *settings))
+    message = str(caught.value)
+    assert [part for part in expected if part not in message] == []
+    assert not_expected not in message
+
+
+def test_an_error_says_why_an_evaluation_needs_answers(world: Path, tmp_path: Path) -> None:
+    data, held_out = write(tmp_path / "d.jsonl", RIGHT), write(tmp_path / "h.jsonl", {"prompt": "1+1="})
+    config = config_of(world, tmp_path, f"data.train={data}", f"data.eval={held_out}", "eval.every=2")
+    with pytest.raises(DataError) as caught:
+        read_questions(config)
+    assert "h.jsonl: no record has a column for the answer" in str(caught.value)
+    assert "Evaluations (eval.every=2) ask the verifier" in str(caught.value)
+    assert "gate.reads=NAME gate.threshold=VALUE, or do not evaluate: eval.every=0" in str(caught.value)
 
 
 def test_several_sources_are_mixed_by_their_weights(
