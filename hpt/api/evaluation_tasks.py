@@ -114,9 +114,9 @@ def prompt_settings(prompt: PromptConfig, settings: EvaluationSettings, *, has_c
     style = settings.style
     if style is None and prompt.style == "chat" and not has_chat_template:
         style = "plain"
-    changes = {"style": style, "system": settings.system, "template": settings.template}
+    changes = settings.model_dump(include={"system", "template", "chat_template_kwargs"}) | {"style": style}
     given = {name: value for name, value in changes.items() if value is not None}
-    return make_section(PromptConfig, prompt.model_dump() | given, "--template")
+    return make_section(PromptConfig, prompt.model_dump() | given, "the prompt")
 
 
 def check_lengths(model_path: str, tasks: Sequence[EvaluationTask], renderer: PromptRenderer) -> None:

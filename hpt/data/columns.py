@@ -17,6 +17,7 @@ KNOWN_COLUMNS: dict[str, tuple[str, ...]] = {
     "demonstration": ("demonstration", "target", "completion", "solution"),
     "messages": ("messages", "conversations", "conversation"),
     "tools": ("tools",),
+    "chat_template_kwargs": ("chat_template_kwargs",),
     "id": ("id",),
     "grade": ("grade",),
 }
@@ -66,7 +67,8 @@ def find_columns(
     for field in ("prompt", "demonstration") if form == "messages" else ("messages",):
         found.pop(field, None)
     # One recipe names the columns of training and test data, and test data may have no demonstrations.
-    needed = {form, *(field for field in ("id", "answer", "tools", "grade") if getattr(columns, field))}
+    optional = ("id", "answer", "tools", "chat_template_kwargs", "grade")
+    needed = {form, *(field for field in optional if getattr(columns, field))}
     if need_demonstration and form == "prompt":
         needed.add("demonstration")
     if need_answer:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, TypeAlias
 
+from hpt.config.sections.data import OWN_TEMPLATE_KWARGS
 from hpt.data.columns import MISSING
 from hpt.data.problems import describe
 
@@ -145,6 +146,16 @@ def tools(value: Any) -> list[dict[str, Any]] | None:
     return _without_nulls(value) or None
 
 
+def chat_template_kwargs(value: Any) -> dict[str, Any] | None:
+    """What a record hands to its chat template; None where that is nothing."""
+    if _is_nothing(value):
+        return None
+    kwargs: dict[str, Any] = _without_nulls(_parsed(value, "an object, or JSON text of one", dict))
+    if own := sorted(kwargs.keys() & set(OWN_TEMPLATE_KWARGS)):
+        raise ValueError(f"has {', '.join(own)}, which hpt itself sets")
+    return kwargs or None
+
+
 def label(value: Any) -> str | None:
     """A text, or a number as text; None where there is none."""
     if value is MISSING or value is None or value == "":
@@ -154,15 +165,15 @@ def label(value: Any) -> str | None:
     return _text(value, "a string or a number")
 
 
-def _parsed(value: Any, allowed: str) -> list[Any]:
-    """A list, which may be given as JSON text, as a CSV file has it."""
+def _parsed(value: Any, allowed: str, kind: type = list) -> Any:
+    """A list, or another kind of value, which may be given as JSON text, as a CSV file has it."""
     parsed = value
     if isinstance(value, str):
         try:
             parsed = json.loads(value)
         except ValueError as error:
             raise ValueError(f"{_is(value)}, which is not JSON ({error}); allowed: {allowed}") from None
-    if not isinstance(parsed, list):
+    if not isinstance(parsed, kind):
         raise ValueError(f"{_is(value)}; allowed: {allowed}")
     return parsed
 

@@ -105,6 +105,13 @@ def test_sharegpt_is_read_as_it_is(jsonl, column):
     assert question.prompt == ((SYSTEM, ASK) if column == "messages" else "p")
 
 
+@pytest.mark.parametrize("value", [{"enable_thinking": False, "style": None}, '{"enable_thinking": false}'])
+def test_a_record_has_kwargs_for_its_chat_template(jsonl, value):
+    (question,) = load(jsonl(GOOD | {"chat_template_kwargs": value}))
+    assert question.chat_template_kwargs == {"enable_thinking": False}
+    assert load(jsonl(GOOD | {"kwargs": value}), chat_template_kwargs="kwargs")[0].chat_template_kwargs
+
+
 def test_nulls_among_the_arguments_of_a_tool_call_stay(jsonl):
     function = {"name": "add", "arguments": {"a": None, "b": [{"c": None}]}}
     call = {"role": "assistant", "content": None, "tool_calls": [{"id": None, "function": function}]}
@@ -127,6 +134,8 @@ def test_nulls_among_the_arguments_of_a_tool_call_stay(jsonl):
         ({"messages": [ASK, {"role": "assistant", "content": ""}, AGAIN, SAY]}, "has an empty assistant message"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}, SAY]}, "a content that is a string"),
         ({"messages": [ASK, SAY], "tools": "{"}, "field 'tools' is '{', which is not JSON"),
+        (GOOD | {"chat_template_kwargs": [1]}, "field 'chat_template_kwargs' is [1]; allowed: an object, or JSON"),
+        (GOOD | {"chat_template_kwargs": {"tools": 1}}, "field 'chat_template_kwargs' has tools, which hpt itself"),
         ({"messages": [ASK, SAY], "tools": [3]}, "field 'tools' is [3]; allowed: a list of objects"),
         ({"prompt": [ASK], "completion": [SAY, AGAIN]}, "in the order assistant, user; allowed: one assistant message"),
         ({"prompt": [ASK], "completion": [SAY, SYSTEM, END]}, "field 'completion', after the prompt, has messages in"),

@@ -1,5 +1,6 @@
 """Prompts and responses are the tokens that the tokenizer and its chat template mean, and nothing is rewritten."""
 
+import dataclasses
 import unicodedata
 
 import pytest
@@ -24,7 +25,36 @@ from hpt.config.sections.data import PromptConfig
 from hpt.data.prompt import PromptRenderer
 from hpt.support.errors import ConfigError, DataError
 
+# Qwen3's way to turn thinking off: an empty thought in the prompt.
+SWITCHED = """{%- for m in messages %}
+{{- '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}
+{%- if enable_thinking is defined and not enable_thinking %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"""
+THOUGHTLESS = {"enable_thinking": False}
+
 # ---- prompts
+
+
+def test_the_chat_template_gets_the_kwargs_of_the_config_and_of_the_record():
+    tokenizer = byte_level(SWITCHED, "<|endoftext|>", None, ("<|im_start|>", "<|im_end|>"))
+    usual = PromptRenderer(tokenizer, PromptConfig())
+    switched = PromptRenderer(tokenizer, PromptConfig(chat_template_kwargs=THOUGHTLESS))
+    empty_thought = "<think>\n\n</think>\n\n"
+    asked, own = question(), dataclasses.replace(question(), chat_template_kwargs=THOUGHTLESS)
+    assert not usual.prompt_text(asked).endswith(empty_thought)
+    assert switched.prompt_text(asked) == usual.prompt_text(own) == usual.prompt_text(asked) + empty_thought
+    # The record's own come on top, and a demonstration is checked against the prompt that it follows.
+    thinking = dataclasses.replace(
+        question(demonstration="<think>7</think>"), chat_template_kwargs={"enable_thinking": True}
+    )
+    assert switched.prompt_text(thinking) == usual.prompt_text(asked)
+    assert decode(tokenizer, switched.demonstration_ids(thinking)) == "<think>7</think><|im_end|>"
+    with pytest.raises(DataError, match="begins with <think>, but the prompt ends in </think>"):
+        usual.demonstration_ids(dataclasses.replace(thinking, chat_template_kwargs=THOUGHTLESS))
+    with pytest.raises(ConfigError, match=r"prompt\.chat_template_kwargs needs prompt\.style=chat"):
+        PromptRenderer(tokenizer, PromptConfig(style="plain", chat_template_kwargs=THOUGHTLESS))
+    with pytest.raises(ValueError, match="hpt itself sets tools"):
+        PromptConfig(chat_template_kwargs={"tools": []})
 
 
 @pytest.mark.parametrize("name", NAMES)
