@@ -14,6 +14,7 @@ from hpt.data.order import MixedOrder
 from hpt.data.training_data import read_questions
 from hpt.support.distributed import ALONE
 from hpt.support.errors import DataError
+from hpt.training.assemble import assemble
 from hpt.training.run_data import check_verifiable, load_data, without_wrong_demonstrations
 from hpt.verify import make_verifier
 
@@ -48,6 +49,7 @@ def test_wrong_demonstrations_are_kept_dropped_or_refused_and_counted_always(
     assert trained_ids(config_of(world, tmp_path, train)) == ["#1", "#2", "#3", "#4"]
     assert "refuses the final answer of 2 of 4 demonstrations: 2 incorrect; questions #2, #4" in caplog.text
     assert trained_ids(config_of(world, tmp_path, train, "data.wrong_demonstrations=drop")) == ["#1", "#3"]
+    assert "They are left out: 2 of 4 questions remain" in caplog.text
     with pytest.raises(DataError, match="2 of 4 demonstrations"):
         trained_ids(config_of(world, tmp_path, train, "data.wrong_demonstrations=error"))
     # Where no demonstration is trained on, none is checked.
@@ -57,6 +59,17 @@ def test_wrong_demonstrations_are_kept_dropped_or_refused_and_counted_always(
     write(data, WRONG)
     with pytest.raises(DataError, match="the verifier refuses every demonstration"):
         trained_ids(config_of(world, tmp_path, train, "data.wrong_demonstrations=drop"))
+
+
+def test_the_question_shown_is_one_that_is_trained_on(
+    world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    data = write(tmp_path / "d.jsonl", WRONG, RIGHT)
+    with assemble(config_of(world, tmp_path, f"data.train={data}", "data.wrong_demonstrations=drop"), None):
+        pass
+    assert "Prompt of question #2" in caplog.text
+    assert "Prompt of question #1" not in caplog.text
 
 
 def test_answers_that_nothing_reads_may_be_missing_or_broken(world: Path, tmp_path: Path) -> None:
