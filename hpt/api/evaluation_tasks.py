@@ -85,6 +85,8 @@ def load_tasks(sources: Sequence[str], settings: EvaluationSettings, file_verifi
 
     file_verifier: the verifier of a file without a known layout, where --verifier does not name one.
     """
+    if not sources:
+        raise ConfigError("there is nothing to evaluate on: data is an empty list")
     folder = Path(settings.data_dir) if settings.data_dir else None
     tasks = []
     for name, data in zip(_task_names(sources), sources, strict=True):

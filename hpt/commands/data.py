@@ -45,8 +45,8 @@ examples:
         type=non_negative_int,
         default=2000,
         metavar="N",
-        help="answers and demonstrations to verify at most, evenly spaced over the data (default: 2000; 0: none); as in a "
-        "run, all demonstrations where data.wrong_demonstrations is drop or error",
+        help="answers and demonstrations to verify at most, evenly spaced over the data (default: 2000; 0: none); as "
+        "in a run, all demonstrations where data.wrong_demonstrations is drop or error",
     )
 
 
