@@ -85,6 +85,8 @@ def load_tasks(sources: Sequence[str], settings: EvaluationSettings, file_verifi
 
     file_verifier: the verifier of a file without a known layout, where --verifier does not name one.
     """
+    if not sources:
+        raise ConfigError("there is nothing to evaluate on: data is an empty list")
     folder = Path(settings.data_dir) if settings.data_dir else None
     tasks = []
     for name, data in zip(_task_names(sources), sources, strict=True):
@@ -114,9 +116,9 @@ def prompt_settings(prompt: PromptConfig, settings: EvaluationSettings, *, has_c
     style = settings.style
     if style is None and prompt.style == "chat" and not has_chat_template:
         style = "plain"
-    changes = {"style": style, "system": settings.system, "template": settings.template}
+    changes = settings.model_dump(include={"system", "template", "chat_template_kwargs"}) | {"style": style}
     given = {name: value for name, value in changes.items() if value is not None}
-    return make_section(PromptConfig, prompt.model_dump() | given, "--template")
+    return make_section(PromptConfig, prompt.model_dump() | given, "the prompt")
 
 
 def check_lengths(model_path: str, tasks: Sequence[EvaluationTask], renderer: PromptRenderer) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 from rich.text import Text
 
 from hpt.commands.arguments import CommandParser, non_negative_int
-from hpt.support.errors import HptError
+from hpt.support.errors import DataError, HptError
 from hpt.support.terminal import plain_table, print_results
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ examples:
         type=non_negative_int,
         default=2000,
         metavar="N",
-        help="answers and demonstrations to verify at most, evenly spaced over the data (default: 2000)",
+        help="answers and demonstrations to verify at most, evenly spaced over the data (default: 2000; 0: none); as "
+        "in a run, all demonstrations where data.wrong_demonstrations is drop or error",
     )
 
 
@@ -84,23 +86,24 @@ def _describe(config: Config, *, rows: int, check: int) -> list[str]:
     print_results(
         _counts(train, held_out, selections), "", *_lengths(config, selections), *_notes(train, held_out, renderer)
     )
-    checked, problems = _verified(config, train, held_out, check)
+    fitting = [
+        replace(source, questions=selection.questions) for source, selection in zip(train, selections, strict=True)
+    ]
+    checked, problems, trained = _verified(config, train, held_out, fitting, check)
     print_results(*checked)
     if config.data.too_long == "error" and any(selection.dropped for selection in selections):
         problems.append("questions are too long, and data.too_long is error")
     problems += [
-        f"{source.name}: every question is longer than the limits in data"
-        for source, selection in zip(train, selections, strict=True)
-        if not selection.questions
+        f"{source.name}: every question is longer than the limits in data" for source in fitting if not source.questions
     ]
-    if all(selection.questions for selection in selections):
-        print_results(*_first_rows(config, train, selections, renderer, rows))
+    if all(source.questions for source in trained):
+        print_results(*_first_rows(config, trained, renderer, rows))
     return problems
 
 
 def _counts(train: list[LoadedSource], held_out: list[LoadedSource], selections: list[Selection]) -> RenderableType:
     several = len(train) > 1
-    headers = ["questions", "answers", "demon- strations", "too long", *(["share"] if several else [])]
+    headers = ["questions", "answers", "demonstrations", "too long", *(["share"] if several else [])]
     table = plain_table("Questions", "source", *headers)
     weights = sum(source.weight for source in train)
     for source, selection in zip(train, selections, strict=True):
@@ -147,17 +150,25 @@ def _notes(train: list[LoadedSource], held_out: list[LoadedSource], renderer: Pr
 
 
 def _verified(
-    config: Config, train: list[LoadedSource], held_out: list[LoadedSource], check: int
-) -> tuple[list[str], list[str]]:
-    """What the verifier says about answers and demonstrations, and the reasons for which a run would stop."""
+    config: Config, train: list[LoadedSource], held_out: list[LoadedSource], fitting: list[LoadedSource], check: int
+) -> tuple[list[str], list[str], list[LoadedSource]]:
+    """What the verifier says about answers and demonstrations, the reasons for which a run would stop, and what is
+    trained on.
+
+    fitting: the questions of `train` that are not too long.
+    """
+    from hpt.data.sources import without_questions
     from hpt.verify import make_verifier
     from hpt.verify.answers import unusable_answers
     from hpt.verify.demonstrations import check_demonstrations, evenly_spaced
 
     lines, problems = [], []
+    wrong = config.data.wrong_demonstrations
     verifier = make_verifier(config.verify)
     if check == 0 or not any(question.answer for source in [*train, *held_out] for question in source.questions):
-        return [], []
+        if check == 0 and wrong == "drop":
+            lines.append("Not verified: the rows may be of questions that data.wrong_demonstrations=drop leaves out")
+        return lines, [], fitting
     with verifier:
         parts = [(source, config.needs_answers) for source in train]
         parts += [(source, config.eval.every > 0) for source in held_out]
@@ -171,26 +182,35 @@ def _verified(
                 lines[-1] += f", first {unusable[0].named}: {unusable[0].answer!r}"
             if unusable and needed:
                 problems.append(f"{source.name} has answers that the verifier cannot parse")
-        questions = [question for source in train for question in source.questions]
-        result = check_demonstrations(verifier, questions, limit=check)
+        questions = [question for source in fitting for question in source.questions]
+        result = check_demonstrations(verifier, questions, limit=check if wrong == "keep" else None)
     if result.checked:
         lines.append(result.summary[0].upper() + result.summary[1:])
-    if result.refused and config.data.wrong_demonstrations == "error":
+    if result.refused and wrong == "error":
         problems.append("the verifier refuses demonstrations, and data.wrong_demonstrations is error")
-    return lines, problems
+    if not result.refused or wrong != "drop":
+        return lines, problems, fitting
+    left = len(questions) - len(result.refused)
+    lines.append(f"data.wrong_demonstrations=drop leaves them out: {left:,} of {len(questions):,} questions remain")
+    try:
+        return lines, problems, without_questions(fitting, result.refused)
+    except DataError as error:
+        return lines, [*problems, str(error)], []
 
 
 def _first_rows(
-    config: Config, train: list[LoadedSource], selections: list[Selection], renderer: PromptRenderer, rows: int
+    config: Config, trained: list[LoadedSource], renderer: PromptRenderer, rows: int
 ) -> list[RenderableType]:
     """The first rows of step 1."""
+    if not trained:
+        return []
     from hpt.data.order import make_order
     from hpt.data.preview import show_row
 
-    questions = [question for selection in selections for question in selection.questions]
+    questions = [question for source in trained for question in source.questions]
     order = make_order(
-        [len(selection.questions) for selection in selections],
-        [source.weight for source in train],
+        [len(source.questions) for source in trained],
+        [source.weight for source in trained],
         config.batch.questions,
         config.seed,
     )

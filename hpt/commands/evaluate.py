@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import logging
 from pathlib import Path
+from typing import Any
 
 from hpt.commands.arguments import (
     CommandParser,
@@ -22,7 +24,7 @@ HELP = "avg@n and pass@k of a model on benchmarks or files of questions"
 
 _SETTINGS = (
     *("n", "temperature", "top_p", "max_tokens", "batch_size", "limit", "seed", "style", "system", "template"),
-    *("verifier", "dtype", "device", "data_dir", "columns"),
+    *("chat_template_kwargs", "verifier", "dtype", "device", "data_dir", "columns"),
 )
 """The options that are settings of an evaluation, besides k."""
 
@@ -92,6 +94,12 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument("--system", help="system message of a chat prompt")
     parser.add_argument("--template", help="text around the question, with {question} in it")
     parser.add_argument(
+        "--chat-template-kwargs",
+        type=_json_object,
+        metavar="JSON",
+        help='what else the chat template is given, e.g. {"enable_thinking": false} (default: the run\'s)',
+    )
+    parser.add_argument(
         "--verifier",
         metavar="NAME",
         help="math (math-verify), boxed (math-verify, boxed answers only), choice (a letter), or MODULE:FUNCTION, "
@@ -117,6 +125,16 @@ def _columns(text: str) -> dict[str, str]:
             )
         columns[field] = name
     return columns
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"must be a JSON object, got {text!r}")
+    return value
 
 
 def run(options: argparse.Namespace) -> int:

@@ -85,9 +85,15 @@ class Config(Section):
 
         An evaluation asks the verifier wherever the held-out questions have answers.
         """
-        rewarded = not self.rewards or VERIFIER in self.reward_weights
-        gated = self.gate.reads_score and self.gate.reads == VERIFIER
-        return self.gate.needs_rollouts and (rewarded or gated)
+        return self.gate.needs_rollouts and (self.rewarded_by_verifier or self.gated_by_verifier)
+
+    @property
+    def rewarded_by_verifier(self) -> bool:
+        return not self.rewards or VERIFIER in self.reward_weights
+
+    @property
+    def gated_by_verifier(self) -> bool:
+        return self.gate.reads_score and self.gate.reads == VERIFIER
 
     @property
     def overlong_limits(self) -> tuple[int, int]:

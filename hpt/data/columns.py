@@ -15,20 +15,30 @@ KNOWN_COLUMNS: dict[str, tuple[str, ...]] = {
     "prompt": ("prompt", "problem", "question"),
     "answer": ("answer", "reward_model.ground_truth", "solution"),
     "demonstration": ("demonstration", "target", "completion", "solution"),
-    "messages": ("messages",),
+    "messages": ("messages", "conversations", "conversation"),
     "tools": ("tools",),
+    "chat_template_kwargs": ("chat_template_kwargs",),
     "id": ("id",),
     "grade": ("grade",),
 }
 """The columns in which each field is looked for, in this order; dots reach into nested objects.
 
 They cover {prompt, answer}, {problem | question, answer | solution}, TRL's {prompt, completion}, OpenAI's {messages,
-tools} and OpenR1-Math-46k-8192's (prompt, target, reward_model.ground_truth). A "solution" is the answer if no other
-column is, and otherwise the demonstration.
+tools}, ShareGPT's {conversations} and OpenR1-Math-46k-8192's (prompt, target, reward_model.ground_truth). A "solution"
+is the answer if no other column is, and the demonstration where there is another answer or none is needed.
 """
 
 MISSING = object()
 """Stands for the value of a column that a record does not have."""
+
+
+class MissingColumn(DataError):
+    """No record has a column for a field that is needed or was named."""
+
+    def __init__(self, message: str, field: str) -> None:
+        super().__init__(message)
+        self.field = field
+
 
 _INDEX = re.compile(r"-?\d{1,9}")
 
@@ -43,40 +53,69 @@ def find_columns(
 
     "messages" holds both prompt and demonstration. Where it is found and not named, prompt and demonstration columns
     are preferred to it if both are there. Either way only one of the two forms is returned.
-    DataError if a column is missing that is needed or was named.
+    MissingColumn if a column is missing that is needed or was named.
     """
     found: dict[str, str] = {}
-    for field, known in KNOWN_COLUMNS.items():
-        named = getattr(columns, field)
-        column = _first_present([named] if named else [name for name in known if name not in found.values()], source)
+    fields = list(KNOWN_COLUMNS)
+    if need_demonstration and not need_answer:
+        fields.sort(key=lambda field: field != "demonstration")  # it comes first, and may be the solution
+    for field in fields:
+        column = _first_present(_candidates(field, columns, found), source)
         if column is not None:
             found[field] = column
     form = "messages" if _is_in_messages(found, columns) else "prompt"
     for field in ("prompt", "demonstration") if form == "messages" else ("messages",):
         found.pop(field, None)
     # One recipe names the columns of training and test data, and test data may have no demonstrations.
-    needed = {form, *(field for field in ("id", "answer", "tools", "grade") if getattr(columns, field))}
+    optional = ("id", "answer", "tools", "chat_template_kwargs", "grade")
+    needed = {form, *(field for field in optional if getattr(columns, field))}
     if need_demonstration and form == "prompt":
         needed.add("demonstration")
     if need_answer:
         needed.add("answer")
-    for field, known in KNOWN_COLUMNS.items():
+    for field in KNOWN_COLUMNS:
         if field in needed and field not in found:
-            named = getattr(columns, field)
-            candidates = [named] if named else [name for name in known if name not in found.values()]
-            raise DataError(
-                f"{source.name}: no record has a column for the {field}: looked for {', '.join(candidates)}; "
+            raise MissingColumn(
+                f"{source.name}: no record has a column for the {field}: looked for "
+                f"{', '.join(_candidates(field, columns, found))}; "
                 f"the records have {', '.join(sorted(source.columns)) or 'no columns'}. "
                 f"Name the column by {option.format(field=field)} (dots reach into nested objects)"
+                + _advice(field, found, option),
+                field,
             )
     return found
+
+
+def _candidates(field: str, columns: ColumnsConfig, found: dict[str, str]) -> list[str]:
+    """The column that the user named for the field, or the known ones that are no other field's."""
+    named = getattr(columns, field)
+    if named:
+        return [named]
+    taken = {*found.values(), *columns.model_dump(exclude_none=True).values()}
+    return [name for name in KNOWN_COLUMNS[field] if name not in taken]
+
+
+def _advice(field: str, found: dict[str, str], option: str) -> str:
+    """What else may help where a field has no column."""
+    if field == "prompt":
+        named = option.format(field="messages")
+        return f", or by {named} where it is a list of messages: {{role, content}}, or ShareGPT's {{from, value}}"
+    if field == "demonstration" and found.get("answer") == "solution":
+        both = " ".join(option.format(field=each).replace("NAME", "solution") for each in ("answer", "demonstration"))
+        return (
+            ". The solution is read as the answer, since answers are needed, too, and no other column is one. If it "
+            f"is a worked solution that ends in \\boxed{{...}}, {both} makes it both"
+        )
+    return ""
 
 
 def _is_in_messages(found: dict[str, str], columns: ColumnsConfig) -> bool:
     """Whether prompt and demonstration are read from a column of whole conversations."""
     if columns.messages:
         return True
-    return "messages" in found and not ("prompt" in found and ("demonstration" in found or columns.prompt))
+    if "prompt" not in found:
+        return "messages" in found
+    return found.get("messages") == "messages" and not ("demonstration" in found or columns.prompt)
 
 
 def unread_columns(source: Source, column_of: dict[str, str]) -> list[str]:

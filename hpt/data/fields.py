@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, TypeAlias
 
+from hpt.config.sections.data import OWN_TEMPLATE_KWARGS
 from hpt.data.columns import MISSING
 from hpt.data.problems import describe
 
@@ -19,6 +20,7 @@ Message: TypeAlias = dict[str, Any]
 """A message of a chat: its role, its content (a text) and what else the data has (tool_calls, reasoning_content)."""
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 _OPENING = ("system", "developer")
 
 _NOT_TEXT = re.compile("[\0\ud800-\udfff]")
@@ -29,11 +31,20 @@ def is_more_than_text(message: Message) -> bool:
     return any(message.get(key) for key in ("tool_calls", "reasoning_content", "reasoning", "thinking"))
 
 
+def is_trained(message: Message) -> bool:
+    """Whether SFT may train on the message: an assistant's, unless the data gives it OpenAI's weight of 0."""
+    return bool(message["role"] == "assistant" and message.get("weight", 1))
+
+
 def prompt(value: Any) -> str | tuple[Message, ...]:
     """A text, or the messages of a chat whose last is the user's or a tool's."""
     if not isinstance(value, list):
         return _text(value, "a string, or a list of {role, content} messages")
-    messages = _messages(value)
+    return _checked_prompt(_messages(value))
+
+
+def _checked_prompt(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """`messages`, if they can be a prompt."""
     roles = [message["role"] for message in messages]
     turns = roles[1:] if roles[:1] and roles[0] in _OPENING else roles
     misplaced = any(role in _OPENING for role in turns)
@@ -52,20 +63,23 @@ def prompt(value: Any) -> str | tuple[Message, ...]:
 
 
 def conversation(value: Any) -> tuple[tuple[Message, ...], Message | None]:
-    """A conversation as the messages before its last assistant turn, and that turn; None where it ends before one."""
-    value = _parsed(value, "a list of {role, content} messages, or JSON text of one")
-    if not (value and isinstance(value[-1], dict) and value[-1].get("role") == "assistant"):
-        messages = prompt(value)
-        assert isinstance(messages, tuple)
-        return messages, None
-    messages = prompt(value[:-1]) if len(value) > 1 else ()
-    if not messages:
+    """A conversation as the messages before its demonstration, and the demonstration.
+
+    That is its last message, of the assistant; None where another's is the last. Where the last has a weight of 0, it
+    is the last assistant message that has not, None where there is none; what follows is left out.
+    """
+    messages = _messages(_parsed(value, "a list of {role, content} messages, or JSON text of one"))
+    if not messages or messages[-1]["role"] != "assistant":
+        return _checked_prompt(messages), None
+    if len(messages) == 1:
         raise ValueError("has a single assistant message; allowed: at least one message of the user before it")
-    assert isinstance(messages, tuple)
-    turn = _messages(value)[-1]
-    if not _says_something(turn):
+    if not _says_something(messages[-1]):
         raise ValueError("has an empty assistant message as its last")
-    return messages, turn
+    _checked_prompt(messages[:-1])
+    end = _last_trained(messages)
+    if end is None:
+        return messages[:-1], None
+    return _checked_prompt(messages[:end]), messages[end]
 
 
 def required_answer(value: Any) -> str:
@@ -81,7 +95,10 @@ def answer(value: Any) -> str | None:
 
 
 def demonstration(value: Any) -> str | tuple[Message, ...] | None:
-    """A text, or the messages that follow the prompt, the last one the assistant's; None where there is none."""
+    """A text, or the messages that follow the prompt, the last one the assistant's; None where there is none.
+
+    Weights of 0 are read as in `conversation`.
+    """
     if _is_nothing(value):
         return None
     if not isinstance(value, list):
@@ -95,7 +112,8 @@ def demonstration(value: Any) -> str | tuple[Message, ...] | None:
     for message in messages:
         if message["role"] == "assistant" and not _says_something(message):
             raise ValueError("has an empty assistant message")
-    return messages
+    end = _last_trained(messages)
+    return None if end is None else messages[: end + 1]
 
 
 def required_demonstration(value: Any) -> str | tuple[Message, ...]:
@@ -111,8 +129,8 @@ def required_conversation(value: Any) -> tuple[tuple[Message, ...], Message | No
     messages, turn = conversation(value)
     if turn is None:
         raise ValueError(
-            f"has messages in the order {_roles(messages)}; training on demonstrations needs an assistant message as "
-            "the last of every question"
+            f"has messages in the order {_roles(messages)}; training on demonstrations needs an assistant message, "
+            "not of weight 0, as the last of every question"
         )
     return messages, turn
 
@@ -128,6 +146,16 @@ def tools(value: Any) -> list[dict[str, Any]] | None:
     return _without_nulls(value) or None
 
 
+def chat_template_kwargs(value: Any) -> dict[str, Any] | None:
+    """What a record hands to its chat template; None where that is nothing."""
+    if _is_nothing(value):
+        return None
+    kwargs: dict[str, Any] = _without_nulls(_parsed(value, "an object, or JSON text of one", dict))
+    if own := sorted(kwargs.keys() & set(OWN_TEMPLATE_KWARGS)):
+        raise ValueError(f"has {', '.join(own)}, which hpt itself sets")
+    return kwargs or None
+
+
 def label(value: Any) -> str | None:
     """A text, or a number as text; None where there is none."""
     if value is MISSING or value is None or value == "":
@@ -137,15 +165,15 @@ def label(value: Any) -> str | None:
     return _text(value, "a string or a number")
 
 
-def _parsed(value: Any, allowed: str) -> list[Any]:
-    """A list, which may be given as JSON text, as a CSV file has it."""
+def _parsed(value: Any, allowed: str, kind: type = list) -> Any:
+    """A list, or another kind of value, which may be given as JSON text, as a CSV file has it."""
     parsed = value
     if isinstance(value, str):
         try:
             parsed = json.loads(value)
         except ValueError as error:
             raise ValueError(f"{_is(value)}, which is not JSON ({error}); allowed: {allowed}") from None
-    if not isinstance(parsed, list):
+    if not isinstance(parsed, kind):
         raise ValueError(f"{_is(value)}; allowed: {allowed}")
     return parsed
 
@@ -155,17 +183,27 @@ def _messages(value: list[Any]) -> tuple[Message, ...]:
 
 
 def _message(value: Any, place: int) -> Message:
-    """A message without the keys that are null: a table has every key in every message."""
+    """A message without the keys that are null: a table has every key in every message. ShareGPT's get our keys."""
     message = _without_nulls(value) if isinstance(value, dict) else {}
+    if "role" not in message and isinstance(message.get("from"), str):
+        role, text = message.pop("from"), message.pop("value", None)
+        message = {"role": _SHAREGPT_ROLES.get(role, role), "content": text, **message}
     content = message.get("content", "" if "tool_calls" in message else None)
     if isinstance(content, list):
         content = _joined(content)
     if message.get("role") not in ROLES or not isinstance(content, str):
         raise ValueError(
             f"has {describe(value)} as message {place}; allowed: an object with a role "
-            f"({', '.join(ROLES[:-1])} or {ROLES[-1]}) and a content that is a string"
+            f"({', '.join(ROLES[:-1])} or {ROLES[-1]}) and a content that is a string, or ShareGPT's from and value"
         )
+    if message["role"] == "assistant" and message.get("weight", 1) not in (0, 1):
+        raise ValueError(f"has a weight of {describe(message['weight'])} in message {place}; allowed: 0 or 1")
     return {**message, "content": _check_characters(content)}
+
+
+def _last_trained(messages: tuple[Message, ...]) -> int | None:
+    """The place of the last message that SFT may train on."""
+    return max((place for place, message in enumerate(messages) if is_trained(message)), default=None)
 
 
 def _joined(parts: list[Any]) -> str | None:
@@ -183,9 +221,10 @@ def _says_something(message: Message) -> bool:
 
 
 def _without_nulls(value: Any) -> Any:
-    """`value` without the keys of objects that are null, at any depth."""
+    """`value` without the keys of objects that are null, at any depth but in the arguments of a tool call."""
     if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+        kept = {key: item for key, item in value.items() if item is not None}
+        return {key: item if key == "arguments" else _without_nulls(item) for key, item in kept.items()}
     if isinstance(value, list):
         return [_without_nulls(item) for item in value]
     return value

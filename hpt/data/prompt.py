@@ -9,6 +9,7 @@ What is no text, such as tool calls, and the earlier turns of a conversation are
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from jinja2 import TemplateError
 
 from hpt.data.conversation import Conversation
 from hpt.data.encoding import TextEncoder
-from hpt.data.fields import Message, is_more_than_text
+from hpt.data.fields import Message, is_more_than_text, is_trained
 from hpt.data.problems import describe
 from hpt.data.questions import Question
 from hpt.data.tokenizer import model_name
@@ -59,7 +60,7 @@ class PromptRenderer:
 
     Prompt, style "chat": the chat template over the question's messages and tools, with the generation prompt. If
     `system` is given, it replaces the data's system or developer message (if it is empty, there is none); `template`
-    wraps the last user message.
+    wraps the last user message. The chat template also gets `chat_template_kwargs`, and the question's own.
     Prompt, style "plain": `template` with {question} replaced by the last user message, and nothing else; a system
     message and tools in the data, written for a chat, are left out.
     In both styles a prompt begins with a BOS token, once, if the tokenizer adds one. A prompt for which a small
@@ -83,8 +84,8 @@ class PromptRenderer:
         self.config = config
         self._check_settings()
         self._encoder = TextEncoder(tokenizer)
-        self._format = self._find_response_format()
-        ends = [self._format.end_ids[-1], *eos_token_ids, tokenizer.eos_token_id]
+        self._formats: dict[str, ResponseFormat] = {}
+        ends = [self._format(_PROBE).end_ids[-1], *eos_token_ids, tokenizer.eos_token_id]
         self.stop_ids: list[int] = list(dict.fromkeys(end for end in ends if end is not None))
 
     def prompt_text(self, question: Question) -> str:
@@ -108,13 +109,13 @@ class PromptRenderer:
 
     def encode_demonstrations(self, questions: Sequence[Question]) -> list[list[int]]:
         """`demonstration_ids` of each question; faster than one by one."""
-        end_ids = self._format.end_ids
         texts = [self._response_text(question) for question in questions]
         responses = []
         for question, ids in zip(questions, self._encoder.continuations(texts), strict=True):
             if question.turn:
                 response = ids[: self._length_to_end(question, ids)]
             else:
+                end_ids = self._format(question).end_ids
                 ends_itself = ids[-1:] == end_ids[-1:]
                 response = ids if ends_itself else ids + end_ids
             self._check_ends_once(question, response)
@@ -122,30 +123,33 @@ class PromptRenderer:
         return responses
 
     def conversation(self, question: Question) -> Conversation | None:
-        """Prompt and demonstration with the earlier assistant turns marked, too; None where there are none.
+        """Prompt and demonstration with the earlier assistant turns marked, too; None where there are none to train.
 
-        Each turn is encoded by itself, as it is generated. An earlier one is trained up to and including the token that
-        ends it. DataError where the chat template writes
-        a turn in another way once more messages follow: then no one row could hold all turns as they are generated.
+        Each turn is encoded by itself, as it is generated, and follows the tokens that a rollout of it would see. An
+        earlier one is trained up to and including the token that ends it. DataError where the chat template or the
+        tokenizer writes a turn in another way once more messages follow: then no one row could hold all turns as they
+        are generated.
         """
         messages = self._messages(question)
-        places = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+        places = [place for place, message in enumerate(messages) if is_trained(message)]
         if not places:
             return None
         prompt = self.prompt_text(question)
-        texts, read = [], 0
+        read, said = [], []
         for place in places:
             before = self._render(messages[:place], question, generation_prompt=True)
             after = self._render(messages[: place + 1], question, generation_prompt=False)
             self._check_is_history(question, messages[place], place, before, after, prompt)
-            texts += [prompt[read : len(before)], prompt[len(before) : len(after)]]
-            read = len(after)
-        first, *others = [*texts, prompt[read:]]
-        parts = [(self._encoder.beginnings([first])[0], False)]
-        for number, ids in enumerate(self._encoder.continuations(others)):
-            said = number % 2 == 0
-            end = self._length_to_end(question, ids) if said else 0
-            parts += [(ids[:end], True), (ids[end:], False)]
+            read.append(before)
+            said.append(after.removeprefix(before))
+        row, *prompts = self._encoder.beginnings([*read, prompt])
+        parts = [(row, False)]
+        for place, ids, next_prompt in zip(places, self._encoder.continuations(said), prompts, strict=True):
+            turn = ids[: self._length_to_end(question, ids)]
+            row = row + turn
+            self._check_tokens_are_history(question, messages[place], place, row, next_prompt)
+            parts += [(turn, True), (next_prompt[len(row) :], False)]
+            row = next_prompt
         parts.append((self.demonstration_ids(question), True))
         return Conversation([(ids, trained) for ids, trained in parts if ids])
 
@@ -173,10 +177,11 @@ class PromptRenderer:
 
     def _render(self, messages: list[Message], question: Question, *, generation_prompt: bool) -> str:
         tools: list[Any] | None = question.tools
+        kwargs = self.config.chat_template_kwargs | (question.chat_template_kwargs or {})
         try:
             return str(
                 self.tokenizer.apply_chat_template(
-                    messages, tools=tools, tokenize=False, add_generation_prompt=generation_prompt
+                    messages, tools=tools, tokenize=False, add_generation_prompt=generation_prompt, **kwargs
                 )
             )
         except (TemplateError, TypeError, ValueError) as error:
@@ -194,7 +199,7 @@ class PromptRenderer:
     def _response_text(self, question: Question) -> str:
         """What follows the prompt, without the token that ends it, unless the template has written it."""
         if question.turn is None:
-            return self._format.lead + self._demonstration_text(question)
+            return self._format(question).lead + self._demonstration_text(question)
         if self.config.style == "plain":
             raise DataError(f"question {question.id}: its demonstration has tool calls, which needs prompt.style=chat")
         prompt = self.prompt_text(question)
@@ -211,9 +216,10 @@ class PromptRenderer:
         text = question.demonstration
         if text is None:
             raise DataError(f"question {question.id} has no demonstration")
-        opened = self._format.opened_thought
+        format = self._format(question)
+        opened = format.opened_thought
         thinks = text.lstrip().startswith("<think>")
-        if thinks and self._format.closed_thought:
+        if thinks and format.closed_thought:
             raise DataError(
                 f"question {question.id}: its demonstration begins with <think>, but the prompt ends in </think>"
             )
@@ -230,7 +236,7 @@ class PromptRenderer:
 
     def _length_to_end(self, question: Question, ids: list[int]) -> int:
         """The tokens of an assistant's message, as the template writes it, up to the one that ends it."""
-        end = self._format.end_ids[-1]
+        end = self._format(question).end_ids[-1]
         if end not in ids:
             raise DataError(
                 f"question {question.id}: the chat template of {model_name(self.tokenizer)} does not end an "
@@ -255,6 +261,19 @@ class PromptRenderer:
             "data.loss_on=last, or make a question of each turn"
         )
 
+    def _check_tokens_are_history(
+        self, question: Question, message: Message, place: int, row: list[int], prompt: list[int]
+    ) -> None:
+        """DataError unless `prompt`, the next turn's, begins with `row`, the tokens up to the end of `message`."""
+        if prompt[: len(row)] == row:
+            return
+        raise DataError(
+            f'{question.named}: data.loss_on "all" needs a tokenizer that splits earlier turns as they were generated, '
+            f"and that of {model_name(self.tokenizer)} splits message {place + 1}, the assistant's "
+            f"{describe(message['content'])}, in another way once more messages follow. Use data.loss_on=last, or "
+            "make a question of each turn"
+        )
+
     def _check_ends_once(self, question: Question, response: list[int]) -> None:
         """DataError if the response goes on after a token that ends it."""
         for id in response[:-1]:
@@ -271,19 +290,29 @@ class PromptRenderer:
             raise ConfigError(
                 "prompt.system needs prompt.style=chat; in style plain, prompt.template is all of the prompt"
             )
+        if self.config.style == "plain" and self.config.chat_template_kwargs:
+            raise ConfigError("prompt.chat_template_kwargs needs prompt.style=chat; style plain has no chat template")
         if self.config.style == "chat" and not self.tokenizer.chat_template:
             raise ConfigError(
                 f"prompt.style=chat, but the tokenizer of {model_name(self.tokenizer)} has no chat template: "
                 "set prompt.style=plain, and the wording in prompt.template"
             )
 
-    def _find_response_format(self) -> ResponseFormat:
+    def _format(self, question: Question) -> ResponseFormat:
+        """What surrounds the question's response, which may depend on its chat_template_kwargs."""
+        kwargs = question.chat_template_kwargs
+        key = json.dumps(kwargs, sort_keys=True)
+        if key not in self._formats:
+            self._formats[key] = self._find_response_format(dataclasses.replace(_PROBE, chat_template_kwargs=kwargs))
+        return self._formats[key]
+
+    def _find_response_format(self, probe: Question) -> ResponseFormat:
         """Render a made-up question and answer, and look at what surrounds the answer."""
-        prompt = self.prompt_text(_PROBE)
+        prompt = self.prompt_text(probe)
         opened = re.search(r"<think>\s*\Z", prompt)
         lead, end_ids = "", [self.tokenizer.eos_token_id]
         if self.config.style == "chat":
-            before, after = self._around_answer(prompt)
+            before, after = self._around_answer(probe, prompt)
             lead = before if before.isspace() else ""
             end_ids = self._end_ids(after)
         if end_ids == [None]:
@@ -297,16 +326,16 @@ class PromptRenderer:
             end_ids=end_ids,
         )
 
-    def _around_answer(self, prompt: str) -> tuple[str, str]:
+    def _around_answer(self, probe: Question, prompt: str) -> tuple[str, str]:
         """The texts that the chat template puts between prompt and answer, and after the answer.
 
         The text between is "" if the template rewrites the prompt once there is an answer.
         """
-        messages = self._messages(_PROBE)
-        answered = self._render([*messages, _PROBE_ANSWER], _PROBE, generation_prompt=False)
+        messages = self._messages(probe)
+        answered = self._render([*messages, _PROBE_ANSWER], probe, generation_prompt=False)
         head, _, after = answered.rpartition(_PROBE_ANSWER["content"])
         between = head.removeprefix(prompt) if head.startswith(prompt) else ""
-        if between.strip() and prompt == self._render(messages, _PROBE, generation_prompt=False):
+        if between.strip() and prompt == self._render(messages, probe, generation_prompt=False):
             raise ConfigError(
                 f"the chat template of {model_name(self.tokenizer)} ignores add_generation_prompt: a prompt would "
                 f"stop before {between!r}. Fix the template, or set prompt.style=plain"

@@ -46,6 +46,7 @@ class Question:
     turn: the demonstration as a message, where it is more than its text (tool calls, separate reasoning); the chat
         template then writes it.
     tools: what the chat template is given as `tools`, or None.
+    chat_template_kwargs: what else it is given, on top of `prompt.chat_template_kwargs`, or None.
     columns: the record as it is in the data, with None for columns that only other records have; reward functions read
         them.
     """
@@ -57,6 +58,7 @@ class Question:
     grade: str | None = None
     turn: Message | None = None
     tools: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     columns: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
     place: Place | None = dataclasses.field(default=None, compare=False, repr=False)
 
@@ -128,6 +130,7 @@ def parse_questions(
         "demonstration": fields.required_demonstration if need_demonstration else fields.demonstration,
         "messages": fields.required_conversation if need_demonstration else fields.conversation,
         "tools": fields.tools,
+        "chat_template_kwargs": fields.chat_template_kwargs,
         "id": fields.label,
         "grade": fields.label,
     }
@@ -164,6 +167,7 @@ def parse_questions(
                 values["grade"],
                 turn=turn if isinstance(turn, dict) and fields.is_more_than_text(turn) else None,
                 tools=values["tools"],
+                chat_template_kwargs=values["chat_template_kwargs"],
                 columns=absent | record,
                 place=Place(problems.unit, number, column_of.get("answer")),
             )

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 from hpt.data.columns import find_columns, unread_columns
 from hpt.data.questions import COLUMN_SETTING, Question, parse_questions
 from hpt.data.readers import read_source
+from hpt.support.errors import DataError
 
 if TYPE_CHECKING:
     from hpt.config.sections.data import ColumnsConfig, SourceConfig
@@ -56,10 +56,28 @@ def load_sources(
     return loaded
 
 
+def without_questions(sources: Sequence[LoadedSource], refused: Container[str]) -> list[LoadedSource]:
+    """The sources without the questions of these ids, whose demonstrations the verifier refuses.
+
+    DataError where nothing of a source is left.
+    """
+    kept = []
+    for source in sources:
+        questions = [question for question in source.questions if question.id not in refused]
+        if not questions:
+            raise DataError(f"{source.name}: the verifier refuses every demonstration")
+        kept.append(dataclasses.replace(source, questions=questions))
+    return kept
+
+
 def _prefixes(names: Sequence[str]) -> list[str]:
-    """What the ids of each source begin with: nothing, or with several sources its last part without the ending."""
+    """What the ids of each source begin with: nothing, or with several sources its last part without the ending.
+
+    Where two would be the same, all get their number.
+    """
     if len(names) == 1:
         return [""]
     stems = [Path(name).stem for name in names]
-    count = Counter(stems)
-    return [f"{stem}/" if count[stem] == 1 else f"{stem}-{number}/" for number, stem in enumerate(stems, start=1)]
+    if len(set(stems)) == len(stems):
+        return [f"{stem}/" for stem in stems]
+    return [f"{stem}-{number}/" for number, stem in enumerate(stems, start=1)]

@@ -39,9 +39,10 @@ def histogram(name: str, lengths: Sequence[int], limit: int | None) -> list[str]
     digits = len(f"{ordered[-1]:,}")
     for number in range(min(bins), max(bins) + 1):
         first, last, count = number * width, (number + 1) * width - 1, bins[number]
+        place = f"{first:>{digits},}" + (f" to {last:>{digits},}" if width > 1 else "")
         bar = "#" * -(-_BAR * count // most)
         over = " too long" if limit is not None and count and first > limit else ""
-        lines.append(f"  {first:>{digits},} to {last:>{digits},} {bar:<{_BAR}} {count:,}{over}")
+        lines.append(f"  {place} {bar:<{_BAR}} {count:,}{over}")
     return lines
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 from hpt.config.schema import Config
 from hpt.config.sections.rewards import VERIFIER
+from hpt.data.columns import MissingColumn
 from hpt.data.prompt import PromptRenderer
 from hpt.data.questions import Question
 from hpt.data.selection import Selection, select_by_length
 from hpt.data.sources import LoadedSource, load_sources
 from hpt.data.tokenizer import generation_ends, load_tokenizer
+from hpt.support.errors import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -23,21 +26,64 @@ def read_questions(config: Config) -> tuple[list[LoadedSource], list[LoadedSourc
     Demonstrations that nothing trains on are left out.
     """
     needs_demonstrations = config.gate.needs_demonstrations
-    train = load_sources(
-        config.data.train_sources,
-        config.data.columns,
-        need_demonstration=needs_demonstrations,
-        need_answer=config.needs_answers,
-    )
+    with _explaining({"answer": _why_answers(config), "demonstration": _why_demonstrations(config)}):
+        train = load_sources(
+            config.data.train_sources,
+            config.data.columns,
+            need_demonstration=needs_demonstrations,
+            need_answer=config.needs_answers,
+        )
     if not needs_demonstrations:
         train = [replace(source, questions=_without_demonstrations(source.questions)) for source in train]
-    held_out = load_sources(
-        config.data.eval_sources,
-        config.data.columns,
-        need_demonstration=False,
-        need_answer=config.eval.every > 0 and config.gate.reads == VERIFIER,
-    )
+    with _explaining({"answer": _why_eval_answers(config)}):
+        held_out = load_sources(
+            config.data.eval_sources,
+            config.data.columns,
+            need_demonstration=False,
+            need_answer=config.eval.every > 0 and config.gate.reads == VERIFIER,
+        )
     return train, held_out
+
+
+@contextmanager
+def _explaining(reasons: Mapping[str, str]) -> Iterator[None]:
+    """Adds to the error that a field has no column why one is needed, and what to do without. reasons: by field."""
+    try:
+        yield
+    except MissingColumn as error:
+        if error.field not in reasons:
+            raise
+        raise DataError(f"{error}.\n{reasons[error.field]}") from error
+
+
+def _why_answers(config: Config) -> str:
+    """Why training needs answers, and what to change to train without."""
+    lines = []
+    if not config.rewards:
+        lines.append("The reward is the verifier's score. To train without answers, list functions in rewards")
+    elif config.rewarded_by_verifier:
+        lines.append("rewards lists verifier, whose score needs answers. To train without them, leave it out")
+    if config.gated_by_verifier:
+        gate = "The gate asks the verifier which rollouts are right"
+        lines.append(f"{gate}. {_let_gate_read(config)}, or train by RL alone: method=grpo")
+    return "\n".join(lines)
+
+
+def _why_demonstrations(config: Config) -> str:
+    return f"This method trains on demonstrations (gate.kind={config.gate.kind}); RL alone does not: method=grpo"
+
+
+def _why_eval_answers(config: Config) -> str:
+    return (
+        f"Evaluations (eval.every={config.eval.every}) ask the verifier which responses are right. "
+        f"{_let_gate_read(config)}, or do not evaluate: eval.every=0"
+    )
+
+
+def _let_gate_read(config: Config) -> str:
+    names = [name for name in config.reward_weights if name != VERIFIER]
+    name = names[0] if names else "NAME"
+    return f"To let a reward function say so: gate.reads={name} gate.threshold=VALUE"
 
 
 def make_renderer(config: Config) -> PromptRenderer:

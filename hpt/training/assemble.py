@@ -39,7 +39,13 @@ from hpt.support.quiet import quiet_libraries
 from hpt.support.upload import check_logged_in
 from hpt.training.callbacks import callbacks_of
 from hpt.training.phases import PhaseClock
-from hpt.training.run_data import Data, check_verifiable, load_data, without_wrong_demonstrations
+from hpt.training.run_data import (
+    Data,
+    check_verifiable,
+    load_data,
+    show_first_question,
+    without_wrong_demonstrations,
+)
 from hpt.training.trainer import Trainer
 from hpt.verify import RewardFunctions, TrainerState, Verifier, make_reward_functions, make_verifier
 from hpt.verify.trial import try_rewards
@@ -61,6 +67,7 @@ def assemble(config: Config, checkpoint: Path | None, world: World = ALONE) -> I
         if reward_functions:
             world.once(partial(try_reward_functions, config, data, verifier, reward_functions))
         data = replace(data, sources=without_wrong_demonstrations(config, data.sources, verifier, world))
+        show_first_question(config, data)
         with memory_phase("load", config):
             policy, engine, batches = make_policy(config, checkpoint, device, world)
             reference = Reference(policy, config) if config.loss.kl_coef else None

@@ -12,7 +12,7 @@ from hpt.data.order import MixedOrder, QuestionOrder, make_order
 from hpt.data.preview import show_first
 from hpt.data.prompt import PromptRenderer
 from hpt.data.questions import Question, has_answers
-from hpt.data.sources import LoadedSource
+from hpt.data.sources import LoadedSource, without_questions
 from hpt.data.training_data import log_what_is_left_out, make_renderer, read_questions, select_questions
 from hpt.memory import check_memory
 from hpt.model.positions import check_positions
@@ -57,7 +57,7 @@ class Data:
 
 
 def load_data(config: Config) -> Data:
-    """Reads and checks everything a run needs but the weights. Says what is left out, and shows the first prompt."""
+    """Reads and checks everything a run needs but the weights. Says what is left out."""
     train, held_out = read_questions(config)
     renderer = make_renderer(config)
     check_rollout_engine(config, renderer.stop_ids)
@@ -89,8 +89,12 @@ def load_data(config: Config) -> Data:
         needed[f"the longest prompt of {source.name} and {tokens:,} tokens of a response"] = longest_held_out + tokens
     check_positions(config.model, needed)
     check_memory(config, prompt_tokens=trained_prompt)
-    show(logger, show_first(renderer, sources[0].questions[0], all_turns=config.data.loss_on == "all"))
     return Data(sources, held_out, renderer, longest_prompt)
+
+
+def show_first_question(config: Config, data: Data) -> None:
+    """Shows the first question that is trained on as the model sees it."""
+    show(logger, show_first(data.renderer, data.questions[0], all_turns=config.data.loss_on == "all"))
 
 
 def check_verifiable(config: Config, data: Data, verifier: Verifier) -> None:
@@ -121,16 +125,14 @@ def without_wrong_demonstrations(
             parsable=config.needs_answers,
         )
     )
-    if result.refused:
-        logger.warning("%s", result.summary)
-    if result.refused and config.data.wrong_demonstrations == "error":
-        raise DataError(f"{result.summary}; data.wrong_demonstrations=drop leaves these questions out")
-    if keep or not result.refused:
+    if not result.refused:
         return list(sources)
-    kept = []
-    for source in sources:
-        questions = [question for question in source.questions if question.id not in result.refused]
-        if not questions:
-            raise DataError(f"{source.name}: the verifier refuses every demonstration")
-        kept.append(replace(source, questions=questions))
+    if config.data.wrong_demonstrations == "error":
+        raise DataError(f"{result.summary}; data.wrong_demonstrations=drop leaves these questions out")
+    if keep:
+        logger.warning("%s", result.summary)
+        return list(sources)
+    kept = without_questions(sources, result.refused)
+    total, left = (sum(len(source.questions) for source in each) for each in (sources, kept))
+    logger.warning(f"{result.summary}. They are left out: {left:,} of {total:,} questions remain")
     return kept

@@ -1,11 +1,11 @@
 """Tokenizers and chat templates in the manner of well-known models: for the tests of prompts, lengths and previews."""
 
 import functools
-from types import SimpleNamespace
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from hpt.config.sections.data import PromptConfig
 from hpt.data.prompt import PromptRenderer
 from hpt.data.questions import Question
 
@@ -44,16 +44,26 @@ MISTRAL = """{{ bos_token }}{%- for m in messages %}
 {%- else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"""
 
 
+# How Llama 3 and Qwen split text: unlike GPT-2, they keep line breaks together whatever follows.
+LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
 def bos_processor(tokenizer, bos):
     return processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))])
 
 
 @functools.cache
-def byte_level(template, eos, bos=None, specials=(), nfc=False):
-    """Byte-level BPE with some merges, in the manner of GPT-2, Qwen and Llama 3."""
+def byte_level(template, eos, bos=None, specials=(), nfc=False, split=None):
+    """Byte-level BPE with some merges, in the manner of GPT-2, Qwen and Llama 3. split: a pattern; None: GPT-2's."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC() if nfc else None
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split is None)
+    if split:
+        splitter = pre_tokenizers.Split(Regex(split), "isolated")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([splitter, tokenizer.pre_tokenizer])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=330,
@@ -87,13 +97,24 @@ def sentence_piece():
     )
 
 
+def llama3(split):
+    specials = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+    return byte_level(LLAMA3, "<|end_of_text|>", "<|begin_of_text|>", specials, split=split)
+
+
+def llama3_by_gpt2():
+    """A renderer with Llama 3's template and GPT-2's splitting: one token for two line breaks that end a text, and two
+    tokens for them before a word.
+    """
+    return PromptRenderer(llama3(split=None), PromptConfig())
+
+
 def tokenizers():
     chatml = ("<|im_start|>", "<|im_end|>")
-    llama = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
     return {
         "qwen": byte_level(QWEN, "<|endoftext|>", None, chatml, nfc=True),
         "qwen3": byte_level(QWEN3, "<|im_end|>", None, chatml),
-        "llama3": byte_level(LLAMA3, "<|end_of_text|>", "<|begin_of_text|>", llama),
+        "llama3": llama3(LLAMA3_SPLIT),
         "gemma": byte_level(GEMMA, "<eos>", "<bos>", ("<start_of_turn>", "<end_of_turn>")),
         "r1": byte_level(R1, "<|end|>", "<|begin|>", ("<|User|>", "<|Assistant|>")),
         "mistral": sentence_piece(),
@@ -116,7 +137,7 @@ LLAMA_PROMPT = (
 
 
 def renderer(name, *, style="chat", system=None, template="{question}", **more):
-    config = SimpleNamespace(style=style, system=system, template=template)
+    config = PromptConfig(style=style, system=system, template=template)
     return PromptRenderer(tokenizers()[name], config, **more)
 
 

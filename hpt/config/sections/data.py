@@ -18,6 +18,7 @@ class ColumnsConfig(Section):
     demonstration: str | None = None
     messages: str | None = Field(None, description="whole conversations, in place of prompt and demonstration")
     tools: str | None = Field(None, description="tools that the chat template describes to the model")
+    chat_template_kwargs: str | None = Field(None, description="a record's own prompt.chat_template_kwargs")
     grade: str | None = None
 
     @model_validator(mode="after")
@@ -106,12 +107,33 @@ def _sources(value: str | list[SourceConfig]) -> list[SourceConfig]:
     return [SourceConfig(path=value)] if isinstance(value, str) else value
 
 
+OWN_TEMPLATE_KWARGS = (
+    "conversation",
+    "messages",
+    "tools",
+    "tokenize",
+    "add_generation_prompt",
+    "continue_final_message",
+)
+"""What hpt itself hands to a chat template."""
+
+
 class PromptConfig(Section):
     style: Literal["chat", "plain"] = Field(
         "chat", description="chat: the tokenizer's chat template; plain: the text as it is"
     )
     system: str | None = Field(None, description="system message of a chat; null: the data's own")
     template: str = Field("{question}", description="text around the question; only {question} is replaced")
+    chat_template_kwargs: dict[str, Any] = Field(
+        {}, description="handed to the chat template, e.g. {enable_thinking: false}; a record's own come on top"
+    )
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _leaves_our_own(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if own := sorted(value.keys() & set(OWN_TEMPLATE_KWARGS)):
+            raise ValueError(f"hpt itself sets {', '.join(own)}")
+        return value
 
     @model_validator(mode="after")
     def _has_question(self) -> PromptConfig:

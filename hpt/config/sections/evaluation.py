@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -24,6 +24,9 @@ class EvaluationSettings(Section):
     style: Literal["chat", "plain"] | None = Field(None, description="prompt style; default: the run's")
     system: str | None = Field(None, description="system message of a chat prompt")
     template: str | None = Field(None, description="text around the question, with {question} in it")
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None, description="handed to the chat template; default: the run's"
+    )
     verifier: str | None = Field(None, description="math, boxed, choice, or module:function")
     dtype: Dtype = "float32"
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")

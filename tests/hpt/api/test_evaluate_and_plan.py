@@ -46,6 +46,11 @@ def test_wrong_settings_are_named(world: Path, settings: dict[str, object], expe
         hpt.evaluate(world.parent / "model", world.parent / "eval.jsonl", **settings)
 
 
+def test_no_data_is_named(world: Path) -> None:
+    with pytest.raises(hpt.HptError, match="nothing to evaluate on: data is an empty list"):
+        hpt.evaluate(world.parent / "model", data=[])
+
+
 def test_a_printed_plan_is_the_table(world: Path) -> None:
     plan = hpt.plan(world, hardware={"gpu_memory_gib": 80}, device="cuda")
     assert isinstance(plan.memory, MemoryPlan)

@@ -54,11 +54,28 @@ def test_one_page_says_what_a_run_would_see(
     assert "Held-out questions with the prompt of a training question: 1" in text
     assert f"{train}: columns for reward functions only: level" in text
     assert f"{train}: answers that the verifier cannot parse: 0 of 4 checked" in text
-    assert "The verifier refuses the final answer of 2 of 4 demonstrations: 2 incorrect; questions #2, #3" in text
+    assert "The verifier refuses the final answer of 1 of 3 demonstrations: 1 incorrect; questions #2" in text
     assert text.count("Prompt of question") == 1
     assert "Demonstration: 10 tokens, trained, the last one <eos> (1)\n\\boxed{" in text
     code, text = describe(capsys, world, weightless, *settings, "--check", "0", "--rows", "0")
     assert (code, "verifier" in text, "Prompt of" in text) == (0, False, False)
+
+
+@pytest.mark.parametrize("check", ["2000", "1", "0"])
+def test_rows_are_those_that_remain_where_wrong_demonstrations_are_dropped(
+    world: Path, weightless: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], check: str
+) -> None:
+    wrong = GOOD | {"demonstration": "3"}
+    train = write(tmp_path / "t.jsonl", wrong, wrong, GOOD, wrong)
+    drop = [f"data.train={train}", "data.wrong_demonstrations=drop", "batch.questions=4"]
+    code, text = describe(capsys, world, weightless, *drop, "--rows", "4", "--check", check)
+    shown = {line.split(":")[0] for line in text.splitlines() if line.startswith("Prompt of question")}
+    assert code == 0
+    if check == "0":
+        assert "Not verified: the rows may be of questions that data.wrong_demonstrations=drop leaves out" in text
+        return
+    assert "data.wrong_demonstrations=drop leaves them out: 1 of 4 questions remain" in text
+    assert shown == {"Prompt of question #3"}
 
 
 @pytest.mark.parametrize(
@@ -66,6 +83,7 @@ def test_one_page_says_what_a_run_would_see(
     [
         ([GOOD, GOOD | {"answer": "\\frac{"}], [], "has answers that the verifier cannot parse"),
         ([GOOD | {"demonstration": "3"}], ["data.wrong_demonstrations=error"], "the verifier refuses demonstrations"),
+        ([GOOD | {"demonstration": "3"}], ["data.wrong_demonstrations=drop"], "the verifier refuses every"),
         ([GOOD, GOOD | {"prompt": "1" * 9}], ["data.max_prompt_tokens=5", "data.too_long=error"], "are too long"),
         ([GOOD], ["data.max_prompt_tokens=1"], "every question is longer than the limits"),
     ],

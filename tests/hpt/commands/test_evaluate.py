@@ -74,7 +74,7 @@ def test_a_file(world, hpt_eval, tmp_path):
         "model": str(world.parent / "model"),
         "dtype": "float32",
         "seed": 3,
-        "prompt": {"style": "plain", "system": None, "template": "{question}"},
+        "prompt": {"style": "plain", "system": None, "template": "{question}", "chat_template_kwargs": {}},
         "data": str(data),
         "verifier": "rewards:has_a_digit",
         "n": 6,

@@ -80,9 +80,50 @@ def test_a_demonstration_that_is_more_than_text_keeps_its_message(jsonl):
     assert (question.prompt, question.turn) == ((ASK,), None)
 
 
+def test_weights_of_openai_choose_the_demonstration(jsonl):
+    right, wrong = SAY | {"weight": 1}, END | {"weight": 0}
+    need = {"need_answer": False, "need_demonstration": True}
+    (question,) = load(jsonl({"messages": [ASK, wrong, AGAIN, right]}), **need)
+    assert (question.prompt, question.demonstration) == ((ASK, wrong, AGAIN), "2")
+    # What follows the last turn to be trained is left out.
+    for record in ({"messages": [ASK, right, AGAIN, wrong]}, {"prompt": [ASK], "completion": [right, AGAIN, wrong]}):
+        (question,) = load(jsonl(record), **need)
+        assert (question.prompt, question.demonstration) == ((ASK,), "2")
+    untrained = jsonl({"messages": [ASK, wrong]})
+    assert [(each.prompt, each.demonstration) for each in load(untrained, need_answer=False)] == [((ASK,), None)]
+    assert "needs an assistant message, not of weight 0, as the last" in error_of(untrained, **need)
+    assert "field 'completion' is" in error_of(jsonl({"prompt": "p", "completion": [wrong]}), **need)
+
+
+@pytest.mark.parametrize("column", ["conversations", "conversation", "messages"])
+def test_sharegpt_is_read_as_it_is(jsonl, column):
+    talk = [("system", "Be brief."), ("human", "1+1?"), ("gpt", "2")]
+    record = {column: [{"from": role, "value": text} for role, text in talk]}
+    assert load(jsonl(record), need_answer=False) == [Question("#1", (SYSTEM, ASK), None, "2")]
+    # Beside a prompt, only a column of that name is taken for the question.
+    (question,) = load(jsonl(record | {"prompt": "p"}), need_answer=False)
+    assert question.prompt == ((SYSTEM, ASK) if column == "messages" else "p")
+
+
+@pytest.mark.parametrize("value", [{"enable_thinking": False, "style": None}, '{"enable_thinking": false}'])
+def test_a_record_has_kwargs_for_its_chat_template(jsonl, value):
+    (question,) = load(jsonl(GOOD | {"chat_template_kwargs": value}))
+    assert question.chat_template_kwargs == {"enable_thinking": False}
+    assert load(jsonl(GOOD | {"kwargs": value}), chat_template_kwargs="kwargs")[0].chat_template_kwargs
+
+
+def test_nulls_among_the_arguments_of_a_tool_call_stay(jsonl):
+    function = {"name": "add", "arguments": {"a": None, "b": [{"c": None}]}}
+    call = {"role": "assistant", "content": None, "tool_calls": [{"id": None, "function": function}]}
+    (question,) = load(jsonl({"messages": [ASK, call]}), need_answer=False)
+    assert question.turn == {"role": "assistant", "content": "", "tool_calls": [{"function": function}]}
+
+
 @pytest.mark.parametrize(
     ("record", "expected"),
     [
+        ({"messages": [ASK, SAY | {"weight": 0.5}]}, "field 'messages' has a weight of 0.5 in message 2; allowed: 0"),
+        ({"messages": [{"from": "bing", "value": "x"}, SAY]}, "as message 1; allowed: an object with a role"),
         ({"messages": "x"}, "field 'messages' is 'x', which is not JSON"),
         ({"messages": {}}, "field 'messages' is {}; allowed: a list of {role, content} messages"),
         ({"messages": [SAY]}, "field 'messages' has a single assistant message"),
@@ -93,6 +134,8 @@ def test_a_demonstration_that_is_more_than_text_keeps_its_message(jsonl):
         ({"messages": [ASK, {"role": "assistant", "content": ""}, AGAIN, SAY]}, "has an empty assistant message"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}, SAY]}, "a content that is a string"),
         ({"messages": [ASK, SAY], "tools": "{"}, "field 'tools' is '{', which is not JSON"),
+        (GOOD | {"chat_template_kwargs": [1]}, "field 'chat_template_kwargs' is [1]; allowed: an object, or JSON"),
+        (GOOD | {"chat_template_kwargs": {"tools": 1}}, "field 'chat_template_kwargs' has tools, which hpt itself"),
         ({"messages": [ASK, SAY], "tools": [3]}, "field 'tools' is [3]; allowed: a list of objects"),
         ({"prompt": [ASK], "completion": [SAY, AGAIN]}, "in the order assistant, user; allowed: one assistant message"),
         ({"prompt": [ASK], "completion": [SAY, SYSTEM, END]}, "field 'completion', after the prompt, has messages in"),

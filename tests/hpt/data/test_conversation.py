@@ -4,7 +4,7 @@ import io
 import json
 
 import pytest
-from chat_tokenizers import END, byte_level, decode, question, renderer, tokenizers
+from chat_tokenizers import END, byte_level, decode, llama3_by_gpt2, question, renderer, tokenizers
 from rich.console import Console
 
 from hpt.config.sections.data import PromptConfig
@@ -39,13 +39,12 @@ def test_a_conversation_is_what_the_template_gives_with_every_turn_and_its_end_t
     tokenizer, made = tokenizers()[name], renderer(name)
     row = made.conversation(TALK)
     whole = tokenizer.apply_chat_template([*TALK.prompt, END_TURN], return_dict=False)
-    if name in ("qwen", "gemma"):  # the other two merge or add characters between a turn and what is before it
-        assert row.tokens == whole[: len(row.tokens)]
-        assert decode(tokenizer, whole[len(row.tokens) :]).strip() == ""
-    assert "".join(decode(tokenizer, row.tokens).split()) == "".join(decode(tokenizer, whole).split())
+    assert row.tokens == whole[: len(row.tokens)]
+    assert decode(tokenizer, whole[len(row.tokens) :]).strip() == ""
     said = [decode(tokenizer, ids).strip() for ids, trained in row.parts if trained]
     assert said == [SAY["content"] + END[name], END_TURN["content"] + END[name]]
-    # Each turn is trained as if the conversation ended with it.
+    # Each turn is trained as if the conversation ended with it, after the prompt that its rollouts see.
+    assert row.tokens[: -len(row.parts[-1][0])] == made.prompt_ids(TALK)
     first = question((ASK,), SAY["content"])
     assert row.tokens[: row.prompt_length] == made.prompt_ids(first)
     assert next(ids for ids, trained in row.parts if trained) == made.demonstration_ids(first)
@@ -63,6 +62,26 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_and_named(name):
     assert "data.loss_on=last" in message
     with pytest.raises(DataError, match="question talk"):
         select_by_length([TALK], renderer(name), max_prompt_tokens=None, max_demonstration_tokens=None, all_turns=True)
+
+
+@pytest.mark.parametrize("name", ["qwen", "r1"])
+def test_a_turn_of_weight_0_is_read_and_not_trained(name):
+    made, unsaid = renderer(name), SAY | {"weight": 0}
+    two = Question("talk", (ASK, unsaid, AGAIN), None, END_TURN["content"])
+    assert made.conversation(two) is None
+    if name == "qwen":  # The other rewrites earlier turns, which matters only where they are trained.
+        row = made.conversation(Question("talk", (*two.prompt, SAY, AGAIN), None, END_TURN["content"]))
+        assert row.prompt_length == len(made.prompt_ids(two))
+        assert [trained for _, trained in row.parts] == [False, True, False, True]
+
+
+def test_a_tokenizer_that_splits_earlier_turns_otherwise_is_refused_and_named():
+    with pytest.raises(DataError) as caught:
+        llama3_by_gpt2().conversation(TALK)
+    message = str(caught.value)
+    assert 'question talk: data.loss_on "all" needs a tokenizer that splits earlier turns as they were' in message
+    assert "splits message 2, the assistant's 'the 7', in another way" in message
+    assert "data.loss_on=last" in message
 
 
 def test_thoughts_that_a_template_drops_from_history_are_refused_and_others_trained():

@@ -6,6 +6,7 @@ from chat_tokenizers import question, renderer
 from rich.console import Console
 
 from hpt.data.preview import show_first
+from hpt.data.statistics import histogram
 
 
 def shown(made, asked, **more):
@@ -40,3 +41,12 @@ def test_first_question_without_demonstration_and_of_great_length():
     assert "characters not shown]" in text
     assert "z<|im_end|>" in text
     assert len(text) < 8000
+
+
+def test_a_bar_of_one_length_has_one_number():
+    assert histogram("Prompts", [4, 4, 6], None)[1:] == [
+        "  4 #################### 2",
+        "  5                      0",
+        "  6 ##########           1",
+    ]
+    assert histogram("Prompts", [4, 40], None)[1].startswith("   0 to  4 ")

@@ -1,19 +1,60 @@
 """Prompts and responses are the tokens that the tokenizer and its chat template mean, and nothing is rewritten."""
 
+import dataclasses
 import unicodedata
-from types import SimpleNamespace
 
 import pytest
-from chat_tokenizers import END, LLAMA_PROMPT, NAMES, QWEN, byte_level, decode, question, renderer, tokenizers
+from chat_tokenizers import (
+    END,
+    LLAMA_PROMPT,
+    NAMES,
+    QWEN,
+    byte_level,
+    decode,
+    llama3_by_gpt2,
+    question,
+    renderer,
+    tokenizers,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
+from hpt.config.sections.data import PromptConfig
 from hpt.data.prompt import PromptRenderer
 from hpt.support.errors import ConfigError, DataError
 
+# Qwen3's way to turn thinking off: an empty thought in the prompt.
+SWITCHED = """{%- for m in messages %}
+{{- '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}
+{%- if enable_thinking is defined and not enable_thinking %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"""
+THOUGHTLESS = {"enable_thinking": False}
+
 # ---- prompts
+
+
+def test_the_chat_template_gets_the_kwargs_of_the_config_and_of_the_record():
+    tokenizer = byte_level(SWITCHED, "<|endoftext|>", None, ("<|im_start|>", "<|im_end|>"))
+    usual = PromptRenderer(tokenizer, PromptConfig())
+    switched = PromptRenderer(tokenizer, PromptConfig(chat_template_kwargs=THOUGHTLESS))
+    empty_thought = "<think>\n\n</think>\n\n"
+    asked, own = question(), dataclasses.replace(question(), chat_template_kwargs=THOUGHTLESS)
+    assert not usual.prompt_text(asked).endswith(empty_thought)
+    assert switched.prompt_text(asked) == usual.prompt_text(own) == usual.prompt_text(asked) + empty_thought
+    # The record's own come on top, and a demonstration is checked against the prompt that it follows.
+    thinking = dataclasses.replace(
+        question(demonstration="<think>7</think>"), chat_template_kwargs={"enable_thinking": True}
+    )
+    assert switched.prompt_text(thinking) == usual.prompt_text(asked)
+    assert decode(tokenizer, switched.demonstration_ids(thinking)) == "<think>7</think><|im_end|>"
+    with pytest.raises(DataError, match="begins with <think>, but the prompt ends in </think>"):
+        usual.demonstration_ids(dataclasses.replace(thinking, chat_template_kwargs=THOUGHTLESS))
+    with pytest.raises(ConfigError, match=r"prompt\.chat_template_kwargs needs prompt\.style=chat"):
+        PromptRenderer(tokenizer, PromptConfig(style="plain", chat_template_kwargs=THOUGHTLESS))
+    with pytest.raises(ValueError, match="hpt itself sets tools"):
+        PromptConfig(chat_template_kwargs={"tools": []})
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -46,7 +87,7 @@ def test_exactly_one_bos_where_the_tokenizer_adds_one(name, style):
 
 def test_bos_is_added_where_a_chat_template_forgets_it():
     tokenizer = byte_level(QWEN, "<eos>", "<bos>", ("<|im_start|>", "<|im_end|>"))
-    ids = PromptRenderer(tokenizer, SimpleNamespace(style="chat", system=None, template="{question}")).prompt_ids(
+    ids = PromptRenderer(tokenizer, PromptConfig(style="chat", system=None, template="{question}")).prompt_ids(
         question()
     )
     assert ids[:2] == tokenizer.convert_tokens_to_ids(["<bos>", "<|im_start|>"])
@@ -55,7 +96,7 @@ def test_bos_is_added_where_a_chat_template_forgets_it():
 def test_a_bos_that_the_tokenizer_does_not_add_is_left_out():
     tokenizer = byte_level(None, "<eos>", "<bos>", ("<other>",))
     tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    ids = PromptRenderer(tokenizer, SimpleNamespace(style="plain", system=None, template="{question}")).prompt_ids(
+    ids = PromptRenderer(tokenizer, PromptConfig(style="plain", system=None, template="{question}")).prompt_ids(
         question("a")
     )
     assert ids == tokenizer.convert_tokens_to_ids(["a"])
@@ -146,7 +187,7 @@ def test_response_is_what_the_template_renders_for_an_assistant(name):
 def test_tokens_never_reach_over_the_boundary():
     # GPT-2's splitting makes one token of a text's last two line breaks, and two of them before a word: rollouts see
     # the one, so training does, though the whole text would be tokenised with two.
-    made, asked = renderer("llama3"), question()
+    made, asked = llama3_by_gpt2(), question()
     prompt, response = made.prompt_ids(asked), made.demonstration_ids(asked)
     whole = made.tokenizer(decode(made.tokenizer, prompt + response), add_special_tokens=False)["input_ids"]
     assert decode(made.tokenizer, whole) == decode(made.tokenizer, prompt + response)
@@ -220,7 +261,7 @@ def test_template_without_an_end_token_ends_in_the_tokenizers():
         "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
     )
     tokenizer = byte_level(template, "<eos>")
-    made = PromptRenderer(tokenizer, SimpleNamespace(style="chat", system=None, template="{question}"))
+    made = PromptRenderer(tokenizer, PromptConfig(style="chat", system=None, template="{question}"))
     joint = made.prompt_ids(question()) + made.demonstration_ids(question())
     assert decode(tokenizer, joint) == "user: What is 3+4?\nassistant: 3+4 = 7<eos>"
 
@@ -240,10 +281,10 @@ def test_impossible_settings_name_the_fix():
         ),
     ]:
         with pytest.raises(ConfigError, match=expected):
-            PromptRenderer(tokenizer, SimpleNamespace(style=style, system=system, template="{question}"))
+            PromptRenderer(tokenizer, PromptConfig(style=style, system=system, template="{question}"))
     endless = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE({"a": 0}, [])))
     with pytest.raises(ConfigError, match="no eos_token"):
-        PromptRenderer(endless, SimpleNamespace(style="plain", system=None, template="{question}"))
+        PromptRenderer(endless, PromptConfig(style="plain", system=None, template="{question}"))
 
 
 def test_messages_that_the_template_refuses():

@@ -109,6 +109,28 @@ def test_missing_columns_say_what_was_looked_for(jsonl):
     # The solution is the answer here, so it is no demonstration.
     message = error_of(jsonl({"problem": "x", "solution": "2"}), need_demonstration=True)
     assert "column for the demonstration: looked for demonstration, target, completion;" in message
+    assert "data.columns.answer=solution data.columns.demonstration=solution makes it both" in message
+    both = {"answer": "solution", "demonstration": "solution"}
+    (question,) = load(jsonl({"problem": "x", "solution": "2"}), need_demonstration=True, **both)
+    assert (question.answer, question.demonstration) == ("2", "2")
+
+
+def test_a_solution_is_the_demonstration_where_no_answer_is_needed(jsonl):
+    source = jsonl({"problem": "x", "solution": "2"})
+    (question,) = load(source, need_demonstration=True, need_answer=False)
+    assert (question.answer, question.demonstration) == (None, "2")
+    # A column that was named for one field is no other's.
+    (question,) = load(source, demonstration="solution", need_answer=False)
+    assert (question.answer, question.demonstration) == (None, "2")
+    (question,) = load(jsonl({"problem": "x", "solution": "2", "target": "3"}), need_demonstration=True)
+    assert (question.answer, question.demonstration) == ("2", "3")
+
+
+@pytest.mark.parametrize("column", ["text", "dialogue"])
+def test_a_chat_in_an_unknown_column_is_answered_with_its_setting(jsonl, column):
+    message = error_of(jsonl({column: [{"role": "user", "content": "x"}]}), need_answer=False)
+    assert "Name the column by data.columns.prompt=NAME" in message
+    assert "or by data.columns.messages=NAME where it is a list of messages: {role, content}, or ShareGPT" in message
 
 
 def test_duplicate_ids_name_both_lines(jsonl):

@@ -90,11 +90,20 @@ def test_sources_keep_their_columns_and_ids_differ(tmp_path: Path):
     ]
     first, second, third = load_all(configs)
     assert [question.id for question in first.questions] == ["train-1/a", "train-1/#2"]
-    assert [question.id for question in second.questions + third.questions] == ["train-2/#1", "z/#1"]
+    assert [question.id for question in second.questions + third.questions] == ["train-2/#1", "z-3/#1"]
     assert (first.weight, second.weight) == (0.7, 1.0)
     assert (first.unread, second.unread) == ([], ["level"])
+    assert [source.questions[0].id for source in load_all(configs[1:])] == ["train/#1", "z/#1"]
     (alone,) = load_all(configs[:1])
     assert [question.id for question in alone.questions] == ["a", "#2"]
+
+
+def test_ids_differ_whatever_the_sources_are_called(tmp_path: Path):
+    paths = [tmp_path / name for name in ("train.jsonl", "x/train.jsonl", "train-2.jsonl")]
+    for path in paths:
+        write_records([GOOD], path)
+    loaded = load_all([SourceConfig(path=str(path)) for path in paths])
+    assert [source.questions[0].id for source in loaded] == ["train-1/#1", "train-2/#1", "train-2-3/#1"]
 
 
 # ---- records

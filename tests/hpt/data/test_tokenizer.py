@@ -1,10 +1,9 @@
 """Tokenizers are loaded, or the error says why not."""
 
-from types import SimpleNamespace
-
 import pytest
 from chat_tokenizers import question, renderer, tokenizers
 
+from hpt.config.sections.data import PromptConfig
 from hpt.data.prompt import PromptRenderer
 from hpt.data.tokenizer import generation_ends, load_tokenizer
 from hpt.support.errors import HptError
@@ -13,7 +12,7 @@ from hpt.support.errors import HptError
 def test_load_tokenizer(tmp_path):
     tokenizers()["llama3"].save_pretrained(tmp_path / "good")
     loaded = load_tokenizer(str(tmp_path / "good"))
-    made = PromptRenderer(loaded, SimpleNamespace(style="chat", system=None, template="{question}"))
+    made = PromptRenderer(loaded, PromptConfig(style="chat", system=None, template="{question}"))
     assert made.prompt_ids(question()) == renderer("llama3").prompt_ids(question())
 
     empty = tmp_path / "empty"

@@ -11,8 +11,10 @@ import pytest
 from hpt.config.recipe import load_config
 from hpt.config.schema import Config
 from hpt.data.order import MixedOrder
+from hpt.data.training_data import read_questions
 from hpt.support.distributed import ALONE
 from hpt.support.errors import DataError
+from hpt.training.assemble import assemble
 from hpt.training.run_data import check_verifiable, load_data, without_wrong_demonstrations
 from hpt.verify import make_verifier
 
@@ -47,6 +49,7 @@ def test_wrong_demonstrations_are_kept_dropped_or_refused_and_counted_always(
     assert trained_ids(config_of(world, tmp_path, train)) == ["#1", "#2", "#3", "#4"]
     assert "refuses the final answer of 2 of 4 demonstrations: 2 incorrect; questions #2, #4" in caplog.text
     assert trained_ids(config_of(world, tmp_path, train, "data.wrong_demonstrations=drop")) == ["#1", "#3"]
+    assert "They are left out: 2 of 4 questions remain" in caplog.text
     with pytest.raises(DataError, match="2 of 4 demonstrations"):
         trained_ids(config_of(world, tmp_path, train, "data.wrong_demonstrations=error"))
     # Where no demonstration is trained on, none is checked.
@@ -56,6 +59,17 @@ def test_wrong_demonstrations_are_kept_dropped_or_refused_and_counted_always(
     write(data, WRONG)
     with pytest.raises(DataError, match="the verifier refuses every demonstration"):
         trained_ids(config_of(world, tmp_path, train, "data.wrong_demonstrations=drop"))
+
+
+def test_the_question_shown_is_one_that_is_trained_on(
+    world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    data = write(tmp_path / "d.jsonl", WRONG, RIGHT)
+    with assemble(config_of(world, tmp_path, f"data.train={data}", "data.wrong_demonstrations=drop"), None):
+        pass
+    assert "Prompt of question #2" in caplog.text
+    assert "Prompt of question #1" not in caplog.text
 
 
 def test_answers_that_nothing_reads_may_be_missing_or_broken(world: Path, tmp_path: Path) -> None:
@@ -69,6 +83,48 @@ def test_answers_that_nothing_reads_may_be_missing_or_broken(world: Path, tmp_pa
     assert len(load_data(config_of(world, tmp_path, train, SFT, held_out)).held_out[0].questions) == 3
     with pytest.raises(DataError, match="line 1: field 'answer' is missing"):
         load_data(config_of(world, tmp_path, train, SFT, held_out, "eval.every=2"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected", "not_expected"),
+    [
+        (
+            ["rewards=[rewards:share_of_digits]"],
+            ["The gate asks the verifier", "gate.reads=share_of_digits gate.threshold=VALUE", "method=grpo"],
+            "rewards lists verifier",
+        ),
+        (
+            ["rewards=[rewards:share_of_digits, verifier]", "gate={kind: rl}"],
+            ["rewards lists verifier", "leave it out"],
+            "The gate",
+        ),
+        ([], ["The reward is the verifier's score", "list functions in rewards", "gate.reads=NAME"], "lists verifier"),
+        (
+            ["rewards=[rewards:share_of_digits]", "gate.reads=share_of_digits", "gate.threshold=1"],
+            ["column for the demonstration", "trains on demonstrations (gate.kind=switch)", "method=grpo"],
+            "verifier",
+        ),
+    ],
+)
+def test_an_error_says_why_a_column_is_needed_and_what_to_do_without(
+    world: Path, tmp_path: Path, settings: list[str], expected: list[str], not_expected: str
+) -> None:
+    data = write(tmp_path / "d.jsonl", {"prompt": "1+1="})
+    with pytest.raises(DataError) as caught:
+        read_questions(config_of(world, tmp_path, f"data.train={data}", *settings))
+    message = str(caught.value)
+    assert [part for part in expected if part not in message] == []
+    assert not_expected not in message
+
+
+def test_an_error_says_why_an_evaluation_needs_answers(world: Path, tmp_path: Path) -> None:
+    data, held_out = write(tmp_path / "d.jsonl", RIGHT), write(tmp_path / "h.jsonl", {"prompt": "1+1="})
+    config = config_of(world, tmp_path, f"data.train={data}", f"data.eval={held_out}", "eval.every=2")
+    with pytest.raises(DataError) as caught:
+        read_questions(config)
+    assert "h.jsonl: no record has a column for the answer" in str(caught.value)
+    assert "Evaluations (eval.every=2) ask the verifier" in str(caught.value)
+    assert "gate.reads=NAME gate.threshold=VALUE, or do not evaluate: eval.every=0" in str(caught.value)
 
 
 def test_several_sources_are_mixed_by_their_weights(
