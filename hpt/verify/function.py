@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Self
 
 from hpt.support.errors import RewardError
@@ -40,6 +39,6 @@ class FunctionVerifier(Verifier):
         if outcome.kind == "failed":
             raise RewardError(f"{what} raised {outcome.value}")
         score = outcome.value
-        if not isinstance(score, int | float) or not math.isfinite(score) or not 0 <= score <= 1:
+        if not isinstance(score, int | float) or not 0 <= score <= 1:
             raise RewardError(f"{what} returned {score!r}; a score is a bool or a number from 0 to 1")
         return Verdict("correct" if score == 1 else "incorrect", float(score))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from hpt.config.sections.rewards import LARGEST_REWARD
 from hpt.verify.functions import loaded
 
 
@@ -102,8 +103,9 @@ def _number(value: Any, place: int) -> float:
         number = math.nan if isinstance(value, str | bytes) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not math.isfinite(number):
-        raise _NoRewards(f"returned {reprlib.repr(value)} for completion {place}; allowed: a finite number or None")
+    if not abs(number) <= LARGEST_REWARD:  # NaN, too
+        allowed = f"a number from {-LARGEST_REWARD:g} to {LARGEST_REWARD:g}, or None"
+        raise _NoRewards(f"returned {reprlib.repr(value)} for completion {place}; allowed: {allowed}")
     return number
 
 

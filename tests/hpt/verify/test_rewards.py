@@ -56,13 +56,15 @@ def few(completions, **kwargs): return [1.0]
 def text(completions, **kwargs): return ["0.5"] * len(completions)
 def nan(completions, **kwargs): return [0.0, float("nan")]
 def infinite(completions, **kwargs): return [float("-inf")] * len(completions)
+def huge(completions, **kwargs): return [1e30, 1e39]
+def very_huge(completions, **kwargs): return [10**400] * len(completions)
 def one_number(completions, **kwargs): return 1.0
 def a_dict(completions, **kwargs): return {"a": 1, "b": 2}
 def hangs(completions, **kwargs): time.sleep(600)
 def greedy(completions, **kwargs): return [len(bytearray(2000 << 20))] * len(completions)
 """
 GOOD = ["seen", "fixed", "of_ids", "some", "judged", "longer", "at_least"]
-BROKEN = ["fails", "leaves", "few", "text", "nan", "infinite", "one_number", "a_dict"]
+BROKEN = ["fails", "leaves", "few", "text", "nan", "infinite", "huge", "very_huge", "one_number", "a_dict"]
 QUESTION = Question(
     "q1",
     "2+2=",
@@ -187,7 +189,9 @@ def test_the_rewards_of_trl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("fails", r"raised ValueError: no box \(.*rewarding.py, line \d+\)"),
         ("leaves", "raised SystemExit: 3"),
         ("few", r"returned 1 rewards, \[1.0\], for 2 completions"),
-        ("text", "returned '0.5' for completion 1; allowed: a finite number or None"),
+        ("text", r"returned '0.5' for completion 1; allowed: a number from -1e\+30 to 1e\+30, or None"),
+        ("huge", r"returned 1e\+39 for completion 2"),  # finite, but not in float32
+        ("very_huge", r"returned -?10{9}.* for completion 1"),  # not even in float64
         ("nan", "returned nan for completion 2"),
         ("infinite", "returned -inf for completion 1"),
         ("one_number", "returned 1.0; allowed: a list"),
