@@ -39,7 +39,7 @@ from hpt.optim.engine import OptimizerEngine
 from hpt.rollout import Rollout, RolloutEngine, Sampling
 from hpt.rollout.responses import response_generator, response_text
 from hpt.support.distributed import ALONE, World
-from hpt.support.errors import HptError
+from hpt.support.errors import HptError, MethodError
 from hpt.support.seeds import seed_for
 from hpt.training.callbacks import Callback
 from hpt.training.metrics import Metrics, StepStats, over_ranks, sampling_metrics, step_metrics
@@ -71,6 +71,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.steps_done = 0
+        self.updating = False  # between the first change of weights in a step and its end: no checkpoint is possible
 
     def step(self, step: int) -> tuple[Metrics, list[Experience]]:
         """One training step; returns its metrics and experiences. A pure function of weights, optimizer and step."""
@@ -81,8 +82,7 @@ class Trainer:
             with self.judging(step) as judging:
                 sampled = self.sample(batch, judging)
                 self.verify(sampled, judging)
-            self.apply_gate(sampled)
-            self.estimate_advantages(sampled)
+            self.world.agree(partial(self.decide, sampled))
             experiences += sampled
             if self.enough(experiences):
                 break
@@ -91,7 +91,9 @@ class Trainer:
         stats = self.update(rows)
         self.rollout_engine.weights_changed()
         self.steps_done = step
-        return self.metrics(experiences, stats), experiences
+        metrics = self.metrics(experiences, stats)
+        self.updating = False
+        return metrics, experiences
 
     def batches_of(self, step: int) -> range:
         """The numbers of the step's batches of questions: one, or with dynamic sampling up to rollout.dynamic_rounds.
@@ -155,6 +157,14 @@ class Trainer:
             experience.rollouts = rollouts
             experience.judge(judgement)
 
+    def decide(self, experiences: Sequence[Experience]) -> None:
+        """Applies the gate and estimates advantages, which may be functions of the user's. MethodError if one fails."""
+        try:
+            self.apply_gate(experiences)
+            self.estimate_advantages(experiences)
+        except HptError as error:
+            raise MethodError(str(error)) from error
+
     def apply_gate(self, experiences: Sequence[Experience]) -> None:
         """(alpha, beta) = (f(P), g(P)): how much of each signal every question gets."""
         for experience in experiences:
@@ -179,6 +189,7 @@ class Trainer:
     def update(self, updates: Sequence[Sequence[Row]]) -> StepStats:
         """Runs the optimizer updates of a step."""
         stats = StepStats()
+        self.updating = self.engine.kind != "local"  # other engines have parts of an update in their own state
         with self.clock.phase("train"):
             self.policy.model.eval()
             for callback in self.callbacks:
@@ -191,6 +202,7 @@ class Trainer:
                     output = self.policy.loss(batch)
                     self.engine.backward(output.loss)
                     stats.add_batch(batch, output)
+                self.updating = True
                 stats.add_update(rows, self.engine.step())
                 for callback in self.callbacks:
                     callback.after_update(rows, stats)

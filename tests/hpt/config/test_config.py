@@ -217,7 +217,10 @@ def test_rewards_are_functions_with_weights(recipe: Path) -> None:
         (["rewards=[brief]"], "rewards.0.function = 'brief': should be \"module:function\""),
         (["rewards=3"], "rewards = 3"),
         ([f"rewards=[{{function: '{DIGITS}', wieght: 2}}]"], "rewards.0.wieght: .* did you mean 'weight'"),
-        ([f"rewards=[{{function: '{DIGITS}', weight: 1e300}}]"], "rewards.0.weight = .*: .* less than or equal to 1000000"),
+        (
+            [f"rewards=[{{function: '{DIGITS}', weight: 1e300}}]"],
+            "rewards.0.weight = .* less than or equal to 1000000",
+        ),
         ([f"rewards=[{{function: '{DIGITS}', weight: .inf}}]"], "rewards.0.weight = inf: "),
         ([f"rewards=[{DIGITS}, 'other:digits']"], "rewards.1.function = 'other:digits': an earlier one is called"),
         (["rewards=['my_rewards:verifier']"], "'verifier' is the verifier's score; rename it"),
