@@ -80,6 +80,8 @@ def _run(config: Config, checkpoint: Path | None, world: World, began: float) ->
     folder = Path(config.output)
     done = step_of(checkpoint) if checkpoint else 0
     stages = [stage for stage in stages_of(config) if stage.last > done]
+    if config.rewards and not any(stage.config.gate.needs_rollouts for stage in stages):
+        logger.warning('gate.kind "sft" samples no rollouts: rewards have no effect on training')
     with (
         Journal(config, done if checkpoint else None, world) as journal,
         StopSignals(world) as signals,

@@ -14,6 +14,7 @@ then knows all rollouts and makes the same decisions, and the rows with signal a
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -46,6 +47,8 @@ from hpt.training.metrics import Metrics, StepStats, over_ranks, sampling_metric
 from hpt.training.phases import PhaseClock
 from hpt.verify import Judgement, Judging, Response, RewardFunctions, RewardVerdicts, TrainerState, Verifier
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass
 class Trainer:
@@ -71,6 +74,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.steps_done = 0
+        self.warned = False  # that no reward applies
         self.updating = False  # between the first change of weights in a step and its end: no checkpoint is possible
 
     def step(self, step: int) -> tuple[Metrics, list[Experience]]:
@@ -86,6 +90,7 @@ class Trainer:
             experiences += sampled
             if self.enough(experiences):
                 break
+        self.warn_without_rewards(experiences)
         rows = self.rows(experiences)
         self.world.agree(self.rollout_engine.sleep)
         stats = self.update(rows)
@@ -173,6 +178,21 @@ class Trainer:
                 experience.demonstration = self.renderer.demonstration_ids(experience.question)
                 if self.config.data.loss_on == "all":
                     experience.conversation = self.renderer.conversation(experience.question)
+
+    def warn_without_rewards(self, experiences: Sequence[Experience]) -> None:
+        """Says once that no reward of the recipe applies to any rollout: none of them is trained on."""
+        rollouts = [rollout for experience in experiences for rollout in experience.rollouts]
+        if self.warned or not self.config.rewards or not rollouts:
+            return
+        if any(rollout.reward is not None for rollout in rollouts):
+            return
+        self.warned = True
+        logger.warning(
+            "No reward applies to any of the %d rollouts of this step, so RL trains on none of them: None from %s. "
+            "Does a function read a column that the data lack?",
+            len(rollouts),
+            ", ".join(self.config.reward_weights),
+        )
 
     def enough(self, experiences: Sequence[Experience]) -> bool:
         """Whether the step has enough questions; dynamic sampling marks and counts those with a mixed outcome."""

@@ -35,6 +35,8 @@ class FunctionVerifier(Verifier):
     def _verdict(self, outcome: Outcome, answer: str) -> Verdict:
         if outcome.kind == "exceeded":
             return Verdict("timeout", 0.0, f"exceeded {outcome.value}")
+        if outcome.kind == "died":
+            return Verdict("timeout", 0.0, outcome.value)
         what = f"verify.function {self.grade!r}, called on a response to the gold answer {shorten(answer)},"
         if outcome.kind == "failed":
             raise RewardError(f"{what} raised {outcome.value}")

@@ -53,9 +53,17 @@ def call_reward(reference: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     except _NoRewards as error:
         return {"fault": str(error)}
     except BaseException as error:  # whatever the user's code raises, SystemExit too
-        frames = traceback.extract_tb(error.__traceback__)[1:]
-        place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
-        return {"fault": f"raised {type(error).__name__}: {error}{place}"}
+        return {"fault": f"raised {type(error).__name__}: {error}{_place(error)}"}
+
+
+def _place(error: BaseException) -> str:
+    """Where the user's code raised. A function that was sent by cloudpickle no longer knows its file."""
+    frames = traceback.extract_tb(error.__traceback__)[1:]
+    if not frames:
+        return ""
+    last = frames[-1]
+    sent = last.filename == "<dynamic-code>"
+    return f" (in {last.name}, line {last.lineno})" if sent else f" ({last.filename}, line {last.lineno})"
 
 
 def missing_arguments(function: Callable[..., Any], given: Mapping[str, Any]) -> list[str]:

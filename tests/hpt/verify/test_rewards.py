@@ -15,7 +15,7 @@ import pytest
 from hpt.config.sections.rewards import RewardCallsConfig
 from hpt.data.questions import Question
 from hpt.support.errors import ConfigError, RewardError
-from hpt.support.named_functions import name_function
+from hpt.support.named_functions import name_function, resolve
 from hpt.verify import FunctionVerifier, Response, RewardFunctions, TrainerState
 from hpt.verify.trial import try_rewards
 
@@ -223,8 +223,8 @@ def test_faults_and_limits_count_as_none_where_the_recipe_says_so(
 def test_the_first_call_is_on_a_demonstration_and_a_wrong_answer(
     functions: RewardFunctions, caplog: pytest.LogCaptureFixture
 ) -> None:
-    names = {name: f"rewarding:{name}" for name in ("fixed", "some")}
-    weights = {"fixed": 1.0, "verifier": 0.5, "some": -2.0}
+    names = {name: f"rewarding:{name}" for name in ("fixed", "some", "longer")}
+    weights = {"fixed": 1.0, "verifier": 0.5, "some": -2.0, "longer": 0.0}
     caplog.set_level("INFO")
     verifier = FunctionVerifier("rewarding:equal", workers=1)
     with RewardFunctions(names, RewardCallsConfig(workers=1)) as own, verifier:
@@ -234,6 +234,7 @@ def test_the_first_call_is_on_a_demonstration_and_a_wrong_answer(
         f"Reward fixed, weight 1: 1 {where}, 0 on the wrong answer 'I do not know.'",
         f"Reward verifier, weight 0.5: 1 {where}, 0 on the wrong answer 'I do not know.'",
         f"Reward some, weight -2: 0.5 {where}, 0.5 on the wrong answer 'I do not know.'",
+        f"Reward longer, weight 0 (only recorded): 0 {where}, 1 on the wrong answer 'I do not know.'",
     ]
 
 
@@ -267,6 +268,33 @@ def test_closures_and_partials_reach_the_workers() -> None:
         assert calls.results()[0].values == {"exceeds": [0.0, 1.0], "partial": [0.0, 1.0]}
     with FunctionVerifier(name_function(equal), workers=1) as verifier:
         assert [verdict.score for verdict in verifier.score(["4!!!", "4"], ["4", "4"])] == [1.0, 0.0]
+
+
+def test_a_fault_of_a_function_that_was_sent_names_it_and_its_line() -> None:
+    def fails(completions: list[str]) -> list[float]:
+        return [float(completions[5])]
+
+    def crashes(completions: list[str]) -> list[float]:
+        os._exit(3)
+
+    line = fails.__code__.co_firstlineno + 1
+    names = {"fails": name_function(fails), "crashes": name_function(crashes)}
+    lenient = RewardFunctions(names, RewardCallsConfig(workers=1, on_error="none"))
+    with lenient, lenient.calling(STATE) as calls:
+        calls.add(0, QUESTION, COMPLETIONS)
+        faults = calls.results()[0].faults
+    assert faults["fails"] == f"raised IndexError: list index out of range (in fails, line {line})"
+    assert faults["crashes"].startswith("has no result: a worker process ended, twice, while the function ran")
+
+
+def test_a_function_that_is_missing_is_to_be_given_again_where_it_was_given() -> None:
+    for field, said in (
+        ("rewards", r"hpt.train\(resume=FOLDER, rewards=...\), or move"),
+        ("gate.function", r"hpt.train\(resume=FOLDER, gate=\{'function': ...\}\), or move"),
+        ("verify.function", r"verify=\{'function': ...\}\) or hpt.evaluate\(..., verifier=...\), or move"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            resolve("__main__:never_given", field=field)
 
 
 def test_what_cannot_be_sent_is_named() -> None:
