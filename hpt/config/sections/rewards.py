@@ -17,6 +17,12 @@ LARGEST_WEIGHT = 1e6
 them, are finite in float32, the dtype of the loss."""
 
 
+REWARDS_FORM = (
+    'rewards are a list of "module:function", {function: "module:function", weight: 0.2} and verifier; in Python also '
+    "of functions and pairs (function, weight)"
+)
+
+
 def _is_reward(value: str) -> str:
     return value if value == VERIFIER else is_function_reference(value)
 
