@@ -18,7 +18,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from hpt.config.other_trainers import advice_for
 from hpt.config.schema import Config
+from hpt.config.sections.rewards import REWARDS_FORM
 from hpt.config.sections.section import Section
 from hpt.support.errors import ConfigError
 
@@ -62,7 +64,7 @@ def build_config(settings: dict[str, Any], *, source: str) -> Config:
     try:
         return Config.model_validate(filled)
     except ValidationError as error:
-        raise ConfigError(f"{source}:\n  " + "\n  ".join(_explain(item) for item in error.errors())) from None
+        raise ConfigError(f"{source}:\n  " + "\n  ".join(_explain(error.errors()))) from None
 
 
 def shipped_recipes() -> list[str]:
@@ -175,23 +177,59 @@ def _fill(value: Any, fields: dict[str, str]) -> Any:
     return value
 
 
-def _explain(error: Any) -> str:
-    """One line of a pydantic error: the field, the value it got, what is allowed."""
-    # Parts in angle brackets tell apart the forms that a value may have.
-    location = [str(part) for part in error["loc"] if not str(part).startswith("<")]
+def _explain(errors: Sequence[Any]) -> list[str]:
+    """A line for each pydantic error: the field, the value it got, what is allowed. Known keys are listed once."""
+    lines: list[str] = []
+    listed: list[list[str]] = []
+    for error in errors:
+        location = _location(error)
+        if error["type"] == "extra_forbidden":
+            line = _explain_unknown(location, list_known=location[:-1] not in listed)
+            if "known here" in line:
+                listed.append(location[:-1])
+        else:
+            line = _explain_value(error, location)
+        if line not in lines:
+            lines.append(line)
+    return lines
+
+
+def _location(error: Any) -> list[str]:
+    """The parts of a field's key, without those by which pydantic tells apart the forms that a value may have."""
+    parts = [str(part) for part in error["loc"]]
+    return [part for part in parts if "<" not in part and "[" not in part and part not in ("int", "float", "bool")]
+
+
+def _explain_unknown(location: list[str], *, list_known: bool) -> str:
+    *section, name = location
+    unknown = f"{'.'.join(location)}: there is no such setting"
+    if elsewhere := _keys_named(name):
+        return f"{unknown}; did you mean {' or '.join(elsewhere)}?"
+    if advice := advice_for(name):
+        return f"{unknown}; {advice}"
+    known = _known_keys(section)
+    nearest = _nearest(name, known)
+    return f"{unknown}{nearest} known here: {', '.join(known)}" if list_known else f"{unknown}{nearest.rstrip(';')}"
+
+
+def _explain_value(error: Any, location: list[str]) -> str:
     key = ".".join(location)
-    if error["type"] == "extra_forbidden":
-        elsewhere = _keys_named(location[-1])
-        if elsewhere:
-            return f"{key}: there is no such setting; did you mean {' or '.join(elsewhere)}?"
-        known = _known_keys(location[:-1])
-        return f"{key}: there is no such setting{_nearest(location[-1], known)} known here: {', '.join(known)}"
     if error["type"] == "missing":
         return f"{key}: is required and missing"
     message = error["msg"].removeprefix("Value error, ")
     if not key:
         return message
-    return f"{key} = {error['input']!r}: {message[0].lower()}{message[1:]}"
+    given = f"{key} = {error['input']!r}"
+    if location[0] == "rewards" and error["type"] in ("list_type", "model_type"):
+        return f"{given}: {REWARDS_FORM}"
+    if error["type"] == "model_type":
+        known = _known_keys(location)
+        return f"{given}: should be a mapping, such as {{{known[0]}: ...}}; it may have {', '.join(known)}"
+    words = {"list_type": "a list", "tuple_type": "a list", "dict_type": "a mapping of names to values"}
+    if error["type"] in words:
+        named = "a name, or " if "<sources>" in error["loc"] else ""
+        return f"{given}: should be {named}{words[error['type']]}"
+    return f"{given}: {message[0].lower()}{message[1:]}"
 
 
 def _known_keys(location: list[str]) -> list[str]:

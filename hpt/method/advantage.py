@@ -7,7 +7,6 @@ a function elsewhere, as module:function.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -26,6 +25,9 @@ Estimator = Callable[[Groups], Groups]
 
 EstimateAdvantages = Callable[[Sequence[Experience]], None]
 """Sets the advantage of every rollout and of demonstrations that are trained by off-policy RL."""
+
+LARGEST = 3e38
+"""The largest advantage in size: it must be finite in float32, the dtype of the loss."""
 
 STD_FLOOR = 1e-6
 """Added to a group's standard deviation."""
@@ -83,10 +85,10 @@ def advantages(rewards: Sequence[Sequence[float]], estimator: str) -> list[list[
     result = find_estimator(estimator)(groups)
     try:
         estimates = [[float(value) for value in group] for group in result]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise HptError(f"rl.advantage {estimator} must return one list of numbers per question: {error}") from None
-    if not all(math.isfinite(value) for group in estimates for value in group):
-        raise HptError(f"rl.advantage {estimator} returned advantages that are not finite: {estimates}")
+    if not all(abs(value) <= LARGEST for group in estimates for value in group):  # NaN, too
+        raise HptError(f"rl.advantage {estimator} returned advantages that are not finite in float32: {estimates}")
     given, returned = [len(group) for group in rewards], [len(group) for group in estimates]
     if given != returned:
         raise HptError(f"rl.advantage {estimator} returned {returned} advantages per question for {given} rewards")

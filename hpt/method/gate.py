@@ -35,6 +35,9 @@ class Decision(NamedTuple):
 Gate = Callable[[float], Decision]
 """P in [0, 1] -> the question's decision."""
 
+LARGEST = 1e6
+"""The largest coefficient that a function may return: the loss must be finite in float32."""
+
 NOTHING = Decision(alpha=0.0, beta=0.0, off=0.0)
 ONLY_ROLLOUTS = Decision(alpha=1.0, beta=0.0, off=0.0)
 ONLY_DEMONSTRATION = Decision(alpha=0.0, beta=1.0, off=1.0)
@@ -136,13 +139,13 @@ def _checked(function: Callable[[float], Any], name: str) -> Gate:
         result = function(score)
         try:
             decision = _decision(result)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise HptError(
                 f"gate.function {name} returned {result!r} for P = {score}; it must return (alpha, beta) or "
                 "(alpha, beta, off)"
             ) from None
-        if not all(0 <= share < math.inf for share in decision):
-            raise HptError(f"gate.function {name} returned {result!r} for P = {score}; all must be finite and >= 0")
+        if not all(0 <= share <= LARGEST for share in decision):
+            raise HptError(f"gate.function {name} returned {result!r} for P = {score}; allowed: from 0 to {LARGEST:g}")
         return decision
 
     return gate

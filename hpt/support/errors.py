@@ -13,9 +13,17 @@ class DataError(HptError):
     """A data file that cannot be used."""
 
 
-class RolloutError(HptError):
-    """A rollout engine that failed; the policy is as the last finished step left it."""
+class StepError(HptError):
+    """A step that failed on every rank, while the policy was as the last finished step left it."""
 
 
-class RewardError(HptError):
-    """A user's reward or verifier function that failed; the policy is as the last finished step left it."""
+class RolloutError(StepError):
+    """A rollout engine that failed."""
+
+
+class RewardError(StepError):
+    """A user's reward or verifier function that failed."""
+
+
+class MethodError(StepError):
+    """A gate or an advantage estimator that failed."""

@@ -74,7 +74,7 @@ def _import(reference: str, field: str) -> Callable[..., Any]:
     if module_name == GIVEN:
         raise ConfigError(
             f"{field} = {reference!r}: the function {function_name!r} was given in Python and no import finds it; "
-            f"give it again, as in hpt.train(resume=FOLDER, {field.partition('.')[0]}=...), or move it to a module"
+            f"give it again, as in {_given_again(field)}, or move it to a module"
         )
     try:
         module = importlib.import_module(module_name)
@@ -87,6 +87,13 @@ def _import(reference: str, field: str) -> Callable[..., Any]:
     if not callable(function):
         raise ConfigError(f"{field} = {reference!r}: {function_name!r} is not callable")
     return function
+
+
+def _given_again(field: str) -> str:
+    """The calls that give a function as an object, in an error's words."""
+    section, _, setting = field.partition(".")
+    train = f"hpt.train(resume=FOLDER, {section}={f'{{{setting!r}: ...}}' if setting else '...'})"
+    return f"{train} or hpt.evaluate(..., verifier=...)" if field == "verify.function" else train
 
 
 def user_function(reference: str, *, field: str, arguments: Sequence[str]) -> Callable[..., Any]:

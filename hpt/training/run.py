@@ -19,7 +19,7 @@ from hpt.records.files import CONFIG
 from hpt.records.journal import Journal
 from hpt.support.device import peak_memory_gib
 from hpt.support.distributed import World
-from hpt.support.errors import ConfigError, HptError, RewardError, RolloutError
+from hpt.support.errors import ConfigError, HptError, StepError
 from hpt.training.assemble import assemble
 from hpt.training.checkpoint import checkpoint_path, checkpoints, load_state, save_checkpoint, step_of
 from hpt.training.processes import connected
@@ -80,6 +80,8 @@ def _run(config: Config, checkpoint: Path | None, world: World, began: float) ->
     folder = Path(config.output)
     done = step_of(checkpoint) if checkpoint else 0
     stages = [stage for stage in stages_of(config) if stage.last > done]
+    if config.rewards and not any(stage.config.gate.needs_rollouts for stage in stages):
+        logger.warning('gate.kind "sft" samples no rollouts: rewards have no effect on training')
     with (
         Journal(config, done if checkpoint else None, world) as journal,
         StopSignals(world) as signals,
@@ -172,10 +174,30 @@ def _save(trainer: Trainer, folder: Path, step: int) -> dict[str, float]:
 
 @contextmanager
 def _failure_saves(trainer: Trainer, folder: Path, done: int) -> Iterator[None]:
-    """Where the rollout engine or a user's function fails, saves the policy as of step `done`: no step is lost."""
+    """Where something fails, such as a user's function, saves the policy as of step `done`: no step is lost.
+
+    Nothing is saved once the weights have changed, nor with several ranks unless all of them failed together.
+    """
     try:
         yield
-    except (RolloutError, RewardError) as error:
+    except Exception as error:
+        together = trainer.world.size == 1 or isinstance(error, StepError)
+        if trainer.updating or not together:
+            raise
         if done and not checkpoint_path(folder, done).exists():
-            _save(trainer, folder, done)
-        raise HptError(f"{error}\nStopped after step {done}; continue with: hpt train --resume {folder}") from error
+            _save_after(error, trainer, folder, done)
+        stopped = f"Stopped after step {done}; continue with: hpt train --resume {folder}"
+        if isinstance(error, HptError):
+            raise HptError(f"{error}\n{stopped}") from error
+        if done:
+            logger.error(stopped)
+        raise
+
+
+def _save_after(error: Exception, trainer: Trainer, folder: Path, step: int) -> None:
+    """Saves step `step`. Where that fails, too, as it does without a GPU that works, raises `error`."""
+    try:
+        _save(trainer, folder, step)
+    except Exception as failure:
+        logger.error("Step %d could not be saved: %s: %s", step, type(failure).__name__, failure)
+        raise error from None

@@ -14,6 +14,7 @@ then knows all rollouts and makes the same decisions, and the rows with signal a
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -39,12 +40,14 @@ from hpt.optim.engine import OptimizerEngine
 from hpt.rollout import Rollout, RolloutEngine, Sampling
 from hpt.rollout.responses import response_generator, response_text
 from hpt.support.distributed import ALONE, World
-from hpt.support.errors import HptError
+from hpt.support.errors import HptError, MethodError
 from hpt.support.seeds import seed_for
 from hpt.training.callbacks import Callback
 from hpt.training.metrics import Metrics, StepStats, over_ranks, sampling_metrics, step_metrics
 from hpt.training.phases import PhaseClock
 from hpt.verify import Judgement, Judging, Response, RewardFunctions, RewardVerdicts, TrainerState, Verifier
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -71,6 +74,8 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.steps_done = 0
+        self.warned = False  # that no reward applies
+        self.updating = False  # between the first change of weights in a step and its end: no checkpoint is possible
 
     def step(self, step: int) -> tuple[Metrics, list[Experience]]:
         """One training step; returns its metrics and experiences. A pure function of weights, optimizer and step."""
@@ -81,17 +86,19 @@ class Trainer:
             with self.judging(step) as judging:
                 sampled = self.sample(batch, judging)
                 self.verify(sampled, judging)
-            self.apply_gate(sampled)
-            self.estimate_advantages(sampled)
+            self.world.agree(partial(self.decide, sampled))
             experiences += sampled
             if self.enough(experiences):
                 break
+        self.warn_without_rewards(experiences)
         rows = self.rows(experiences)
         self.world.agree(self.rollout_engine.sleep)
         stats = self.update(rows)
         self.rollout_engine.weights_changed()
         self.steps_done = step
-        return self.metrics(experiences, stats), experiences
+        metrics = self.metrics(experiences, stats)
+        self.updating = False
+        return metrics, experiences
 
     def batches_of(self, step: int) -> range:
         """The numbers of the step's batches of questions: one, or with dynamic sampling up to rollout.dynamic_rounds.
@@ -155,6 +162,14 @@ class Trainer:
             experience.rollouts = rollouts
             experience.judge(judgement)
 
+    def decide(self, experiences: Sequence[Experience]) -> None:
+        """Applies the gate and estimates advantages, which may be functions of the user's. MethodError if one fails."""
+        try:
+            self.apply_gate(experiences)
+            self.estimate_advantages(experiences)
+        except HptError as error:
+            raise MethodError(str(error)) from error
+
     def apply_gate(self, experiences: Sequence[Experience]) -> None:
         """(alpha, beta) = (f(P), g(P)): how much of each signal every question gets."""
         for experience in experiences:
@@ -163,6 +178,21 @@ class Trainer:
                 experience.demonstration = self.renderer.demonstration_ids(experience.question)
                 if self.config.data.loss_on == "all":
                     experience.conversation = self.renderer.conversation(experience.question)
+
+    def warn_without_rewards(self, experiences: Sequence[Experience]) -> None:
+        """Says once that no reward of the recipe applies to any rollout: none of them is trained on."""
+        rollouts = [rollout for experience in experiences for rollout in experience.rollouts]
+        if self.warned or not self.config.rewards or not rollouts:
+            return
+        if any(rollout.reward is not None for rollout in rollouts):
+            return
+        self.warned = True
+        logger.warning(
+            "No reward applies to any of the %d rollouts of this step, so RL trains on none of them: None from %s. "
+            "Does a function read a column that the data lack?",
+            len(rollouts),
+            ", ".join(self.config.reward_weights),
+        )
 
     def enough(self, experiences: Sequence[Experience]) -> bool:
         """Whether the step has enough questions; dynamic sampling marks and counts those with a mixed outcome."""
@@ -179,6 +209,7 @@ class Trainer:
     def update(self, updates: Sequence[Sequence[Row]]) -> StepStats:
         """Runs the optimizer updates of a step."""
         stats = StepStats()
+        self.updating = self.engine.kind != "local"  # other engines have parts of an update in their own state
         with self.clock.phase("train"):
             self.policy.model.eval()
             for callback in self.callbacks:
@@ -191,6 +222,7 @@ class Trainer:
                     output = self.policy.loss(batch)
                     self.engine.backward(output.loss)
                     stats.add_batch(batch, output)
+                self.updating = True
                 stats.add_update(rows, self.engine.step())
                 for callback in self.callbacks:
                     callback.after_update(rows, stats)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Self
 
 from hpt.support.errors import RewardError
@@ -36,10 +35,12 @@ class FunctionVerifier(Verifier):
     def _verdict(self, outcome: Outcome, answer: str) -> Verdict:
         if outcome.kind == "exceeded":
             return Verdict("timeout", 0.0, f"exceeded {outcome.value}")
+        if outcome.kind == "died":
+            return Verdict("timeout", 0.0, outcome.value)
         what = f"verify.function {self.grade!r}, called on a response to the gold answer {shorten(answer)},"
         if outcome.kind == "failed":
             raise RewardError(f"{what} raised {outcome.value}")
         score = outcome.value
-        if not isinstance(score, int | float) or not math.isfinite(score) or not 0 <= score <= 1:
+        if not isinstance(score, int | float) or not 0 <= score <= 1:
             raise RewardError(f"{what} returned {score!r}; a score is a bool or a number from 0 to 1")
         return Verdict("correct" if score == 1 else "incorrect", float(score))

@@ -16,6 +16,8 @@ from hpt.verify.processes import ForkServer, Worker
 RECYCLE_AFTER = 1_000
 """Calls after which a worker is replaced, so that what a library caches cannot grow into the memory limit."""
 
+DIED = "a worker process ended, twice, while the function ran: it crashed, called os._exit or was killed from outside"
+
 START_TRIES = 10
 """How many workers in a row may end before they are ready."""
 
@@ -24,11 +26,11 @@ START_TRIES = 10
 class Outcome:
     """The outcome of a call.
 
-    kind: "done", "failed" (the function raised) or "exceeded" (a limit).
-    value: what the function returned, a description of what it raised, or the limit.
+    kind: "done", "failed" (the function raised), "exceeded" (a limit) or "died" (its worker process ended, twice).
+    value: what the function returned, a description of what it raised, the limit, or what is known of the end.
     """
 
-    kind: Literal["done", "failed", "exceeded"]
+    kind: Literal["done", "failed", "exceeded", "died"]
     value: Any
 
 
@@ -41,8 +43,8 @@ class WorkerPool:
     workers: calls that run at once.
     timeout: wall-clock seconds per call, counted from when a worker receives it; then the worker is killed.
     memory_mb: MiB of address space that a worker may take beyond its imported modules (Linux).
-    A call under which the worker dies (a crash, or a kill from outside) is tried once more; a second death counts as an
-    exceeded limit. The processes are started by `start` or the first call. They are not forked from this process and
+    A call under which the worker dies (a crash, or a kill from outside) is tried once more; a second death is
+    the outcome. The processes are started by `start` or the first call. They are not forked from this process and
     do not import its `__main__`, so it may have threads, torch and a GPU.
     """
 
@@ -196,7 +198,7 @@ class TaskGroup:
                     raise CancelledError from None
             else:
                 return self._outcome(reply)
-        return Outcome("exceeded", "what a worker survives")
+        return Outcome("died", DIED)
 
     def _outcome(self, reply: dict[str, Any]) -> Outcome:
         if "value" in reply:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from hpt.config.sections.rewards import LARGEST_REWARD
 from hpt.verify.functions import loaded
 
 
@@ -52,9 +53,17 @@ def call_reward(reference: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     except _NoRewards as error:
         return {"fault": str(error)}
     except BaseException as error:  # whatever the user's code raises, SystemExit too
-        frames = traceback.extract_tb(error.__traceback__)[1:]
-        place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
-        return {"fault": f"raised {type(error).__name__}: {error}{place}"}
+        return {"fault": f"raised {type(error).__name__}: {error}{_place(error)}"}
+
+
+def _place(error: BaseException) -> str:
+    """Where the user's code raised. A function that was sent by cloudpickle no longer knows its file."""
+    frames = traceback.extract_tb(error.__traceback__)[1:]
+    if not frames:
+        return ""
+    last = frames[-1]
+    sent = last.filename == "<dynamic-code>"
+    return f" (in {last.name}, line {last.lineno})" if sent else f" ({last.filename}, line {last.lineno})"
 
 
 def missing_arguments(function: Callable[..., Any], given: Mapping[str, Any]) -> list[str]:
@@ -102,8 +111,9 @@ def _number(value: Any, place: int) -> float:
         number = math.nan if isinstance(value, str | bytes) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not math.isfinite(number):
-        raise _NoRewards(f"returned {reprlib.repr(value)} for completion {place}; allowed: a finite number or None")
+    if not abs(number) <= LARGEST_REWARD:  # NaN, too
+        allowed = f"a number from {-LARGEST_REWARD:g} to {LARGEST_REWARD:g}, or None"
+        raise _NoRewards(f"returned {reprlib.repr(value)} for completion {place}; allowed: {allowed}")
     return number
 
 

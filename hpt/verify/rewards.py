@@ -191,6 +191,8 @@ class RewardCalls:
 def _fault(outcome: Outcome) -> str:
     if outcome.kind == "exceeded":
         return f"exceeded {outcome.value} (reward_calls has the limits)"
+    if outcome.kind == "died":
+        return f"has no result: {outcome.value}"
     return f"cannot be given its arguments: {outcome.value}"
 
 

@@ -52,7 +52,8 @@ def try_rewards(
     for name, weight in weights.items():
         if name in values:
             shown = ", ".join(f"{_shown(value)} {where}" for value, where in zip(values[name], names, strict=True))
-            logger.info("Reward %s, weight %g: %s", name, weight, shown)
+            only_recorded = " (only recorded)" if weight == 0 else ""
+            logger.info("Reward %s, weight %g%s: %s", name, weight, only_recorded, shown)
 
 
 def _shown(value: float | None) -> str:

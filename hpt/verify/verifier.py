@@ -93,6 +93,8 @@ class Verifier:
         """The verdict that a call of `grade` leads to."""
         if outcome.kind == "exceeded":
             return Verdict("timeout", 0.0, f"exceeded {outcome.value}")
+        if outcome.kind == "died":
+            return Verdict("timeout", 0.0, outcome.value)
         if outcome.kind == "failed":
             return Verdict("unparsable", 0.0, outcome.value)
         status, detail = outcome.value

@@ -40,3 +40,7 @@ def fails_in_step_2(completions: list[str], trainer_state: Any, **columns: Any) 
     if trainer_state.global_step == 1:
         raise ValueError("no luck")
     return [1.0] * len(completions)
+
+
+def by_a_column(completions: list[str], **columns: Any) -> list[float | None]:
+    return columns.get("no_such_column", [None] * len(completions))

@@ -11,6 +11,17 @@ from hpt.config.sections.section import Section, is_function_reference
 VERIFIER = "verifier"
 """The word that stands for the verifier's score among the rewards."""
 
+LARGEST_REWARD = 1e30
+LARGEST_WEIGHT = 1e6
+"""Bounds of one function's rewards and weight, in size: sums of such products, and the advantages that are made of
+them, are finite in float32, the dtype of the loss."""
+
+
+REWARDS_FORM = (
+    'rewards are a list of "module:function", {function: "module:function", weight: 0.2} and verifier; in Python also '
+    "of functions and pairs (function, weight)"
+)
+
 
 def _is_reward(value: str) -> str:
     return value if value == VERIFIER else is_function_reference(value)
@@ -21,7 +32,12 @@ class RewardConfig(Section):
         description="module:function in TRL's form, (prompts, completions, **columns) -> a number or None of each "
         "completion; or verifier, the verifier's score"
     )
-    weight: float = Field(1.0, description="the reward of RL is the sum of weight times value")
+    weight: float = Field(
+        1.0,
+        ge=-LARGEST_WEIGHT,
+        le=LARGEST_WEIGHT,
+        description="the reward of RL is the sum of weight times value; 0: the reward is only recorded",
+    )
 
     @property
     def name(self) -> str:

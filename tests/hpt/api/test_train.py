@@ -88,7 +88,7 @@ def test_a_function_may_be_an_object(world: Path, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, run.folder], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "gate.function = '__main__:never': the function 'never' was given in Python" in done.stderr
-    assert "hpt.train(resume=FOLDER, gate=...)" in done.stderr
+    assert "hpt.train(resume=FOLDER, gate={'function': ...})" in done.stderr
     assert hpt.train(resume=run.folder, steps=2, gate={"function": never}).step == 2
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hpt.config.other_trainers import SAME_HERE
 from hpt.config.recipe import describe_settings, load_config, shipped_methods, shipped_recipes
 from hpt.config.schema import Config
 from hpt.config.stages import stages_of
@@ -86,7 +87,23 @@ def test_numbers_as_people_write_them(recipe: Path) -> None:
     ("override", "expected"),
     [
         ("rolout.n=4", ["rolout", "did you mean 'rollout'", "optimizer"]),
-        ("optimizer.learning_rate=1", ["optimizer.learning_rate", "known here: lr, betas"]),
+        ("optimizer.speed=1", ["optimizer.speed", "known here: lr, betas"]),
+        (
+            "optimizer.learning_rate=1",
+            ["no such setting; did you mean optimizer.lr?"],
+        ),
+        ("reward_funcs=a:f", ["reward_funcs: there is no such setting; did you mean rewards?"]),
+        ("logging_steps=1", ["every step is logged"]),
+        ("vllm_mode=server", ["did you mean a setting in rollout.vllm?"]),
+        ("temperature=1", ["did you mean rollout.temperature or eval.temperature?"]),
+        ("optimizer=1e-4", ["optimizer = '1e-4': should be a mapping, such as {lr: ...}; it may have lr, betas"]),
+        ("gate=rl", ["gate = 'rl': should be a mapping, such as {kind: ...}"]),
+        ("track=3", ["track.to = 3: should be a list"]),
+        ("data=3", ["data.train = 3: should be a name, or a list"]),
+        (
+            "gate.table=3",
+            ["gate.table = 3: input should be 'soft-1',", "gate.table = 3: should be a list"],
+        ),
         ("optimizer.lr=fast", ["optimizer.lr = 'fast'", "valid number"]),
         ("optimizer.lr=-1", ["optimizer.lr = -1", "greater than 0"]),
         ("optimizer.lr=.inf", ["optimizer.lr", "finite"]),
@@ -122,6 +139,20 @@ def test_numbers_as_people_write_them(recipe: Path) -> None:
 def test_mistakes_are_named(recipe: Path, override: str, expected: list[str]) -> None:
     text = message(recipe, override)
     assert all(part in text for part in expected), text
+
+
+def test_names_of_other_trainers_lead_to_settings_that_exist() -> None:
+    known = {line.split()[0] for line in describe_settings().splitlines()}
+    sections = {key.rpartition(".")[0] for key in known} | {key.partition(".")[0] for key in known}
+    for advice in SAME_HERE.values():
+        for key in re.split(r", | or ", advice):
+            assert key in known | sections or key.startswith("rl.options."), key
+
+
+def test_known_settings_are_listed_once(recipe: Path) -> None:
+    text = message(recipe, "xyz=1", "zzz=2", "optimizer.xyz=3", "optimizer.zzz=4")
+    assert text.count("known here: lr, betas") == text.count("known here: output") == text.count("known here") / 2 == 1
+    assert text.endswith("  zzz: there is no such setting")
 
 
 def test_several_mistakes_in_one_message(recipe: Path) -> None:
@@ -215,8 +246,15 @@ def test_rewards_are_functions_with_weights(recipe: Path) -> None:
     ("settings", "said"),
     [
         (["rewards=[brief]"], "rewards.0.function = 'brief': should be \"module:function\""),
-        (["rewards=3"], "rewards = 3"),
+        (["rewards=3"], 'rewards = 3: rewards are a list of "module:function", {function: '),
+        (["rewards=null"], "rewards = None: rewards are a list"),
+        ([f"rewards=[{DIGITS}, 0.5]"], "rewards.1 = 0.5: rewards are a list of .* pairs"),
         ([f"rewards=[{{function: '{DIGITS}', wieght: 2}}]"], "rewards.0.wieght: .* did you mean 'weight'"),
+        (
+            [f"rewards=[{{function: '{DIGITS}', weight: 1e300}}]"],
+            "rewards.0.weight = .* less than or equal to 1000000",
+        ),
+        ([f"rewards=[{{function: '{DIGITS}', weight: .inf}}]"], "rewards.0.weight = inf: "),
         ([f"rewards=[{DIGITS}, 'other:digits']"], "rewards.1.function = 'other:digits': an earlier one is called"),
         (["rewards=['my_rewards:verifier']"], "'verifier' is the verifier's score; rename it"),
         ([f"rewards=[{DIGITS}]", "gate.reads=brief"], "gate.reads = 'brief': allowed are verifier, digits"),

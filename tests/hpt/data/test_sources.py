@@ -46,8 +46,8 @@ def test_the_written_config_reads_back_as_itself():
     ("settings", "expected"),
     [
         ({"train": []}, "data.train = []: should have at least one source"),
-        ({"train": 3}, "data.train = 3: input should be a valid list"),
-        ({"train": ["a.jsonl"]}, "data.train.0 = 'a.jsonl': input should be"),
+        ({"train": 3}, "data.train = 3: should be a name, or a list"),
+        ({"train": ["a.jsonl"]}, "data.train.0 = 'a.jsonl': should be a mapping, such as"),
         ({"train": {"weight": 1}}, "data.train.0.path: is required and missing"),
         (
             {"train": [{"path": "a", "wieght": 1}]},

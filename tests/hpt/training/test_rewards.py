@@ -56,3 +56,25 @@ def test_a_broken_reward_is_refused_before_the_model_loads(
     assert "'broken_rewards:f' raised TypeError: string indices must be integers" in said
     assert "tried on the demonstration of line 1 (question train-0) and on the wrong answer 'I do not know.'" in said
     assert "Prompts and completions are strings" in said
+
+
+def test_rewards_that_never_apply_are_told_once(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["rewards=[rewards:by_a_column]", "method=grpo", "steps=2", "eval.every=0", f"output={tmp_path / 'run'}"]
+    assert main(["train", str(world), *settings]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("No reward applies to any of the 24 rollouts of this step") == 1
+    assert "RL trains on none of them: None from by_a_column." in said
+
+
+def test_rewards_without_rollouts_have_no_effect(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hpt.training.assemble.make_policy", None)  # ends a run where the model would load
+    warning = 'gate.kind "sft" samples no rollouts: rewards have no effect on training'
+    stages = "stages=[{method: sft, steps: 1}, {method: grpo}]"
+    for number, (setting, expected) in enumerate((("method=sft", True), (stages, False))):
+        with pytest.raises(TypeError):
+            main(["train", str(world), "rewards=[verifier]", setting, f"output={tmp_path / str(number)}"])
+        assert (warning in " ".join(capsys.readouterr().err.split())) == expected

@@ -18,6 +18,7 @@ import pytest
 from hpt.config.sections.rollout import VerifyConfig
 from hpt.support.errors import ConfigError, HptError
 from hpt.verify import VERIFIERS, ChoiceVerifier, FunctionVerifier, MathVerifier, Verdict, make_verifier, pool
+from hpt.verify.pool import DIED
 
 FUNCTIONS = '''
 import ctypes, fractions, os, subprocess, sys, time
@@ -212,7 +213,7 @@ def test_memory_beyond_the_limit_is_refused():
 
 def test_a_crash_is_tried_twice_and_does_not_stop_the_run(capfd):
     with asking("crash") as verifier:
-        assert verifier.score(["a"], [""]) == [Verdict("timeout", 0.0, "exceeded what a worker survives")]
+        assert verifier.score(["a"], [""]) == [Verdict("timeout", 0.0, DIED)]
 
 
 def test_a_worker_killed_from_outside_costs_nothing_but_time(tmp_path):
@@ -257,7 +258,7 @@ def test_workers_killed_at_any_moment_neither_hang_nor_change_a_verdict(tmp_path
         stop.set()
         killer.join()
     assert verdicts[7] == Verdict("correct", 1.0)
-    unlucky = Verdict("timeout", 0.0, "exceeded what a worker survives")
+    unlucky = Verdict("timeout", 0.0, DIED)
     assert {*verdicts[:7], *verdicts[8:]} <= {Verdict("incorrect", 0.0), unlucky}
 
 

@@ -15,7 +15,7 @@ import pytest
 from hpt.config.sections.rewards import RewardCallsConfig
 from hpt.data.questions import Question
 from hpt.support.errors import ConfigError, RewardError
-from hpt.support.named_functions import name_function
+from hpt.support.named_functions import name_function, resolve
 from hpt.verify import FunctionVerifier, Response, RewardFunctions, TrainerState
 from hpt.verify.trial import try_rewards
 
@@ -56,13 +56,15 @@ def few(completions, **kwargs): return [1.0]
 def text(completions, **kwargs): return ["0.5"] * len(completions)
 def nan(completions, **kwargs): return [0.0, float("nan")]
 def infinite(completions, **kwargs): return [float("-inf")] * len(completions)
+def huge(completions, **kwargs): return [1e30, 1e39]
+def very_huge(completions, **kwargs): return [10**400] * len(completions)
 def one_number(completions, **kwargs): return 1.0
 def a_dict(completions, **kwargs): return {"a": 1, "b": 2}
 def hangs(completions, **kwargs): time.sleep(600)
 def greedy(completions, **kwargs): return [len(bytearray(2000 << 20))] * len(completions)
 """
 GOOD = ["seen", "fixed", "of_ids", "some", "judged", "longer", "at_least"]
-BROKEN = ["fails", "leaves", "few", "text", "nan", "infinite", "one_number", "a_dict"]
+BROKEN = ["fails", "leaves", "few", "text", "nan", "infinite", "huge", "very_huge", "one_number", "a_dict"]
 QUESTION = Question(
     "q1",
     "2+2=",
@@ -187,7 +189,9 @@ def test_the_rewards_of_trl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("fails", r"raised ValueError: no box \(.*rewarding.py, line \d+\)"),
         ("leaves", "raised SystemExit: 3"),
         ("few", r"returned 1 rewards, \[1.0\], for 2 completions"),
-        ("text", "returned '0.5' for completion 1; allowed: a finite number or None"),
+        ("text", r"returned '0.5' for completion 1; allowed: a number from -1e\+30 to 1e\+30, or None"),
+        ("huge", r"returned 1e\+39 for completion 2"),  # finite, but not in float32
+        ("very_huge", r"returned -?10{9}.* for completion 1"),  # not even in float64
         ("nan", "returned nan for completion 2"),
         ("infinite", "returned -inf for completion 1"),
         ("one_number", "returned 1.0; allowed: a list"),
@@ -219,8 +223,8 @@ def test_faults_and_limits_count_as_none_where_the_recipe_says_so(
 def test_the_first_call_is_on_a_demonstration_and_a_wrong_answer(
     functions: RewardFunctions, caplog: pytest.LogCaptureFixture
 ) -> None:
-    names = {name: f"rewarding:{name}" for name in ("fixed", "some")}
-    weights = {"fixed": 1.0, "verifier": 0.5, "some": -2.0}
+    names = {name: f"rewarding:{name}" for name in ("fixed", "some", "longer")}
+    weights = {"fixed": 1.0, "verifier": 0.5, "some": -2.0, "longer": 0.0}
     caplog.set_level("INFO")
     verifier = FunctionVerifier("rewarding:equal", workers=1)
     with RewardFunctions(names, RewardCallsConfig(workers=1)) as own, verifier:
@@ -230,6 +234,7 @@ def test_the_first_call_is_on_a_demonstration_and_a_wrong_answer(
         f"Reward fixed, weight 1: 1 {where}, 0 on the wrong answer 'I do not know.'",
         f"Reward verifier, weight 0.5: 1 {where}, 0 on the wrong answer 'I do not know.'",
         f"Reward some, weight -2: 0.5 {where}, 0.5 on the wrong answer 'I do not know.'",
+        f"Reward longer, weight 0 (only recorded): 0 {where}, 1 on the wrong answer 'I do not know.'",
     ]
 
 
@@ -263,6 +268,33 @@ def test_closures_and_partials_reach_the_workers() -> None:
         assert calls.results()[0].values == {"exceeds": [0.0, 1.0], "partial": [0.0, 1.0]}
     with FunctionVerifier(name_function(equal), workers=1) as verifier:
         assert [verdict.score for verdict in verifier.score(["4!!!", "4"], ["4", "4"])] == [1.0, 0.0]
+
+
+def test_a_fault_of_a_function_that_was_sent_names_it_and_its_line() -> None:
+    def fails(completions: list[str]) -> list[float]:
+        return [float(completions[5])]
+
+    def crashes(completions: list[str]) -> list[float]:
+        os._exit(3)
+
+    line = fails.__code__.co_firstlineno + 1
+    names = {"fails": name_function(fails), "crashes": name_function(crashes)}
+    lenient = RewardFunctions(names, RewardCallsConfig(workers=1, on_error="none"))
+    with lenient, lenient.calling(STATE) as calls:
+        calls.add(0, QUESTION, COMPLETIONS)
+        faults = calls.results()[0].faults
+    assert faults["fails"] == f"raised IndexError: list index out of range (in fails, line {line})"
+    assert faults["crashes"].startswith("has no result: a worker process ended, twice, while the function ran")
+
+
+def test_a_function_that_is_missing_is_to_be_given_again_where_it_was_given() -> None:
+    for field, said in (
+        ("rewards", r"hpt.train\(resume=FOLDER, rewards=...\), or move"),
+        ("gate.function", r"hpt.train\(resume=FOLDER, gate=\{'function': ...\}\), or move"),
+        ("verify.function", r"verify=\{'function': ...\}\) or hpt.evaluate\(..., verifier=...\), or move"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            resolve("__main__:never_given", field=field)
 
 
 def test_what_cannot_be_sent_is_named() -> None:
