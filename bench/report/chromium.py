@@ -51,7 +51,7 @@ def probe(browser: str, page: Path, script: str, timeout: float = 120) -> Any:
     script: the body of an async function that knows `frame`, `find`, `all` and `wait` of the page, and `began`, the
     time at which it was opened. RuntimeError where it reports nothing.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Chromium writes until it has ended
         html = Path(folder) / "probe.html"
         html.write_text(_PROBE.replace("PAGE", json.dumps(page.resolve().as_uri())).replace("SCRIPT", script))
         command = [browser, *_FLAGS.split(), f"--user-data-dir={folder}/profile", html.as_uri()]

@@ -86,7 +86,7 @@ class Trainer:
             with self.judging(step) as judging:
                 sampled = self.sample(batch, judging)
                 self.verify(sampled, judging)
-            self.world.agree(partial(self.decide, sampled))
+            self.decide(sampled)
             experiences += sampled
             if self.enough(experiences):
                 break
@@ -163,12 +163,16 @@ class Trainer:
             experience.judge(judgement)
 
     def decide(self, experiences: Sequence[Experience]) -> None:
-        """Applies the gate and estimates advantages, which may be functions of the user's. MethodError if one fails."""
-        try:
-            self.apply_gate(experiences)
-            self.estimate_advantages(experiences)
-        except HptError as error:
-            raise MethodError(str(error)) from error
+        """Gate and advantages. Both may be functions of the user's: where one fails, all ranks raise MethodError."""
+
+        def apply_both() -> None:
+            try:
+                self.apply_gate(experiences)
+                self.estimate_advantages(experiences)
+            except HptError as error:
+                raise MethodError(str(error)) from error
+
+        self.world.agree(apply_both)
 
     def apply_gate(self, experiences: Sequence[Experience]) -> None:
         """(alpha, beta) = (f(P), g(P)): how much of each signal every question gets."""

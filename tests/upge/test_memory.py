@@ -61,8 +61,10 @@ def test_no_tensor_of_n_by_v(problem, small_chunks, dtype, objective):
     assert largest.bytes <= max(64 * v, v * d, n * d) * 4
 
 
-@pytest.mark.parametrize("frozen", [False, True])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize(
+    ("dtype", "frozen"),
+    [(torch.bfloat16, False), (torch.bfloat16, True), (torch.float16, False), (torch.float32, False)],
+)
 def test_triton_takes_as_much_as_predicted(problem, monkeypatch, dtype, frozen):
     n, d, v = 300, 64, 1000
     for budget in ("CHUNK_BYTES", "FROZEN_CHUNK_BYTES"):

@@ -182,6 +182,7 @@ class FixedTokens:
 class Gradients:
     """An engine that keeps the gradient and moves nothing."""
 
+    kind = "local"
     min_micro_batches = 0
 
     def backward(self, loss: torch.Tensor) -> None:

@@ -27,7 +27,7 @@ def test_an_unreachable_hub_is_named_at_once(tmp_path, closed_hub, monkeypatch, 
     data.write_text("prompt,answer\n1+1?,2\n")
     source = str(data) if kind == "model" else "nobody/nothing-of-this-name@test"
     assert main(["eval", "nobody/no-model-of-this-name", "--data", source]) == 2
-    said, error, *_ = capfd.readouterr().err.splitlines()
+    _, said, error, *_ = capfd.readouterr().err.splitlines()
     assert f"warning: the Hugging Face hub ({CLOSED}) does not answer" in said
     assert "only what is cached can be used" in said
     assert error.startswith("error: ")
