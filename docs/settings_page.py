@@ -9,9 +9,9 @@ from typing import get_args, get_origin
 import yaml
 from pydantic import BaseModel
 
-from hpt.config.recipe import allowed_values
 from hpt.config.schema import Config
 from hpt.config.sections.section import Section
+from hpt.config.words import allowed_values
 
 INTRODUCTION = """\
 # Settings

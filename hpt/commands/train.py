@@ -53,7 +53,8 @@ def _show_results(run: hpt.Run) -> None:
 
 
 def _recipes_and_settings() -> str:
-    from hpt.config.recipe import describe_settings, shipped_methods, shipped_recipes
+    from hpt.config.recipe import shipped_methods, shipped_recipes
+    from hpt.config.words import describe_settings
 
     return f"""\
 recipes: {", ".join(shipped_recipes())}

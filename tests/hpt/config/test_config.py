@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 from hpt.config.other_trainers import SAME_HERE
-from hpt.config.recipe import describe_settings, load_config, shipped_methods, shipped_recipes
+from hpt.config.recipe import load_config, shipped_methods, shipped_recipes
 from hpt.config.schema import Config
 from hpt.config.stages import stages_of
+from hpt.config.words import describe_settings
 from hpt.support.errors import ConfigError
 
 MINIMAL = {"output": "runs/test", "steps": 3, "model": {"path": "a"}, "data": {"train": "t.jsonl", "eval": "e.jsonl"}}
