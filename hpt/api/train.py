@@ -70,21 +70,21 @@ def only_one_run() -> Iterator[None]:
 
 
 def _start(recipe: str | Path | None, given: GivenSettings, began: float) -> Run:
+    from hpt.api.early_checks import check_early
     from hpt.config.recipe import read_config
-    from hpt.records.checks import check_trackers, check_unused
 
     config = read_config(recipe, given.changes)
+    records = {Path(path.replace("{output}", config.output)): data for path, data in given.records.items()}
     if rank() == 0:
-        check_trackers(config.track)
-        check_unused(Path(config.output))
+        check_early(config, records)
 
     from hpt.data.records import write_records
     from hpt.support.process_state import restoring_process_state
     from hpt.training.run import start
 
     def write_data() -> None:
-        for path, records in given.records.items():
-            write_records(records, Path(path.replace("{output}", config.output)))
+        for path, data in records.items():
+            write_records(data, path)
 
     with restoring_process_state():
         finished = start(config, write_data=write_data, began=began)
