@@ -11,7 +11,7 @@ verl := verl==0.9.1
 openrlhf := openrlhf==0.11.2 flash-attn==2.8.3
 PEER_PYTHON ?= $(shell for p in python3.12 python3.11; do $$p -c '' 2>/dev/null && { echo $$p; break; }; done)
 
-.PHONY: demo smollm2 test lint kernels kernels-3.6 docs vllm-cpu test-vllm test-integrations clean
+.PHONY: demo smollm2 test test-slow lint kernels kernels-3.6 docs vllm-cpu test-vllm test-integrations clean
 
 # A run that was stopped goes on; a finished one shows its results again.
 demo: .venv/core
@@ -28,6 +28,10 @@ smollm2: .venv/core
 # Three workers on two cores, since many tests wait for processes of their own.
 test: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+
+# What takes half a minute and more each and seldom changes: run it after editing what it is about.
+test-slow: .venv/dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
 lint: .venv/dev
 	$(BIN)/ruff check .

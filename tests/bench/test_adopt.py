@@ -19,6 +19,7 @@ from bench.commands import adopt
 from hpt.support.optional_packages import installed
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not installed("trl"), reason="TRL is not installed")
 def test_all_cases_on_a_tiny_model(bench, tmp_path: Path) -> None:
     """Every number is there, and no gradient differs from that of the trainer as it is."""

@@ -27,6 +27,7 @@ from bench.gpu.report import Report
 from bench.gpu.schedule import Stage, run_stages
 
 
+@pytest.mark.slow
 def test_rehearsal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every stage runs, here in the interpreter; the checks hold, and a crash and a hang are recorded."""
     assert gpu.main(["--rehearse", "--minutes", "60", "--output", str(tmp_path)]) == 0

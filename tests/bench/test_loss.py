@@ -14,6 +14,7 @@ from bench.losses.comparison import NO_SIGNAL, Settings, compare
 from bench.losses.problem import make_problem
 
 
+@pytest.mark.slow
 def test_loss_on_a_cpu(bench, tmp_path: Path) -> None:
     """Every number is there, upge is exact, and a peer that lacks this loss says so."""
     options = ("--tokens", "64", "--repeats", "1", "--device", "cpu", "--dtype", "float32", "--threads", "1")

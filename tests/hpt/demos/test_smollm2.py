@@ -59,6 +59,7 @@ def test_prepare_makes_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.
     assert Path(config.data.eval).read_text() == "the user's own"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not has_package(), reason="the weights' package, gguf or accelerate is not installed")
 def test_the_weights_become_a_plain_model_that_knows_its_language(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer

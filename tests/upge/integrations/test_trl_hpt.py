@@ -183,6 +183,7 @@ def test_gamma_is_compared_with_the_weighted_mean_reward(folder: Path, tmp_path:
         assert trainer._metrics["train"]["gate/sft_share"].pop() == share
 
 
+@pytest.mark.slow
 def test_two_ranks_have_the_gradient_of_one(folder: Path, tmp_path: Path) -> None:
     """Three questions of four completions: the second question is spread over both ranks."""
     script = Path(__file__).parent / "trl_two_ranks.py"
