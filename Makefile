@@ -25,9 +25,8 @@ smollm2: .venv/core
 	@$(BIN)/hpt report runs/smollm2
 
 # In the order of the files: those with few tests have the longest ones, which by default would come last.
-# Three workers on two cores, since many tests wait for processes of their own.
 test: .venv/dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # What takes half a minute and more each and seldom changes: run it after editing what it is about.
 test-slow: .venv/dev
