@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 import yaml
 
+from hpt.records.checkpoints import checkpoint_path
 from hpt.records.files import CONFIG
-from hpt.training.checkpoint import checkpoint_path
 
 
 @contextmanager

@@ -23,10 +23,10 @@ from hpt.data.readers import FILE_KINDS
 from hpt.evaluation.evaluate import EvalResult
 from hpt.evaluation.statistics import Estimate, bootstrap_average
 from hpt.model.positions import check_positions
+from hpt.records.checkpoints import last_checkpoint
 from hpt.records.files import CONFIG
 from hpt.rollout import Sampling
-from hpt.support.errors import ConfigError, HptError
-from hpt.training.checkpoint import checkpoints
+from hpt.support.errors import ConfigError
 from hpt.verify import VERIFIERS, Verifier, make_verifier
 
 FILE_N, FILE_MAX_TOKENS = 8, 1024
@@ -67,10 +67,7 @@ def find_model(name: str) -> EvaluatedModel:
     path = name
     recipe = Path(name) / CONFIG
     if recipe.is_file():
-        found = checkpoints(Path(name))
-        if not found:
-            raise HptError(f"{name}: this run has no checkpoint yet")
-        path = str(found[-1])
+        path = str(last_checkpoint(Path(name)))
     else:
         recipe = Path(name).resolve().parent.parent / CONFIG
     if not recipe.is_file():

@@ -24,10 +24,10 @@ def export_checkpoint(source: Path, folder: Path) -> None:
     from hpt.config.sections.model import ModelConfig
     from hpt.data.tokenizer import load_tokenizer
     from hpt.model.loading import load_model
+    from hpt.records.checkpoints import checkpoints, step_of
     from hpt.records.files import CONFIG
     from hpt.report.model_card import write_model_card
     from hpt.support.quiet import quiet_libraries
-    from hpt.training.checkpoint import checkpoints, step_of
 
     quiet_libraries()
     if not source.is_dir():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from hpt.records.checkpoints import last_checkpoint
 from hpt.records.files import CONFIG, METRICS, read_metrics
 from hpt.support.errors import HptError
 
@@ -56,9 +57,4 @@ class Run:
     @property
     def checkpoint(self) -> Path:
         """The folder of the last complete checkpoint, which transformers can load. HptError where there is none."""
-        from hpt.training.checkpoint import checkpoints
-
-        found = checkpoints(self.folder)
-        if not found:
-            raise HptError(f"{self.folder}: this run has no checkpoint yet")
-        return found[-1]
+        return last_checkpoint(self.folder)

@@ -70,13 +70,14 @@ def only_one_run() -> Iterator[None]:
 
 
 def _start(recipe: str | Path | None, given: GivenSettings, began: float) -> Run:
-    from hpt.api.early_checks import check_early
     from hpt.config.recipe import read_config
+    from hpt.records.checks import check_trackers, check_unused
 
     config = read_config(recipe, given.changes)
     records = {Path(path.replace("{output}", config.output)): data for path, data in given.records.items()}
     if rank() == 0:
-        check_early(config, records)
+        check_trackers(config.track)
+        check_unused(Path(config.output))
 
     from hpt.data.records import write_records
     from hpt.support.process_state import restoring_process_state

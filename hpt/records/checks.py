@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hpt.config.sections.training import TrackConfig
+from hpt.records.checkpoints import checkpoints
 from hpt.records.files import METRICS
 from hpt.support.errors import ConfigError, HptError
 from hpt.support.optional_packages import installed
@@ -20,7 +21,7 @@ def check_trackers(settings: TrackConfig) -> None:
 def check_unused(folder: Path) -> None:
     """ConfigError for a folder that holds a run's records, or in which none can be written."""
     metrics = folder / METRICS
-    if any((folder / "checkpoints").glob("step-*")) or (metrics.is_file() and metrics.stat().st_size):
+    if checkpoints(folder) or (metrics.is_file() and metrics.stat().st_size):
         raise ConfigError(
             f"output = {str(folder)!r} already holds a run: continue it with --resume {folder}, "
             "or choose another output="

@@ -7,7 +7,6 @@ Every process of a run writes its part of the trainer's state into the one folde
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -18,28 +17,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hpt.model.loading import save_model
+from hpt.records.checkpoints import checkpoint_path, checkpoints
 from hpt.support.distributed import ALONE, World
 from hpt.support.errors import HptError
 from hpt.support.files import folder_atomically, remove_folder_atomically, remove_leftovers
 
 STATE = "trainer_state.pt"  # of rank 0; that of another is trainer_state-RANK.pt
-_NAME = re.compile(r"step-(\d{6,})")
-
-
-def checkpoint_path(run: Path, step: int) -> Path:
-    return run / "checkpoints" / f"step-{step:06d}"
-
-
-def checkpoints(run: Path) -> list[Path]:
-    """A run's complete checkpoints, oldest first."""
-    found = [path for path in (run / "checkpoints").glob("step-*") if _NAME.fullmatch(path.name)]
-    return sorted(found, key=step_of)
-
-
-def step_of(checkpoint: Path) -> int:
-    match = _NAME.fullmatch(checkpoint.name)
-    assert match is not None
-    return int(match[1])
 
 
 def save_checkpoint(

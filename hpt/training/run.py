@@ -14,6 +14,7 @@ import torch
 from hpt.config.recipe import Setting, read_config
 from hpt.config.schema import Config
 from hpt.config.stages import Stage, stages_of
+from hpt.records.checkpoints import checkpoint_path, checkpoints, step_of
 from hpt.records.checks import check_unused
 from hpt.records.files import CONFIG
 from hpt.records.journal import Journal
@@ -21,7 +22,7 @@ from hpt.support.device import peak_memory_gib
 from hpt.support.distributed import World
 from hpt.support.errors import ConfigError, HptError, StepError
 from hpt.training.assemble import assemble
-from hpt.training.checkpoint import checkpoint_path, checkpoints, load_state, save_checkpoint, step_of
+from hpt.training.checkpoint import load_state, save_checkpoint
 from hpt.training.processes import connected
 from hpt.training.rollout_records import rollout_records
 from hpt.training.stop_signals import StopSignals
@@ -38,7 +39,6 @@ def start(config: Config, *, write_data: Callable[[], None] | None = None, began
     """
     began = time.perf_counter() if began is None else began
     folder = Path(config.output)
-
     with connected(config) as world:
         world.once(lambda: check_unused(folder))
         if write_data:

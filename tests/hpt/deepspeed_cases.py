@@ -19,11 +19,12 @@ from hpt.data.questions import Question
 from hpt.method.experience import Experience
 from hpt.method.gate import ONLY_DEMONSTRATION, ONLY_ROLLOUTS
 from hpt.model.reference import Reference
+from hpt.records.checkpoints import checkpoint_path
 from hpt.rollout import Rollout
 from hpt.support.distributed import World
 from hpt.support.quiet import quiet_libraries
 from hpt.training import assemble
-from hpt.training.checkpoint import checkpoint_path, load_state, save_checkpoint
+from hpt.training.checkpoint import load_state, save_checkpoint
 from hpt.training.processes import connected
 from hpt.training.trainer import Trainer
 

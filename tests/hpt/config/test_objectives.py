@@ -14,8 +14,8 @@ from upge import presets
 from hpt.commands.main import main
 from hpt.config.objectives import check_objective, make_objective
 from hpt.config.recipe import load_config
+from hpt.records.checkpoints import checkpoints
 from hpt.support.errors import ConfigError
-from hpt.training.checkpoint import checkpoints
 
 
 def fits(signal: str, objective: upge.Objective) -> bool:

@@ -16,8 +16,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from hpt.commands.main import main
 from hpt.config.recipe import load_config
 from hpt.memory.out_of_memory import Phase, memory_phase
+from hpt.records.checkpoints import checkpoints
 from hpt.support.errors import HptError, RolloutError
-from hpt.training.checkpoint import checkpoints
 
 
 @contextmanager

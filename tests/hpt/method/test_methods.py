@@ -16,9 +16,10 @@ from hpt.commands.main import main
 from hpt.config.recipe import load_config, shipped_methods
 from hpt.config.stages import stages_of
 from hpt.method.advantage import advantages
+from hpt.records.checkpoints import checkpoints
 from hpt.support.errors import ConfigError
 from hpt.training.assemble import assemble
-from hpt.training.checkpoint import checkpoints, load_state
+from hpt.training.checkpoint import load_state
 from hpt.training.rollout_records import rollout_records
 
 Metrics = Callable[[Path], list[dict[str, Any]]]

@@ -27,9 +27,9 @@ from hpt.model.adapters import ADAPTER_CONFIG
 from hpt.model.liger import apply_liger
 from hpt.model.loading import check_model_settings, load_model, load_policy
 from hpt.model.policy import Policy
+from hpt.records.checkpoints import checkpoints
 from hpt.rollout import Sampling, TransformersEngine
 from hpt.support.errors import ConfigError, HptError
-from hpt.training.checkpoint import checkpoints
 
 CPU = torch.device("cpu")
 LORA = "model.lora={rank: 4, alpha: 8}"

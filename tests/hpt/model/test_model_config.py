@@ -22,11 +22,11 @@ from hpt.memory.trace import FLASH
 from hpt.model.adapters import holds_adapters
 from hpt.model.loading import load_model, load_policy, save_model
 from hpt.model.positions import check_positions
+from hpt.records.checkpoints import checkpoints
 from hpt.rollout.vllm_arguments import engine_arguments
 from hpt.rollout.vllm_connection import identity
 from hpt.support.errors import ConfigError, HptError
 from hpt.support.model_config import read_model_config
-from hpt.training.checkpoint import checkpoints
 
 CPU = torch.device("cpu")
 FIELDS = {"max_position_embeddings": 128, "rope_theta": 50.0}

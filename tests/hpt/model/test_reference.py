@@ -21,8 +21,8 @@ from hpt.method.rows import Row, Signal
 from hpt.model.loading import load_model, load_policy
 from hpt.model.policy import Policy
 from hpt.model.reference import Reference
+from hpt.records.checkpoints import checkpoints
 from hpt.support.errors import ConfigError
-from hpt.training.checkpoint import checkpoints
 
 CPU = torch.device("cpu")
 LORA = "model.lora={rank: 4, alpha: 8}"

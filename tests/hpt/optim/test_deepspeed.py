@@ -20,10 +20,10 @@ from transformers import AutoModelForCausalLM
 
 from hpt.commands.main import main
 from hpt.config.recipe import load_config
+from hpt.records.checkpoints import checkpoints
 from hpt.support.distributed import ALONE
 from hpt.support.errors import ConfigError
 from hpt.support.optional_packages import installed
-from hpt.training.checkpoint import checkpoints
 from hpt.training.processes import connected
 
 pytestmark = pytest.mark.skipif(not installed("deepspeed"), reason="needs deepspeed")

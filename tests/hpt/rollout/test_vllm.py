@@ -32,13 +32,13 @@ from hpt.commands.main import main
 from hpt.config.recipe import load_config
 from hpt.config.schema import Config
 from hpt.model.loading import load_model
+from hpt.records.checkpoints import checkpoints
 from hpt.records.files import read_metrics
 from hpt.rollout import Rollout, Sampling, check_rollout_engine, vllm_client
 from hpt.rollout.vllm import VllmEngine
 from hpt.rollout.vllm_client import VllmClient
 from hpt.rollout.weights import named_weights
 from hpt.support.errors import ConfigError, RolloutError
-from hpt.training.checkpoint import checkpoints
 
 # Two implementations of two layers in fp32: rounding errors of 1e-7 add up to about 1e-6.
 BOUND = 1e-4

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hpt.commands.main import main
 from hpt.config.recipe import load_config
+from hpt.records.checkpoints import checkpoints
 from hpt.records.files import read_metrics
 from hpt.rollout import Rollout, Sampling, TransformersEngine, vllm_client, vllm_server
 from hpt.rollout.vllm_client import VllmClient
@@ -27,7 +28,6 @@ from hpt.rollout.vllm_connection import identity
 from hpt.rollout.vllm_server import HttpServer, RolloutServer
 from hpt.rollout.weights import GetWeights, named_weights
 from hpt.support.errors import ConfigError, HptError, RolloutError
-from hpt.training.checkpoint import checkpoints
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11]]
 STOPS = [1]  # the end token of the world's tokenizer

@@ -10,8 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from hpt.records.checkpoints import checkpoints, step_of
 from hpt.support.errors import HptError
-from hpt.training.checkpoint import checkpoints, load_state, save_checkpoint, step_of, write_checkpoint
+from hpt.training.checkpoint import load_state, save_checkpoint, write_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from hpt.commands.main import main
-from hpt.training.checkpoint import checkpoints
+from hpt.records.checkpoints import checkpoints
 
 SETTINGS = ["method=grpo", "steps=2", "eval.every=0", "checkpoint.every=0", "batch.tokens=100"]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from hpt.commands.main import main
+from hpt.records.checkpoints import checkpoints
 from hpt.records.files import read_metrics
-from hpt.training.checkpoint import checkpoints
 
 
 def test_a_run_on_rewards_stops_where_one_fails_and_goes_on_where_that_counts_as_none(

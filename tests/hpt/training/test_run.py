@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from transformers import GPT2Config
 
 from hpt.commands.main import main
-from hpt.training.checkpoint import checkpoints
+from hpt.records.checkpoints import checkpoints
 
 Metrics = Callable[[Path], list[dict[str, Any]]]
 HPT = [sys.executable, "-m", "hpt"]

@@ -14,12 +14,12 @@ import pytest
 
 from hpt.commands.main import main
 from hpt.config.recipe import load_config
+from hpt.records.checkpoints import checkpoints
 from hpt.records.files import read_metrics
 from hpt.rollout import Rollout, RolloutEngine, Sampling
 from hpt.support.errors import HptError, RolloutError
 from hpt.training import run
 from hpt.training.assemble import assemble
-from hpt.training.checkpoint import checkpoints
 from hpt.training.trainer import Trainer
 from hpt.verify import FunctionVerifier, MathVerifier, Verifier
 
