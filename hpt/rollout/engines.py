@@ -13,10 +13,10 @@ from transformers import PreTrainedModel
 from hpt.config.schema import Config
 from hpt.rollout.engine import RolloutEngine
 from hpt.rollout.transformers import TransformersEngine
-from hpt.rollout.vllm import VllmEngine
-from hpt.rollout.vllm_arguments import check_options
-from hpt.rollout.vllm_client import VllmClient
-from hpt.rollout.vllm_connection import ServerConnection
+from hpt.rollout.vllm.arguments import check_options
+from hpt.rollout.vllm.client import VllmClient
+from hpt.rollout.vllm.connection import ServerConnection
+from hpt.rollout.vllm.engine import VllmEngine
 from hpt.rollout.weights import named_weights, save_adapters
 from hpt.support.model_config import read_model_config
 from hpt.support.optional_packages import require

@@ -13,7 +13,7 @@ class VllmConfig(Section):
     """Read by `rollout.engine: vllm` only."""
 
     url: str | None = Field(
-        None, description="URL of a server (python -m hpt.rollout.vllm_server); null: inside the trainer's process"
+        None, description="URL of a server (python -m hpt.rollout.vllm.server); null: inside the trainer's process"
     )
     timeout: float = Field(300.0, gt=0, description="seconds without an answer after which a server counts as dead")
     tensor_parallel: int = Field(

@@ -23,8 +23,8 @@ from hpt.model.adapters import holds_adapters
 from hpt.model.loading import load_model, load_policy, save_model
 from hpt.model.positions import check_positions
 from hpt.records.checkpoints import checkpoints
-from hpt.rollout.vllm_arguments import engine_arguments
-from hpt.rollout.vllm_connection import identity
+from hpt.rollout.vllm.arguments import engine_arguments
+from hpt.rollout.vllm.connection import identity
 from hpt.support.errors import ConfigError, HptError
 from hpt.support.model_config import read_model_config
 

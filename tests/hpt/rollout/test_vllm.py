@@ -35,8 +35,8 @@ from hpt.model.loading import load_model
 from hpt.records.checkpoints import checkpoints
 from hpt.records.files import read_metrics
 from hpt.rollout import Rollout, Sampling, check_rollout_engine, vllm_client
-from hpt.rollout.vllm import VllmEngine
-from hpt.rollout.vllm_client import VllmClient
+from hpt.rollout.vllm.client import VllmClient
+from hpt.rollout.vllm.engine import VllmEngine
 from hpt.rollout.weights import named_weights
 from hpt.support.errors import ConfigError, RolloutError
 
@@ -306,7 +306,7 @@ def test_a_run_trains_on_vllms_rollouts_and_resumes_bit_exactly(
 @pytest.fixture(scope="module")
 def server(recipe: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """A server with real vLLM: its address and its process."""
-    command = [sys.executable, "-m", "hpt.rollout.vllm_server", str(recipe), "--port", "0"]
+    command = [sys.executable, "-m", "hpt.rollout.vllm.server", str(recipe), "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     line = process.stdout.readline()  # returns an empty string if the server ends

@@ -23,9 +23,9 @@ from hpt.config.recipe import load_config
 from hpt.records.checkpoints import checkpoints
 from hpt.records.files import read_metrics
 from hpt.rollout import Rollout, Sampling, TransformersEngine, vllm_client, vllm_server
-from hpt.rollout.vllm_client import VllmClient
-from hpt.rollout.vllm_connection import identity
-from hpt.rollout.vllm_server import HttpServer, RolloutServer
+from hpt.rollout.vllm.client import VllmClient
+from hpt.rollout.vllm.connection import identity
+from hpt.rollout.vllm.server import HttpServer, RolloutServer
 from hpt.rollout.weights import GetWeights, named_weights
 from hpt.support.errors import ConfigError, HptError, RolloutError
 
@@ -167,7 +167,7 @@ def test_an_unreachable_server_is_reported_before_a_model_is_loaded(
         assert main(["train", str(world), *settings]) == 2
     error = " ".join(capsys.readouterr().err.split())
     assert f"rollout.vllm.url = '{url}': the vLLM server cannot be reached" in error
-    assert "python -m hpt.rollout.vllm_server" in error
+    assert "python -m hpt.rollout.vllm.server" in error
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
@@ -255,7 +255,7 @@ def test_the_client_never_hangs(world: Path, fail: Callable[[Any], None], messag
 def test_another_web_server_is_refused(world: Path) -> None:
     script = ThreadingHTTPServer(("127.0.0.1", 0), Script)
     script.description = ["hello"]  # type: ignore[attr-defined]
-    with listening(script) as url, pytest.raises(HptError, match=r"is not a server of hpt.rollout.vllm_server"):
+    with listening(script) as url, pytest.raises(HptError, match=r"is not a server of hpt.rollout.vllm.server"):
         client_of(world, url, load(world))
 
 

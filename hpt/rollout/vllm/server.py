@@ -1,4 +1,4 @@
-"""A vLLM server on its own GPUs: `python -m hpt.rollout.vllm_server RECIPE [key=value ...]`.
+"""A vLLM server on its own GPUs: `python -m hpt.rollout.vllm.server RECIPE [key=value ...]`.
 
 It samples for one run, whose recipe names it as `rollout.vllm.url`:
 
@@ -32,8 +32,8 @@ from hpt.data.prompt import PromptRenderer
 from hpt.data.tokenizer import generation_ends, load_tokenizer
 from hpt.rollout.engine import Sampling
 from hpt.rollout.rollout import Rollout
-from hpt.rollout.vllm import VllmEngine
-from hpt.rollout.vllm_connection import identity
+from hpt.rollout.vllm.connection import identity
+from hpt.rollout.vllm.engine import VllmEngine
 from hpt.rollout.weights import GetWeights
 from hpt.support.device import pick_device
 from hpt.support.errors import HptError
@@ -172,7 +172,7 @@ class HttpServer(ThreadingHTTPServer):
 def main(arguments: list[str] | None = None) -> int:
     """Serves until it is stopped; returns 2 after an error that the user can fix."""
     parser = argparse.ArgumentParser(
-        prog="python -m hpt.rollout.vllm_server",
+        prog="python -m hpt.rollout.vllm.server",
         description="A vLLM server that samples the rollouts of one run (hpt train ... rollout.engine=vllm "
         "rollout.vllm.url=http://HOST:PORT). It takes model and rollout settings from the run's recipe; the trainer "
         "sends the weights.",

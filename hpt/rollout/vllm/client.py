@@ -1,4 +1,4 @@
-"""Rollouts by a vLLM server (`hpt.rollout.vllm_server`), which is sent weights and token ids over HTTP."""
+"""Rollouts by a vLLM server (`hpt.rollout.vllm.server`), which is sent weights and token ids over HTTP."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig
 from hpt.config.schema import Config
 from hpt.rollout.engine import OnRollout, RolloutEngine, Sampling
 from hpt.rollout.rollout import Rollout
-from hpt.rollout.vllm_connection import ServerConnection
+from hpt.rollout.vllm.connection import ServerConnection
 from hpt.rollout.weights import GetWeights
 from hpt.support.errors import RolloutError
 

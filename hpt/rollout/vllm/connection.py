@@ -1,4 +1,4 @@
-"""The trainer's connection to a vLLM server (`hpt.rollout.vllm_server`): requests and the health check."""
+"""The trainer's connection to a vLLM server (`hpt.rollout.vllm.server`): requests and the health check."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ class ServerConnection:
             theirs = health["identity"]
             served_model = health.get("model")
         except (ValueError, KeyError, TypeError) as error:
-            raise HptError(f"rollout.vllm.url = {self.url!r} is not a server of hpt.rollout.vllm_server") from error
+            raise HptError(f"rollout.vllm.url = {self.url!r} is not a server of hpt.rollout.vllm.server") from error
         for name, ours in identity(model, self._config, stop_ids).items():
             if theirs.get(name) != ours:
                 raise HptError(
                     f"rollout.vllm.url = {self.url!r} serves {served_model!r}, another model than model.path = "
                     f"{self._config.model.path!r}: {name} is {theirs.get(name)!r} there and {ours!r} here. Start it "
-                    "with this run's recipe: python -m hpt.rollout.vllm_server RECIPE"
+                    "with this run's recipe: python -m hpt.rollout.vllm.server RECIPE"
                 )
 
     @contextmanager
@@ -75,7 +75,7 @@ class ServerConnection:
                 raise RolloutError(f"{server} has not answered for {timeout:g} s") from error
             raise RolloutError(
                 f"{server} cannot be reached ({reason}). Is it running? "
-                "Start it with: python -m hpt.rollout.vllm_server RECIPE"
+                "Start it with: python -m hpt.rollout.vllm.server RECIPE"
             ) from error
 
 

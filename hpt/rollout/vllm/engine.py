@@ -20,7 +20,7 @@ import torch.distributed as dist
 from hpt.config.schema import Config
 from hpt.rollout.engine import OnRollout, RolloutEngine, Sampling
 from hpt.rollout.rollout import Rollout
-from hpt.rollout.vllm_arguments import engine_arguments, import_vllm
+from hpt.rollout.vllm.arguments import engine_arguments, import_vllm
 from hpt.rollout.weights import GetWeights
 from hpt.support.errors import HptError, RolloutError
 from hpt.support.seeds import request_seeds

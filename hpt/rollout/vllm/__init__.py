@@ -1,0 +1,1 @@
+"""Rollouts by vLLM: in the trainer's process, or by a server."""
