@@ -38,6 +38,8 @@ def broken_rules(config: Config) -> Iterator[str]:
     yield from _run_rules(config)
     if config.rollout.engine == "vllm":
         yield from _vllm_rules(config)
+    if config.rollout.batching == "continuous":
+        yield from _batching_rules(config)
     if config.engine == "deepspeed":
         yield from _deepspeed_rules(config)
 
@@ -190,6 +192,20 @@ def _vllm_rules(config: Config) -> Iterator[str]:
             'rollout.vllm.adapters "lora" goes with an engine inside the trainer; a server (rollout.vllm.url) takes '
             "merged weights"
         )
+
+
+def _batching_rules(config: Config) -> Iterator[str]:
+    """What transformers' continuous batching cannot do."""
+    rollout = config.rollout
+    if rollout.engine != "transformers":
+        yield f'rollout.batching "continuous" goes with rollout.engine "transformers"; it is "{rollout.engine}"'
+    if rollout.top_p < 1:
+        yield (
+            f'rollout.batching "continuous" with rollout.top_p = {rollout.top_p}: it reports log-probabilities after '
+            'the top-p cut only; use rollout.top_p = 1, or rollout.batching "fixed"'
+        )
+    if config.model.attention == "eager":
+        yield 'rollout.batching "continuous" does not go with model.attention "eager"; use "sdpa", or batching "fixed"'
 
 
 def _deepspeed_rules(config: Config) -> Iterator[str]:

@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hpt.config.schema import Config
+from hpt.rollout.continuous import ContinuousEngine
 from hpt.rollout.engine import RolloutEngine
 from hpt.rollout.transformers import TransformersEngine
 from hpt.rollout.vllm.arguments import check_options
@@ -53,10 +54,11 @@ class EngineFactory:
 
 
 class TransformersFactory(EngineFactory):
-    """`generate` on the model being trained."""
+    """transformers on the model being trained: `generate`, or continuous batching."""
 
     def make(self, inputs: EngineInputs) -> RolloutEngine:
-        return TransformersEngine(
+        kind = ContinuousEngine if inputs.config.rollout.batching == "continuous" else TransformersEngine
+        return kind(
             inputs.model,
             stop_ids=inputs.stop_ids,
             batch_size=inputs.config.rollout.batch_size,

@@ -45,26 +45,14 @@ class TransformersEngine(RolloutEngine):
         requests = [index for index in range(len(prompts)) for _ in range(sampling.n)]
         requests.sort(key=lambda index: len(prompts[index]))  # prompts of similar length share a batch: less padding
         rollouts: list[list[Rollout]] = [[] for _ in prompts]
-        was_training = self.model.training
-        self.model.eval()
-        devices = [self.device] if self.device.type == "cuda" else []
-        try:
-            with (
-                self.gathered_parameters(),
-                _attention_for_generation(self.model),
-                torch.random.fork_rng(devices=devices),
-                torch.inference_mode(),
-            ):
-                torch.manual_seed(seed)
-                for start in range(0, len(requests), self.batch_size):
-                    batch = requests[start : start + self.batch_size]
-                    sampled = self._sample([prompts[index] for index in batch], sampling)
-                    for index, rollout in zip(batch, sampled, strict=True):
-                        rollouts[index].append(rollout)
-                        if on_rollout:
-                            on_rollout(index, len(rollouts[index]) - 1, rollout)
-        finally:
-            self.model.train(was_training)
+        with self.gathered_parameters(), generating(self.model, seed):
+            for start in range(0, len(requests), self.batch_size):
+                batch = requests[start : start + self.batch_size]
+                sampled = self._sample([prompts[index] for index in batch], sampling)
+                for index, rollout in zip(batch, sampled, strict=True):
+                    rollouts[index].append(rollout)
+                    if on_rollout:
+                        on_rollout(index, len(rollouts[index]) - 1, rollout)
         return rollouts
 
     def _sample(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Rollout]:
@@ -76,7 +64,7 @@ class TransformersEngine(RolloutEngine):
         sequences = self.model.generate(  # type: ignore[operator]
             ids.to(self.device),
             attention_mask=attention_mask.to(self.device),
-            generation_config=self._generation_config(sampling),
+            generation_config=generation_config(sampling, self.stop_ids),
             logits_processor=LogitsProcessorList([recorder]),
         )
         responses = sequences[:, width:]
@@ -93,19 +81,35 @@ class TransformersEngine(RolloutEngine):
                 return Rollout(tokens[: place + 1], logprobs[: place + 1], "stop")
         return Rollout(tokens, logprobs, "length")
 
-    def _generation_config(self, sampling: Sampling) -> GenerationConfig:
-        settings = {
-            "max_new_tokens": sampling.max_tokens,
-            "eos_token_id": self.stop_ids,
-            "pad_token_id": self.pad_id,
-            "use_cache": True,
-            # Override the sampling defaults in the model's folder.
-            "top_k": 0,
-            "repetition_penalty": 1.0,
-        }
-        if sampling.temperature == 0:
-            return GenerationConfig(do_sample=False, **settings)
-        return GenerationConfig(do_sample=True, temperature=sampling.temperature, top_p=sampling.top_p, **settings)
+
+def generation_config(sampling: Sampling, stop_ids: Sequence[int]) -> GenerationConfig:
+    """transformers' settings for `sampling`. Any of `stop_ids` ends a response; the first is the padding."""
+    settings = {
+        "max_new_tokens": sampling.max_tokens,
+        "eos_token_id": list(stop_ids),
+        "pad_token_id": stop_ids[0],  # padding is masked out, so any token will do
+        "use_cache": True,
+        # Override the sampling defaults in the model's folder.
+        "top_k": 0,
+        "repetition_penalty": 1.0,
+    }
+    if sampling.temperature == 0:
+        return GenerationConfig(do_sample=False, **settings)
+    return GenerationConfig(do_sample=True, temperature=sampling.temperature, top_p=sampling.top_p, **settings)
+
+
+@contextmanager
+def generating(model: PreTrainedModel, seed: int) -> Iterator[None]:
+    """Context in which `model` samples: in evaluation mode, without gradients, with random numbers from `seed`."""
+    was_training = model.training
+    model.eval()
+    devices = [model.device] if model.device.type == "cuda" else []
+    try:
+        with _attention_for_generation(model), torch.random.fork_rng(devices=devices), torch.inference_mode():
+            torch.manual_seed(seed)
+            yield
+    finally:
+        model.train(was_training)
 
 
 @contextmanager

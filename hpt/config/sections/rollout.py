@@ -45,6 +45,11 @@ class RolloutConfig(Section):
     batch_size: int = Field(
         64, ge=1, description="sequences generated at once by transformers; vLLM chooses for itself"
     )
+    batching: Literal["fixed", "continuous"] = Field(
+        "fixed",
+        description="transformers: fixed computes a batch until its longest response ends; continuous starts the next "
+        "response where one ends. `python -m bench generate` measures both",
+    )
     dynamic_rounds: int = Field(
         1,
         ge=1,

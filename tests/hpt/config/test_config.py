@@ -124,6 +124,8 @@ def test_numbers_as_people_write_them(recipe: Path) -> None:
         ("threads=true", ["threads = True", "should be a number"]),
         ("gate.gamma=true", ["gate.gamma = True", "should be a number"]),
         ("rollout.n=1", ["rollout.n = 1", "rl.advantage", "n >= 2"]),
+        ("rollout={batching: continuous, top_p: 0.9}", ["rollout.batching", "rollout.top_p = 0.9"]),
+        ("rollout={batching: continuous, engine: vllm}", ["rollout.batching", 'it is "vllm"']),
         ("gate.gamma=8", ["gate.gamma = 8", "rollout.n = 8"]),
         ("gate.gamma=1.0", ["gate.gamma = 1.0", "below 1.0"]),
         ("gate.kind=function", ["gate.function"]),

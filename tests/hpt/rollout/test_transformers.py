@@ -1,12 +1,17 @@
-"""Rollouts of the transformers engine, against the model's own log-probabilities."""
+"""Rollouts by transformers, in fixed and continuous batches, against the model's own log-probabilities."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from hpt.rollout import Rollout, Sampling, TransformersEngine
+from hpt.rollout import Rollout, RolloutEngine, Sampling, TransformersEngine
+from hpt.rollout.continuous import ContinuousEngine
+from hpt.support.errors import RolloutError
 
 STOP, OTHER_STOP = 1, 2
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [3]]
@@ -26,8 +31,15 @@ def model() -> Qwen2ForCausalLM:
     return Qwen2ForCausalLM(config).float()
 
 
-def engine(model: Qwen2ForCausalLM, batch_size: int = 5) -> TransformersEngine:
-    return TransformersEngine(model, stop_ids=[STOP, OTHER_STOP], batch_size=batch_size)
+Engine = Callable[..., RolloutEngine]
+
+
+@pytest.fixture(params=[TransformersEngine, ContinuousEngine])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    def make(model: Qwen2ForCausalLM, batch_size: int = 5) -> RolloutEngine:
+        return request.param(model, stop_ids=[STOP, OTHER_STOP], batch_size=batch_size)
+
+    return make
 
 
 def model_logprobs(model: Qwen2ForCausalLM, prompt: list[int], rollout: Rollout, temperature: float) -> torch.Tensor:
@@ -39,18 +51,21 @@ def model_logprobs(model: Qwen2ForCausalLM, prompt: list[int], rollout: Rollout,
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (1.3, 0.8), (0.0, 1.0)])
-def test_logprobs_are_the_models(model: Qwen2ForCausalLM, temperature: float, top_p: float) -> None:
+def test_logprobs_are_the_models(engine: Engine, model: Qwen2ForCausalLM, temperature: float, top_p: float) -> None:
     sampling = Sampling(n=3, max_tokens=12, temperature=temperature, top_p=top_p)
     rollouts = engine(model).generate(PROMPTS, sampling, seed=3)
     assert [len(group) for group in rollouts] == [3] * len(PROMPTS)
     for prompt, group in zip(PROMPTS, rollouts, strict=True):
         for rollout in group:
+            if top_p < 1 and isinstance(engine(model), ContinuousEngine):
+                assert all(map(math.isnan, rollout.logprobs))  # it only knows those after the cut
+                continue
             expected = model_logprobs(model, prompt, rollout, temperature or 1.0)
             # fp32 logits of order 1 after 2 layers: 1e-5 is about a hundred rounding errors.
             assert torch.allclose(torch.tensor(rollout.logprobs).double(), expected, atol=1e-5)
 
 
-def test_a_rollout_ends_at_its_first_stop_token_or_at_the_limit(model: Qwen2ForCausalLM) -> None:
+def test_a_rollout_ends_at_its_first_stop_token_or_at_the_limit(engine: Engine, model: Qwen2ForCausalLM) -> None:
     rollouts = engine(model).generate(PROMPTS * 4, Sampling(n=4, max_tokens=9), seed=0)
     reasons = set()
     for rollout in [rollout for group in rollouts for rollout in group]:
@@ -65,7 +80,9 @@ def test_a_rollout_ends_at_its_first_stop_token_or_at_the_limit(model: Qwen2ForC
     assert reasons == {"stop", "length"}
 
 
-def test_rollouts_depend_on_the_seed_and_the_global_random_state_is_kept(model: Qwen2ForCausalLM) -> None:
+def test_rollouts_depend_on_the_seed_and_the_global_random_state_is_kept(
+    engine: Engine, model: Qwen2ForCausalLM
+) -> None:
     sampling = Sampling(n=2, max_tokens=8)
     torch.manual_seed(1)
     state = torch.get_rng_state()
@@ -76,7 +93,7 @@ def test_rollouts_depend_on_the_seed_and_the_global_random_state_is_kept(model: 
     assert engine(model).generate(PROMPTS, sampling, seed=6) != first
 
 
-def test_sampling_follows_the_distribution(model: Qwen2ForCausalLM) -> None:
+def test_sampling_follows_the_distribution(engine: Engine, model: Qwen2ForCausalLM) -> None:
     draws = 4000
     rollouts = engine(model, batch_size=1000).generate([[5, 6]], Sampling(n=draws, max_tokens=1), seed=0)[0]
     counts = torch.bincount(torch.tensor([rollout.tokens[0] for rollout in rollouts]), minlength=17).double()
@@ -86,8 +103,41 @@ def test_sampling_follows_the_distribution(model: Qwen2ForCausalLM) -> None:
     assert chi_square < 39.25  # 99.9% quantile with 16 degrees of freedom; the seed is fixed
 
 
-def test_generation_keeps_the_training_mode_of_the_model(model: Qwen2ForCausalLM) -> None:
+def test_generation_keeps_the_training_mode_of_the_model(engine: Engine, model: Qwen2ForCausalLM) -> None:
     model.train()
     engine(model).generate([[4]], Sampling(n=1, max_tokens=2), seed=0)
     assert model.training
     model.eval()
+
+
+def test_continuous_batches_hand_over_each_rollout_once_and_follow_the_weights(model: Qwen2ForCausalLM) -> None:
+    continuous = ContinuousEngine(model, stop_ids=[STOP, OTHER_STOP], batch_size=3)
+    sampling = Sampling(n=4, max_tokens=70)  # longer than a page of the cache
+    finished: dict[tuple[int, int], Rollout] = {}
+
+    def note(index: int, number: int, rollout: Rollout) -> None:
+        assert (index, number) not in finished
+        finished[index, number] = rollout
+
+    rollouts = continuous.generate(PROMPTS, sampling, 3, note)
+    assert finished == {(i, j): each for i, group in enumerate(rollouts) for j, each in enumerate(group)}
+    assert len(finished) == 16
+    assert continuous.generate([], sampling, 3) == []
+    with torch.no_grad():
+        model.lm_head.weight.neg_()
+    changed = continuous.generate(PROMPTS, sampling, 3)
+    for prompt, group in zip(PROMPTS, changed, strict=True):
+        for rollout in group:
+            found = torch.tensor(rollout.logprobs).double()
+            assert torch.allclose(found, model_logprobs(model, prompt, rollout, 1.0), atol=1e-5)
+    with torch.no_grad():
+        model.lm_head.weight.neg_()
+
+
+def test_a_failure_in_a_continuous_batch_is_raised(model: Qwen2ForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object, **options: object) -> None:
+        raise ValueError("a broken layer")
+
+    monkeypatch.setattr(model.model.layers[1], "forward", broken)
+    with pytest.raises(RolloutError, match="continuous batching has failed: a broken layer"):
+        ContinuousEngine(model, stop_ids=[STOP], batch_size=3).generate(PROMPTS, Sampling(n=2, max_tokens=4), 0)
