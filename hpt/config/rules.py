@@ -192,6 +192,30 @@ def _vllm_rules(config: Config) -> Iterator[str]:
             'rollout.vllm.adapters "lora" goes with an engine inside the trainer; a server (rollout.vllm.url) takes '
             "merged weights"
         )
+    if vllm.quantization is not None:
+        yield from _vllm_quantization_rules(config)
+
+
+def _vllm_quantization_rules(config: Config) -> Iterator[str]:
+    model, vllm = config.model, config.rollout.vllm
+    setting = f'rollout.vllm.quantization "{vllm.quantization}"'
+    if model.quantization != vllm.quantization:
+        yield (
+            f"{setting} needs the trainer's weights in the same form: model.quantization is {model.quantization!r}; "
+            f"allowed is {vllm.quantization!r}"
+        )
+    if vllm.adapters != "lora":
+        yield (
+            f'{setting} needs rollout.vllm.adapters "lora"; it is "{vllm.adapters}", and adapters cannot be merged '
+            "into 4-bit weights"
+        )
+    if vllm.sleep_level == 2:
+        yield (
+            f"{setting} needs rollout.vllm.sleep_level 1 or 0; level 2 drops the weights, and vLLM reads and quantizes "
+            "them only once"
+        )
+    if model.dtype != "bfloat16":
+        yield f'{setting} computes in bfloat16: it needs model.dtype "bfloat16"; it is "{model.dtype}"'
 
 
 def _batching_rules(config: Config) -> Iterator[str]:

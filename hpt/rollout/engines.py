@@ -14,7 +14,7 @@ from hpt.config.schema import Config
 from hpt.rollout.continuous import ContinuousEngine
 from hpt.rollout.engine import RolloutEngine
 from hpt.rollout.transformers import TransformersEngine
-from hpt.rollout.vllm.arguments import check_options
+from hpt.rollout.vllm.arguments import EngineSettings, check_options
 from hpt.rollout.vllm.client import VllmClient
 from hpt.rollout.vllm.connection import ServerConnection
 from hpt.rollout.vllm.engine import VllmEngine
@@ -72,6 +72,8 @@ class VllmFactory(EngineFactory):
     def require_packages(self, config: Config) -> None:
         if config.rollout.vllm.url is None:
             require("vllm", 'rollout.engine "vllm"', "'hpt[vllm]'")
+        if quantization := config.rollout.vllm.quantization:
+            require("vllm_bnb_plugin", f'rollout.vllm.quantization "{quantization}"', "'hpt[vllm-4bit]'")
 
     def check(self, config: Config, stop_ids: Sequence[int]) -> None:
         if config.rollout.vllm.url is None:
@@ -87,12 +89,11 @@ class VllmFactory(EngineFactory):
         if config.rollout.vllm.url is not None:
             return VllmClient(config, partial(named_weights, model), model.config, inputs.stop_ids)
         separate_adapters = config.rollout.vllm.adapters == "lora"
+        reads_weights = config.rollout.vllm.quantization is not None
         return VllmEngine(
-            config,
-            partial(named_weights, model, merged=not separate_adapters),
+            EngineSettings.of_run(config, inputs.device, inputs.longest_prompt),
             stop_ids=inputs.stop_ids,
-            device=inputs.device,
-            longest_prompt=inputs.longest_prompt,
+            weights=None if reads_weights else partial(named_weights, model, merged=not separate_adapters),
             save_adapters=partial(save_adapters, model) if separate_adapters else None,
         )
 

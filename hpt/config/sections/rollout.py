@@ -27,6 +27,11 @@ class VllmConfig(Section):
         description="while the trainer trains: 0 stays in GPU memory, 1 moves the weights to CPU memory, 2 drops them",
     )
     adapters: Literal["merged", "lora"] = Field("merged", description="how the adapters of model.lora reach the engine")
+    quantization: Literal["nf4"] | None = Field(
+        None,
+        description="vLLM's own copy of the frozen weights in 4 bits, as model.quantization has the trainer's; needs "
+        "adapters: lora",
+    )
     options: dict[str, Any] = Field({}, description="further arguments of vllm.LLM")
 
 

@@ -1,19 +1,71 @@
-"""vLLM's engine arguments for a recipe."""
+"""vLLM's engine arguments, for the rollouts of a run and for an evaluation."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
 from hpt.config.schema import Config
+from hpt.config.sections.model import ModelConfig
 from hpt.support.errors import ConfigError
 from hpt.support.model_config import changed_entries
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Values of max_lora_rank that vLLM accepts."""
+
+CPU_CACHE_BYTES = 4 << 30
+"""The KV cache on a CPU, where vLLM would take its share of the whole machine's memory; VLLM_CPU_KVCACHE_SPACE wins."""
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What vLLM is set up with.
+
+    model: read are path, dtype, config and trust_remote_code. longest_sequence: of a prompt with its response, in
+    tokens; None: vLLM chooses by the memory it has.
+    loads_weights: vLLM reads the weights of model.path; otherwise it starts with dummy weights, and is given the
+    policy's. quantization: those that it reads are put into 4 bits.
+    lora_rank: of adapters that stay apart from the weights. adapters: their folder, where they never change.
+    raw_logprobs: log-probabilities at temperature 1 before any top-p cut; otherwise at the sampling temperature, after
+    it. options: further arguments of `vllm.LLM`, which replace others.
+    """
+
+    model: ModelConfig
+    device: torch.device
+    longest_sequence: int | None
+    memory_share: float
+    tensor_parallel: int = 1
+    data_parallel: int = 1
+    sleep_level: Literal[0, 1, 2] = 0
+    loads_weights: bool = False
+    quantization: Literal["nf4"] | None = None
+    lora_rank: int | None = None
+    adapters: Path | None = None
+    raw_logprobs: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of_run(cls, config: Config, device: torch.device, longest_prompt: int | None) -> EngineSettings:
+        """What a recipe asks for. longest_prompt: in tokens; None: vLLM chooses the longest sequence."""
+        vllm, lora = config.rollout.vllm, config.model.lora
+        return cls(
+            model=config.model,
+            device=device,
+            longest_sequence=None if longest_prompt is None else longest_prompt + config.longest_response,
+            memory_share=vllm.memory_share,
+            tensor_parallel=vllm.tensor_parallel,
+            sleep_level=vllm.sleep_level if device.type == "cuda" else 0,
+            loads_weights=vllm.quantization is not None,
+            quantization=vllm.quantization,
+            lora_rank=lora.rank if lora and vllm.adapters == "lora" else None,
+            raw_logprobs=config.rollout.top_p < 1,
+            options=vllm.options,
+        )
 
 
 def import_vllm() -> Any:
@@ -24,40 +76,40 @@ def import_vllm() -> Any:
     try:
         import vllm
     except ImportError as error:
-        raise ConfigError(f"rollout.engine \"vllm\" needs vLLM ({error}): pip install 'hpt[vllm]'") from error
+        raise ConfigError(f"vLLM cannot be imported ({error}): pip install 'hpt[vllm]'") from error
     return vllm
 
 
-def engine_arguments(config: Config, device: torch.device, longest_prompt: int | None) -> dict[str, Any]:
-    """Arguments of `vllm.LLM` for a recipe; entries of `rollout.vllm.options` replace those chosen here.
-
-    longest_prompt: in tokens; None: vLLM chooses the longest sequence by the memory it has.
-    ConfigError if the adapters' rank or the number of processes does not fit.
-    """
-    settings = config.rollout.vllm
+def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
+    """Arguments of `vllm.LLM`. ConfigError if the adapters' rank or the number of processes does not fit."""
+    model = settings.model
     arguments: dict[str, Any] = {
-        "model": config.model.path,
-        "dtype": config.model.dtype,
-        "trust_remote_code": config.model.trust_remote_code,
-        "load_format": "dummy",  # the trainer sends the weights
+        "model": model.path,
+        "dtype": model.dtype,
+        "trust_remote_code": model.trust_remote_code,
+        "load_format": "auto" if settings.loads_weights else "dummy",
         "skip_tokenizer_init": True,
         "generation_config": "vllm",  # ignore the sampling defaults in the model's folder
         # vLLM reports log-probabilities either before temperature and top-p (raw) or after both (processed).
-        "logprobs_mode": "raw_logprobs" if config.rollout.top_p < 1 else "processed_logprobs",
-        "max_model_len": -1 if longest_prompt is None else longest_prompt + config.longest_response,
+        "logprobs_mode": "raw_logprobs" if settings.raw_logprobs else "processed_logprobs",
+        "max_model_len": -1 if settings.longest_sequence is None else settings.longest_sequence,
         "gpu_memory_utilization": settings.memory_share,
         "tensor_parallel_size": settings.tensor_parallel,
-        "enforce_eager": device.type == "cpu",
-        "enable_sleep_mode": device.type == "cuda" and settings.sleep_level > 0,
+        "enable_prefix_caching": True,  # the responses to a question share its prompt
+        "enforce_eager": settings.device.type == "cpu",
+        "enable_sleep_mode": settings.sleep_level > 0,
         "disable_log_stats": True,
     }
-    if config.model.config:
-        arguments["hf_overrides"] = changed_entries(
-            config.model.path, config.model.config, trust_remote_code=config.model.trust_remote_code
-        )
-    if settings.adapters == "lora":
-        assert config.model.lora is not None
-        arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _max_lora_rank(config.model.lora.rank)}
+    if settings.device.type == "cpu":
+        arguments["kv_cache_memory_bytes"] = CPU_CACHE_BYTES
+    if settings.data_parallel > 1:
+        arguments["data_parallel_size"] = settings.data_parallel
+    if settings.quantization:  # by the package vllm-bnb-plugin: NF4 with double quantization, as the trainer has it
+        arguments |= {"quantization": "bitsandbytes", "load_format": "bitsandbytes"}
+    if model.config:
+        arguments["hf_overrides"] = changed_entries(model.path, model.config, trust_remote_code=model.trust_remote_code)
+    if settings.lora_rank is not None:
+        arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": max_lora_rank(settings.lora_rank)}
     processes = int(os.environ.get("WORLD_SIZE", "1"))  # set by the launcher
     if processes > 1:
         if processes % settings.tensor_parallel:
@@ -82,9 +134,9 @@ def check_options(config: Config) -> None:
         )
 
 
-def _max_lora_rank(rank: int) -> int:
-    """The smallest max_lora_rank of vLLM that adapters of `rank` fit into."""
+def max_lora_rank(rank: int) -> int:
+    """The smallest max_lora_rank of vLLM that adapters of `rank` fit into. ConfigError where there is none."""
     fitting = [allowed for allowed in LORA_RANKS if allowed >= rank]
     if not fitting:
-        raise ConfigError(f"model.lora.rank = {rank}: vLLM takes adapters up to rank {LORA_RANKS[-1]}")
+        raise ConfigError(f"adapters of rank {rank}: vLLM takes adapters up to rank {LORA_RANKS[-1]}")
     return fitting[0]

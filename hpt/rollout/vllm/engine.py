@@ -1,93 +1,77 @@
-"""Rollouts by vLLM in the trainer's process, on the trainer's GPU.
+"""Rollouts by vLLM in this process.
 
-The engine is in sleep mode while the trainer trains. It starts with dummy weights, and the policy's weights are loaded
-in place, tensor by tensor, before it generates. Nothing is written to disk except LoRA adapters
-(`rollout.vllm.adapters: lora`).
+For a run the engine is on the trainer's GPU, and in sleep mode while the trainer trains. It starts with dummy weights,
+and the policy's weights are loaded in place, tensor by tensor, before it generates. With `rollout.vllm.quantization`
+it reads the base model itself, and only adapters are put in place. Nothing is written to disk except adapters
+(`rollout.vllm.adapters: lora`). For an evaluation it reads the model once.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from hpt.config.schema import Config
 from hpt.rollout.engine import OnRollout, RolloutEngine, Sampling
 from hpt.rollout.rollout import Rollout
-from hpt.rollout.vllm.arguments import engine_arguments, import_vllm
+from hpt.rollout.vllm.arguments import EngineSettings, engine_arguments, import_vllm
+from hpt.rollout.vllm.requests import (
+    Request,
+    errors_named,
+    logprobs_known,
+    requests_for,
+    rollout_of,
+    sampling_params,
+)
 from hpt.rollout.weights import GetWeights
-from hpt.support.errors import HptError, RolloutError
-from hpt.support.seeds import request_seeds
+from hpt.support.errors import HptError
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class _Request:
-    """One response to sample, for one rank of the tensor parallel group."""
-
-    rank: int
-    prompt_index: int
-    sample_index: int
-    prompt: list[int]
-    seed: int
-
-    @property
-    def id(self) -> str:
-        return f"{self.rank}-{self.prompt_index}-{self.sample_index}"
-
-
 class VllmEngine(RolloutEngine):
-    """vLLM with the model of `config.model`, in sleep mode until the first `generate`.
+    """vLLM with the model of `settings`, in sleep mode until the first `generate` where the settings have one.
 
-    weights: gives the policy's current weights. save_adapters: writes the policy's adapters into a folder; `weights`
-    must then be those of the base model. stop_ids: any of them ends a response. device: the trainer's.
-    longest_prompt: in tokens; None: vLLM chooses the longest sequence by the memory it has.
+    stop_ids: any of them ends a response. weights: gives the policy's current weights; None where vLLM reads its own,
+    once. save_adapters: writes the policy's adapters into a folder; `weights` must then be those of the base model.
 
-    With `rollout.vllm.tensor_parallel` = k, every k neighbouring ranks form a tensor parallel group and share one copy
-    of the model. `generate` is then a collective within the group.
+    In a run with `rollout.vllm.tensor_parallel` = k, every k neighbouring ranks form a tensor parallel group and share
+    one copy of the model. `generate` is then a collective within the group.
     HptError if vLLM cannot be set up with these settings.
     """
 
     def __init__(
         self,
-        config: Config,
-        weights: GetWeights,
+        settings: EngineSettings,
         *,
         stop_ids: Sequence[int],
-        device: torch.device,
-        longest_prompt: int | None,
+        weights: GetWeights | None = None,
         save_adapters: Callable[[Path], None] | None = None,
     ) -> None:
         self._weights = weights
         self._save_adapters = save_adapters
+        self._adapters = settings.adapters
         self._stop_ids = list(stop_ids)
-        self._device = device
-        self._sleep_level = config.rollout.vllm.sleep_level if device.type == "cuda" else 0
+        self._device = settings.device
+        self._sleep_level = settings.sleep_level
         self._asleep = False
-        self._weights_outdated = True
-        self._adapters_outdated = True
+        self._weights_outdated = weights is not None
+        self._adapters_outdated = save_adapters is not None
         self._llm: Any = None
         self.steps = 0
         """Engine steps so far, in all calls: a heartbeat."""
         vllm = import_vllm()
-        arguments = engine_arguments(config, device, longest_prompt)
-        self._raw_logprobs = arguments["logprobs_mode"] == "raw_logprobs"
+        arguments = engine_arguments(settings)
+        self._raw_logprobs = settings.raw_logprobs
         self._tensor_parallel = arguments["tensor_parallel_size"]
         self._runs_on_trainer_ranks = arguments.get("distributed_executor_backend") == "external_launcher"
         self._owns_process_group = not dist.is_initialized()
-        try:
+        with errors_named("starting", HptError):
             self._llm = vllm.LLM(**arguments)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            raise HptError(f"rollout.engine vllm cannot start: {_with_causes(error)}") from error
         self.sleep()
 
     def generate(
@@ -102,18 +86,18 @@ class VllmEngine(RolloutEngine):
         self.load_weights()
         rollouts: list[list[Rollout | None]] = [[None] * sampling.n for _ in prompts]
         engine = self._llm.llm_engine
-        logprobs_known = self._logprobs_known(sampling)
-        unfinished: dict[str, _Request] = {}
-        with _errors_named("generating"):
+        known = logprobs_known(sampling, raw=self._raw_logprobs)
+        unfinished: dict[str, Request] = {}
+        with errors_named("generating"):
             engine.reset_prefix_cache()  # otherwise the sampled tokens could depend on earlier calls
-            adapters = self._load_adapters()
+            adapters = self._adapter_request()
             try:
                 for request in self._requests(prompts, sampling, seed):
                     unfinished[request.id] = request
                     engine.add_request(
                         request.id,
                         TokensPrompt(prompt_token_ids=request.prompt),
-                        self._sampling_params(sampling, request.seed),
+                        sampling_params(sampling, request.seed, self._stop_ids),
                         lora_request=adapters,
                     )
                 while engine.has_unfinished_requests():
@@ -125,7 +109,7 @@ class VllmEngine(RolloutEngine):
                         request = unfinished.pop(output.request_id)
                         if request.rank != self._group_rank:
                             continue
-                        rollout = _rollout(output.outputs[0], logprobs_known)
+                        rollout = rollout_of(output.outputs[0], known=known)
                         rollouts[request.prompt_index][request.sample_index] = rollout
                         if on_rollout:
                             on_rollout(request.prompt_index, request.sample_index, rollout)
@@ -136,7 +120,7 @@ class VllmEngine(RolloutEngine):
 
     def load_weights(self) -> None:
         """Wakes the engine up and loads the policy's weights if they changed; `generate` does this by itself."""
-        with _errors_named("loading the policy's weights"):
+        with errors_named("loading the policy's weights"):
             if self._asleep:
                 torch.cuda.empty_cache()  # vLLM needs the memory that the trainer's allocator holds back
                 self._llm.wake_up(tags=["weights"])
@@ -150,17 +134,18 @@ class VllmEngine(RolloutEngine):
     def sleep(self) -> None:
         if self._sleep_level == 0 or self._asleep:
             return
-        with _errors_named("going to sleep"):
+        with errors_named("going to sleep"):
             self._llm.sleep(level=self._sleep_level)
         self._asleep = True
         if self._sleep_level == 2:  # which discards the weights
             self._weights_outdated = True
-            self._adapters_outdated = True
+            self._adapters_outdated = self._save_adapters is not None
 
     def weights_changed(self) -> None:
-        self._adapters_outdated = True
         if self._save_adapters is None:
             self._weights_outdated = True
+        else:
+            self._adapters_outdated = True
 
     def close(self) -> None:
         if self._llm is None:
@@ -182,6 +167,7 @@ class VllmEngine(RolloutEngine):
         return dist.get_rank() % self._tensor_parallel if self._runs_on_trainer_ranks else 0
 
     def _update_weights(self) -> None:
+        assert self._weights is not None
         weights: Any = self._weights()
         if self._tensor_parallel > 1 and not self._runs_on_trainer_ranks:
             weights = list(weights)  # sent to vLLM's worker processes
@@ -189,12 +175,14 @@ class VllmEngine(RolloutEngine):
         if self._device.type == "cpu":
             self._llm.apply_model(_repack_head)
 
-    def _load_adapters(self) -> Any:
-        """vLLM's request for the policy's adapters, loaded again if they changed; None if adapters are merged."""
-        if self._save_adapters is None:
+    def _adapter_request(self) -> Any:
+        """vLLM's request for adapters, those of the policy loaded again if they changed; None where there are none."""
+        if self._save_adapters is None and self._adapters is None:
             return None
         from vllm.lora.request import LoRARequest
 
+        if self._save_adapters is None:
+            return LoRARequest("policy", 1, str(self._adapters))
         if self._adapters_outdated:
             with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
                 self._save_adapters(Path(folder))
@@ -202,16 +190,15 @@ class VllmEngine(RolloutEngine):
             self._adapters_outdated = False
         return LoRARequest("policy", 1, "already loaded")
 
-    def _requests(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int) -> list[_Request]:
+    def _requests(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int) -> list[Request]:
         """The requests of all ranks in the tensor parallel group: each must add all of them, in the same order."""
-        requests = []
         own_prompts = [list(prompt) for prompt in prompts]
-        for rank, (rank_prompts, rank_seed) in enumerate(self._gather((own_prompts, seed))):
-            seeds = iter(request_seeds(rank_seed, len(rank_prompts) * sampling.n))
-            for prompt_index, prompt in enumerate(rank_prompts):
-                for sample_index in range(sampling.n):
-                    requests.append(_Request(rank, prompt_index, sample_index, prompt, next(seeds)))
-        return requests
+        asked = enumerate(self._gather((own_prompts, seed)))
+        return [
+            request
+            for rank, (rank_prompts, rank_seed) in asked
+            for request in requests_for(rank_prompts, sampling.n, rank_seed, rank)
+        ]
 
     def _gather(self, value: T) -> list[T]:
         """The values of all ranks in the tensor parallel group."""
@@ -223,62 +210,7 @@ class VllmEngine(RolloutEngine):
         dist.all_gather_object(values, value, group=get_tp_group().cpu_group)
         return values
 
-    def _logprobs_known(self, sampling: Sampling) -> bool:
-        """Whether vLLM reports log-probabilities at the sampling temperature before the top-p cut."""
-        if self._raw_logprobs:  # always at temperature 1
-            return sampling.temperature in (0, 1)
-        return sampling.top_p == 1
-
-    def _sampling_params(self, sampling: Sampling, seed: int) -> Any:
-        from vllm.sampling_params import RequestOutputKind, SamplingParams
-
-        return SamplingParams(
-            max_tokens=sampling.max_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            seed=seed,
-            stop_token_ids=self._stop_ids,
-            ignore_eos=True,  # only stop_token_ids end a response
-            logprobs=0,  # only the sampled token's
-            flat_logprobs=True,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
-
-
-@contextmanager
-def _errors_named(doing: str) -> Iterator[None]:
-    """Turns vLLM's errors into a RolloutError that says what was being done."""
-    try:
-        yield
-    except (HptError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        raise RolloutError(f"vLLM failed while {doing}: {_with_causes(error)}") from error
-
-
-def _with_causes(error: BaseException) -> str:
-    """One line with the error and the chain of errors that caused it."""
-    chain = []
-    cause: BaseException | None = error
-    while cause is not None:
-        text = f"{type(cause).__name__}: {cause}"
-        chain.append(" ".join(text.split()))
-        cause = cause.__cause__
-    return " <- ".join(chain)
-
 
 def _repack_head(model: Any) -> None:
     """On a CPU vLLM computes with packed copies of the weights, and does not renew the copy of a tied head."""
     model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
-
-
-def _rollout(output: Any, logprobs_known: bool) -> Rollout:
-    tokens = list(output.token_ids)
-    logprobs = list(output.logprobs.logprobs) if logprobs_known else [float("nan")] * len(tokens)
-    if output.finish_reason not in ("stop", "length") or len(logprobs) != len(tokens):
-        raise RolloutError(
-            f"vLLM ended a response with finish reason {output.finish_reason!r}, {len(tokens)} tokens and "
-            f"{len(logprobs)} log-probabilities"
-        )
-    return Rollout(tokens, logprobs, output.finish_reason)

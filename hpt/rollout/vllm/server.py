@@ -32,6 +32,7 @@ from hpt.data.prompt import PromptRenderer
 from hpt.data.tokenizer import generation_ends, load_tokenizer
 from hpt.rollout.engine import Sampling
 from hpt.rollout.rollout import Rollout
+from hpt.rollout.vllm.arguments import EngineSettings
 from hpt.rollout.vllm.connection import identity
 from hpt.rollout.vllm.engine import VllmEngine
 from hpt.rollout.weights import GetWeights
@@ -210,13 +211,8 @@ def make_rollout_server(config: Config) -> RolloutServer:
     )
 
     def make_engine(weights: GetWeights) -> VllmEngine:
-        return VllmEngine(
-            config,
-            weights,
-            stop_ids=renderer.stop_ids,
-            device=pick_device(config.device),
-            longest_prompt=config.data.max_prompt_tokens,
-        )
+        settings = EngineSettings.of_run(config, pick_device(config.device), config.data.max_prompt_tokens)
+        return VllmEngine(settings, stop_ids=renderer.stop_ids, weights=weights)
 
     description = {"model": config.model.path, "identity": identity(model_config, config, renderer.stop_ids)}
     return RolloutServer(make_engine, description)

@@ -23,7 +23,7 @@ from hpt.model.adapters import holds_adapters
 from hpt.model.loading import load_model, load_policy, save_model
 from hpt.model.positions import check_positions
 from hpt.records.checkpoints import checkpoints
-from hpt.rollout.vllm.arguments import engine_arguments
+from hpt.rollout.vllm.arguments import EngineSettings, engine_arguments
 from hpt.rollout.vllm.connection import identity
 from hpt.support.errors import ConfigError, HptError
 from hpt.support.model_config import read_model_config
@@ -163,12 +163,12 @@ def test_another_model_drops_the_fields_and_a_local_copy_keeps_them() -> None:
 
 def test_vllm_gets_whole_entries(world: Path) -> None:
     """transformers has moved rope_theta into rope_parameters: vLLM would keep the old one there beside a new one."""
-    arguments = engine_arguments(load_config(world, [ASKED]), CPU, 16)
+    arguments = engine_arguments(EngineSettings.of_run(load_config(world, [ASKED]), CPU, 16))
     assert arguments["hf_overrides"] == {
         "max_position_embeddings": 128,
         "rope_parameters": {"rope_type": "default", "rope_theta": 50.0},
     }
-    assert "hf_overrides" not in engine_arguments(load_config(world), CPU, 16)
+    assert "hf_overrides" not in engine_arguments(EngineSettings.of_run(load_config(world), CPU, 16))
     with pytest.raises(ConfigError, match=r"model\.config and rollout\.vllm\.options\.hf_overrides"):
         load_config(world, [ASKED, "rollout.engine=vllm", "rollout.vllm.options={hf_overrides: {}}"])
 

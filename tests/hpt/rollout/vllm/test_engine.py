@@ -34,7 +34,9 @@ from hpt.config.schema import Config
 from hpt.model.loading import load_model
 from hpt.records.checkpoints import checkpoints
 from hpt.records.files import read_metrics
-from hpt.rollout import Rollout, Sampling, check_rollout_engine, vllm_client
+from hpt.rollout import Rollout, Sampling, check_rollout_engine
+from hpt.rollout.vllm import client as vllm_client
+from hpt.rollout.vllm.arguments import EngineSettings
 from hpt.rollout.vllm.client import VllmClient
 from hpt.rollout.vllm.engine import VllmEngine
 from hpt.rollout.weights import named_weights
@@ -68,7 +70,7 @@ def load(config: Config) -> PreTrainedModel:
 
 def make_engine(config: Config, model: PreTrainedModel, **parts: Any) -> VllmEngine:
     parts = {"weights": partial(named_weights, model), "stop_ids": STOPS} | parts
-    return VllmEngine(config, device=torch.device("cpu"), longest_prompt=16, **parts)
+    return VllmEngine(EngineSettings.of_run(config, torch.device("cpu"), longest_prompt=16), **parts)
 
 
 @pytest.fixture(scope="module")
