@@ -36,8 +36,9 @@ def evaluate(
     data: a benchmark by name, a file, a hub name, a list of dicts, a datasets.Dataset, or a list of names and files.
     output: a folder for results.jsonl and summary.json.
     verifier: math, boxed, choice, or a function (response, answer) -> score, as an object or "module:function".
-    settings: the other options of `hpt eval`: n, k, temperature, top_p, max_tokens, batch_size, limit, seed, style,
-        system, template, chat_template_kwargs, dtype, device, data_dir, columns.
+    settings: the other options of `hpt eval`: n, k, temperature, top_p, max_tokens, engine, tensor_parallel,
+        data_parallel, memory_share, batch_size, limit, seed, style, system, template, chat_template_kwargs, dtype,
+        device, data_dir, columns.
 
     Returns the result; a dict of results by name where `data` is a list of names and files.
     HptError where something is wrong that the user can mend.

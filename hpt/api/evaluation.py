@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hpt.api.evaluation_engine import choose_engine, make_engine, model_dtype
 from hpt.api.evaluation_tasks import (
     EvaluationTask,
     average_scores,
-    check_lengths,
     find_model,
     load_tasks,
+    longest_sequence,
     make_section,
     named_verifier,
     prompt_settings,
 )
 from hpt.config.sections.evaluation import EvaluationSettings
-from hpt.config.sections.model import ModelConfig
 from hpt.data.prompt import PromptRenderer
-from hpt.data.questions import Question
 from hpt.data.tokenizer import generation_ends, load_tokenizer
 from hpt.evaluation.evaluate import SUMMARY, EvalResult, QuestionResult, evaluate, write_json
 from hpt.evaluation.statistics import Estimate
-from hpt.model.loading import load_model
-from hpt.rollout import Rollout, RolloutEngine, Sampling, TransformersEngine
 from hpt.rollout.responses import response_generator
 from hpt.support.device import pick_device
 from hpt.support.files import append_to_file, make_folder
@@ -67,32 +63,46 @@ def evaluate_sources(
     quiet_libraries()
     device = pick_device(settings.device)
     model = find_model(name)
+    kind, dtype = choose_engine(model.path, settings, device), model_dtype(model.path, settings, device)
     tasks = load_tasks(sources, settings, model.verifier)
     tokenizer = load_tokenizer(model.path)
     prompt = prompt_settings(model.prompt, settings, has_chat_template=bool(tokenizer.chat_template))
     if prompt.style != model.prompt.style and settings.style is None:
         logger.info(f"{model.path} has no chat template: its prompts are plain (--style plain)")
     renderer = PromptRenderer(tokenizer, prompt, eos_token_ids=generation_ends(model.path))
-    check_lengths(model.path, tasks, renderer)
-    recorded = {"model": model.path, "dtype": settings.dtype, "seed": settings.seed, "prompt": prompt.model_dump()}
+    longest = longest_sequence(model.path, tasks, renderer)
+    recorded = {
+        "model": model.path,
+        "engine": kind,
+        "dtype": dtype,
+        "seed": settings.seed,
+        "prompt": prompt.model_dump(),
+    }
     results: dict[str, EvalResult] = {}
     with ExitStack() as stack:
         names = dict.fromkeys(task.verifier for task in tasks)
         verifiers = {name: stack.enter_context(named_verifier(name)) for name in names}
         for task in tasks:
             check_answers(verifiers[task.verifier], task.questions, task.source)
-        loaded = load_model(model.path, ModelConfig(path=model.path, dtype=settings.dtype), device)
-        engine = TransformersEngine(loaded, stop_ids=renderer.stop_ids, batch_size=settings.batch_size)
+        engine = stack.enter_context(
+            closing(
+                make_engine(
+                    kind,
+                    model.path,
+                    settings,
+                    device,
+                    dtype=dtype,
+                    stop_ids=renderer.stop_ids,
+                    longest_sequence=longest,
+                )
+            )
+        )
         for task in tasks:
             folder = output / task.name if output and len(tasks) > 1 else output
-            with _showing_progress(task, folder) as on_batch:
+            generate = response_generator(engine, renderer, task.sampling, seed_for(settings.seed, 0, "eval"))
+            with _showing_progress(task, folder) as show:
                 result = results[task.name] = evaluate(
-                    task.questions,
-                    _generator(engine, renderer, task.sampling, settings.seed),
-                    verifiers[task.verifier],
-                    n=task.sampling.n,
-                    batch_size=max(1, settings.batch_size // task.sampling.n),
-                    on_batch=on_batch,
+                    task.questions, generate, verifiers[task.verifier].mark, n=task.sampling.n, on_question=show
                 )
                 if folder:
                     result.write(folder, task.ks, recorded | task.settings())
@@ -104,25 +114,13 @@ def evaluate_sources(
     return Evaluation(tasks, results, averages)
 
 
-def _generator(
-    engine: RolloutEngine, renderer: PromptRenderer, sampling: Sampling, seed: int
-) -> Callable[[Sequence[Question]], list[list[Rollout]]]:
-    """Samples the responses to a batch of questions. Each batch has its own seed."""
-    batches = itertools.count()
-
-    def generate(questions: Sequence[Question]) -> list[list[Rollout]]:
-        return response_generator(engine, renderer, sampling, seed_for(seed, next(batches), "eval"))(questions)
-
-    return generate
-
-
 @contextmanager
-def _showing_progress(task: EvaluationTask, folder: Path | None) -> Iterator[Callable[[list[QuestionResult]], None]]:
-    """Yields a function for the results of each batch: it moves a progress bar and appends them to PARTIAL.
+def _showing_progress(task: EvaluationTask, folder: Path | None) -> Iterator[Callable[[QuestionResult], None]]:
+    """Yields a function for the result of each question: it moves a progress bar and appends the result to PARTIAL.
 
     folder: where PARTIAL is; None for none. It is removed after the block, and kept where the block is interrupted.
     """
-    seen: list[QuestionResult] = []
+    done = correct = 0
     partial = folder / PARTIAL if folder else None
     if partial:
         make_folder(partial.parent)
@@ -130,18 +128,18 @@ def _showing_progress(task: EvaluationTask, folder: Path | None) -> Iterator[Cal
 
     with Progress(f"{task.name}: question", len(task.questions)) as progress:
 
-        def show(batch: list[QuestionResult]) -> None:
-            seen.extend(batch)
-            right = sum(result.correct for result in seen) / (len(seen) * task.sampling.n)
-            progress.update(len(seen), f"right {right:.1%}")
+        def show(result: QuestionResult) -> None:
+            nonlocal done, correct
+            done, correct = done + 1, correct + result.correct
+            progress.update(done, f"right {correct / (done * task.sampling.n):.1%}")
             if partial:
-                append_to_file(partial, "".join(result.line() for result in batch).encode())
+                append_to_file(partial, result.line().encode())
 
         try:
             yield show
         except BaseException:
-            if partial and seen:
-                logger.info(f"Results so far, {len(seen)} of {len(task.questions)} questions: {partial}")
+            if partial and done:
+                logger.info(f"Results so far, {done} of {len(task.questions)} questions: {partial}")
             raise
     if partial:
         partial.unlink()

@@ -118,14 +118,15 @@ def prompt_settings(prompt: PromptConfig, settings: EvaluationSettings, *, has_c
     return make_section(PromptConfig, prompt.model_dump() | given, "the prompt")
 
 
-def check_lengths(model_path: str, tasks: Sequence[EvaluationTask], renderer: PromptRenderer) -> None:
-    """HptError where the model has fewer positions than a prompt and its response may take."""
+def longest_sequence(model_path: str, tasks: Sequence[EvaluationTask], renderer: PromptRenderer) -> int:
+    """The most tokens that a prompt and its response may take. HptError where the model has fewer positions."""
     needed = {}
     for task in tasks:
         longest = max(map(len, renderer.encode_prompts(task.questions)))
         what = f"the longest prompt of {task.name} and --max-tokens {task.sampling.max_tokens:,}"
         needed[what] = longest + task.sampling.max_tokens
     check_positions(ModelConfig(path=model_path), needed)
+    return max(needed.values())
 
 
 def named_verifier(name: str) -> Verifier:

@@ -23,8 +23,9 @@ from hpt.version import VERSION
 HELP = "avg@n and pass@k of a model on benchmarks or files of questions"
 
 _SETTINGS = (
-    *("n", "temperature", "top_p", "max_tokens", "batch_size", "limit", "seed", "style", "system", "template"),
-    *("chat_template_kwargs", "verifier", "dtype", "device", "data_dir", "columns"),
+    *("n", "temperature", "top_p", "max_tokens", "engine", "tensor_parallel", "data_parallel", "memory_share"),
+    *("batch_size", "limit", "seed", "style", "system", "template", "chat_template_kwargs", "verifier", "dtype"),
+    *("device", "data_dir", "columns"),
 )
 """The options that are settings of an evaluation, besides k."""
 
@@ -39,6 +40,7 @@ benchmarks, with the responses per question that are usual in the literature:
 examples:
   hpt eval runs/demo --data runs/demo/eval.jsonl --n 64
   hpt eval Qwen/Qwen2.5-Math-1.5B --data AIME24 --data MATH-500 --data-dir benchmarks --output results/base
+  hpt eval Qwen/Qwen2.5-Math-7B --data AIME24 --engine vllm --data-parallel 8
   hpt compare results/base results/trained
 """
 
@@ -81,7 +83,32 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--max-tokens", type=positive_int, help="longest response, in tokens (default: 1024, for benchmarks 8192)"
     )
-    parser.add_argument("--batch-size", type=positive_int, default=64, help="responses generated at once (default: 64)")
+    parser.add_argument(
+        "--engine",
+        choices=["auto", "transformers", "vllm"],
+        default="auto",
+        help="what samples the responses (default: auto, which is vllm where it is installed, on a GPU)",
+    )
+    parser.add_argument(
+        "--tensor-parallel",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="vllm: GPUs that share one copy of the model (default: 1)",
+    )
+    parser.add_argument(
+        "--data-parallel",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="vllm: copies of the model, which share the questions (default: 1)",
+    )
+    parser.add_argument(
+        "--memory-share", type=share, default=0.9, help="vllm: share of each GPU's memory that it takes (default: 0.9)"
+    )
+    parser.add_argument(
+        "--batch-size", type=positive_int, default=64, help="transformers: responses generated at once (default: 64)"
+    )
     parser.add_argument("--limit", type=positive_int, metavar="N", help="only the first N questions of each")
     parser.add_argument(
         "--seed", type=non_negative_int, default=0, help="for sampling and the order of GPQA's choices (default: 0)"
@@ -105,7 +132,12 @@ def add_arguments(parser: CommandParser) -> None:
         help="math (math-verify), boxed (math-verify, boxed answers only), choice (a letter), or MODULE:FUNCTION, "
         "(response, answer) -> score (default: a benchmark's own; for a file the run's, else math)",
     )
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    parser.add_argument(
+        "--dtype",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        default="auto",
+        help="default: auto, the model's own on a GPU and float32 on a CPU",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument(
         "--output",

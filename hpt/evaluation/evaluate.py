@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +16,10 @@ from hpt.data.questions import Question
 from hpt.data.readers import read_records
 from hpt.evaluation.statistics import Estimate, bootstrap, pass_at_k
 from hpt.rollout import Rollout
+from hpt.rollout.responses import GenerateResponses
 from hpt.support.errors import HptError
 from hpt.support.files import make_folder, write_file_atomically
-from hpt.verify import Status, Verdict, Verifier
+from hpt.verify import Status, Verdict
 
 Mark = Callable[[Sequence[Question], Sequence[Sequence[Rollout]]], list[list[Verdict]]]
 """Says which rollouts of each question are right, as `Verifier.mark` does."""
@@ -209,43 +211,58 @@ def write_json(path: Path, value: Any) -> None:
 
 def evaluate(
     questions: Sequence[Question],
-    generate: Callable[[Sequence[Question]], list[list[Rollout]]],
-    verifier: Verifier,
+    generate: GenerateResponses,
+    mark: Mark,
     *,
     n: int,
-    batch_size: int | None = None,
-    on_batch: Callable[[list[QuestionResult]], None] | None = None,
+    on_question: Callable[[QuestionResult], None] | None = None,
 ) -> EvalResult:
-    """Samples n responses to each question and verifies them.
+    """Samples n responses to each question, and marks those of a question once all are there, while others are sampled.
 
-    generate: gives n rollouts, with their text, of each question it is called with, in their order.
-    batch_size: questions per call of `generate`; None takes all at once.
-    on_batch: called with the results of each batch as soon as they are verified.
-    HptError where there are no questions.
+    on_question: called with each question's result as soon as it is there, in a thread of its own.
+    HptError where there are no questions, or where a response cannot be marked.
     """
     if not questions:
         raise HptError("there are no questions to evaluate on")
-    size = batch_size or len(questions)
-    results: list[QuestionResult] = []
-    for start in range(0, len(questions), size):
-        batch = answer(questions[start : start + size], generate, verifier.mark, n)
-        results += batch
-        if on_batch:
-            on_batch(batch)
-    return EvalResult(n, results)
+    groups: list[list[Rollout | None]] = [[None] * n for _ in questions]
+    results: dict[int, Future[QuestionResult]] = {}
+
+    def judge(index: int) -> QuestionResult:
+        (result,) = marked([questions[index]], [[rollout for rollout in groups[index] if rollout]], mark)
+        if on_question:
+            on_question(result)
+        return result
+
+    with ThreadPoolExecutor(1, "judge") as judges:
+
+        def take(index: int, place: int, rollout: Rollout) -> None:
+            groups[index][place] = rollout
+            if None not in groups[index]:
+                results[index] = judges.submit(judge, index)
+                for result in results.values():
+                    if result.done():
+                        result.result()  # raises where it could not be marked: there is no use in going on
+
+        check_counts(generate(questions, take), questions, n)
+        return EvalResult(n, [results[index].result() for index in range(len(questions))])
 
 
-def answer(
-    questions: Sequence[Question],
-    generate: Callable[[Sequence[Question]], list[list[Rollout]]],
-    mark: Mark,
-    n: int,
-) -> list[QuestionResult]:
+def answer(questions: Sequence[Question], generate: GenerateResponses, mark: Mark, n: int) -> list[QuestionResult]:
     """The results of `questions`, of which there may be none, with verdicts by `mark`."""
-    groups = generate(questions)
-    if [len(group) for group in groups] != [n] * len(questions):
-        raise ValueError(f"generate must give n = {n} responses to each of {len(questions)} questions")
+    groups = generate(questions, None)
+    check_counts(groups, questions, n)
+    return marked(questions, groups, mark)
+
+
+def marked(questions: Sequence[Question], groups: Sequence[list[Rollout]], mark: Mark) -> list[QuestionResult]:
+    """The results of `questions`, whose rollouts get their verdicts."""
     for group, verdicts in zip(groups, mark(questions, groups), strict=True):
         for rollout, verdict in zip(group, verdicts, strict=True):
             rollout.verdict = verdict
     return [QuestionResult(*pair) for pair in zip(questions, groups, strict=True)]
+
+
+def check_counts(groups: Sequence[Sequence[Rollout]], questions: Sequence[Question], n: int) -> None:
+    """ValueError unless there are n rollouts of each question."""
+    if [len(group) for group in groups] != [n] * len(questions):
+        raise ValueError(f"generate must give n = {n} responses to each of {len(questions)} questions")

@@ -29,7 +29,17 @@ def holds_adapters(path: str | Path) -> bool:
 
 def base_model_path(folder: Path) -> str:
     """Folder or hub name of the model that the adapters in `folder` belong to."""
-    return json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    return _adapter_config(folder)["base_model_name_or_path"]
+
+
+def adapter_rank(folder: Path) -> int:
+    """The largest rank among the adapters in `folder`."""
+    config = _adapter_config(folder)
+    return max(config["r"], *(config.get("rank_pattern") or {}).values(), 1)
+
+
+def _adapter_config(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
 
 
 def merge_adapters(base: PreTrainedModel, folder: Path) -> PreTrainedModel:

@@ -134,6 +134,15 @@ def check_options(config: Config) -> None:
         )
 
 
+def check_platform(device: torch.device) -> None:
+    """ConfigError where vLLM was built for another kind of device. Imports vLLM."""
+    import_vllm()
+    from vllm.platforms import current_platform
+
+    if current_platform.device_type != device.type:
+        raise ConfigError(f"device {device}: the vLLM that is installed runs on {current_platform.device_type}")
+
+
 def max_lora_rank(rank: int) -> int:
     """The smallest max_lora_rank of vLLM that adapters of `rank` fit into. ConfigError where there is none."""
     fitting = [allowed for allowed in LORA_RANKS if allowed >= rank]

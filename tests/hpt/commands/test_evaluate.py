@@ -72,6 +72,7 @@ def test_a_file(world, hpt_eval, tmp_path):
     assert {"pass@1", "pass@2", "pass@4", "avg@6"} <= numbers.keys()
     assert numbers["settings"] == {
         "model": str(world.parent / "model"),
+        "engine": "transformers",
         "dtype": "float32",
         "seed": 3,
         "prompt": {"style": "plain", "system": None, "template": "{question}", "chat_template_kwargs": {}},
@@ -222,8 +223,12 @@ def test_tables_fit_80_columns_and_narrow_pipes_wrap_nothing(world, hpt_eval, be
     assert "GPQA-Diamond         5" in several
 
 
-def one_token(self, prompts, sampling, seed):
-    return [[Rollout([3 + i % 9], [0.0], "length") for i in range(sampling.n)] for _ in prompts]
+def one_token(self, prompts, sampling, seed, on_rollout):
+    groups = [[Rollout([3 + i % 9], [0.0], "length") for i in range(sampling.n)] for _ in prompts]
+    for index, group in enumerate(groups):
+        for place, rollout in enumerate(group):
+            on_rollout(index, place, rollout)
+    return groups
 
 
 def test_help_lists_every_benchmark_and_the_variable(capsys):
@@ -238,13 +243,15 @@ def test_help_lists_every_benchmark_and_the_variable(capsys):
 
 
 def test_an_interruption_keeps_what_was_done(world, hpt_eval, tmp_path, monkeypatch):
-    generate, calls = TransformersEngine.generate, []
+    generate = TransformersEngine.generate
 
-    def interrupted(self, *arguments):
-        calls.append(arguments)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return generate(self, *arguments)
+    def interrupted(self, prompts, sampling, seed, on_rollout):
+        def until_the_fifth_question(index, place, rollout):
+            if index == 4:
+                raise KeyboardInterrupt
+            on_rollout(index, place, rollout)
+
+        return generate(self, prompts, sampling, seed, until_the_fifth_question)
 
     monkeypatch.setattr(TransformersEngine, "generate", interrupted)
     data = ["--data", world.parent / "eval.jsonl", *QUICK, "--n", 2, "--batch-size", 4, "--output", tmp_path]
@@ -283,10 +290,11 @@ def test_an_interruption_keeps_what_was_done(world, hpt_eval, tmp_path, monkeypa
             ["field 'answer' is '", "cannot parse", "6 of 6 questions have the same problem"],
         ),
         (["--data", "{eval}", "--device", "abacus"], ["device = 'abacus'"]),
+        (["--data", "{eval}", "--data-parallel", "2"], ["--data-parallel 2", "go with --engine vllm"]),
     ],
 )
 def test_errors_come_before_the_model_is_loaded(world, hpt_eval, monkeypatch, arguments, words):
-    monkeypatch.setattr("hpt.model.loading.load_model", None)
+    monkeypatch.setattr("hpt.api.evaluation_engine.load_model", None)
     filled = [argument.replace("{eval}", str(world.parent / "eval.jsonl")) for argument in arguments]
     code, out, err = hpt_eval(*filled, "--style", "plain")
     assert (code, out) == (2, "")

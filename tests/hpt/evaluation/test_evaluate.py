@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from fractions import Fraction
 from itertools import combinations
 
@@ -114,8 +115,13 @@ def response(text):
     return Rollout(list(text), [], "stop" if text.endswith("}") else "length", text)
 
 
-def generate(questions):
-    return [[response(text) for text in ANSWERS[question.id]] for question in questions]
+def generate(questions, on_rollout=None):
+    groups = [[response(text) for text in ANSWERS[question.id]] for question in questions]
+    if on_rollout:
+        for place in (1, 0):  # the last question is the first to be complete
+            for index in reversed(range(len(questions))):
+                on_rollout(index, place, groups[index][place])
+    return groups
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +132,7 @@ def verifier():
 
 @pytest.fixture(scope="module")
 def result(verifier):
-    return evaluate(QUESTIONS, generate, verifier, n=2)
+    return evaluate(QUESTIONS, generate, verifier.mark, n=2)
 
 
 def test_counts(result):
@@ -197,18 +203,40 @@ def test_written_results(result, tmp_path):
     assert (summary["questions"], summary["correct"], summary["count"]) == (4, 4, 8)
 
 
-def test_batches_come_in_order_and_make_the_same_whole(result, verifier):
-    batches, asked = [], []
+def test_a_question_is_reported_once_all_its_responses_are_there(result, verifier):
+    seen = []
+    assert evaluate(QUESTIONS, generate, verifier.mark, n=2, on_question=seen.append) == result
+    assert [each.question.id for each in seen] == ["d", "c", "b", "a"]
+    assert seen[::-1] == result.questions
 
-    def generate_noted(questions):
-        asked.append([question.id for question in questions])
-        return generate(questions)
 
-    whole = evaluate(QUESTIONS, generate_noted, verifier, n=2, batch_size=3, on_batch=batches.append)
-    assert asked == [["a", "b", "c"], ["d"]]
-    assert [len(batch) for batch in batches] == [3, 1]
-    assert whole == result
-    assert whole.questions == batches[0] + batches[1]
+def test_what_was_complete_is_reported_before_an_interruption(verifier):
+    seen = []
+
+    def interrupted(questions, on_rollout):
+        for index, group in enumerate(generate(questions)):
+            for place, rollout in enumerate(group):
+                if (index, place) == (2, 1):
+                    raise KeyboardInterrupt
+                on_rollout(index, place, rollout)
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(QUESTIONS, interrupted, verifier.mark, n=2, on_question=seen.append)
+    assert [each.question.id for each in seen] == ["a", "b"]
+
+
+def test_a_failure_to_mark_ends_the_sampling():
+    def endless(questions, on_rollout):
+        for _ in range(1000):
+            on_rollout(0, 0, response("2"))
+            time.sleep(0.01)
+        raise AssertionError("it went on")
+
+    def broken(questions, groups):
+        raise HptError("the verifier is broken")
+
+    with pytest.raises(HptError, match="the verifier is broken"):
+        evaluate(QUESTIONS, endless, broken, n=1)
 
 
 def test_partial_credit_is_not_correct():
@@ -219,6 +247,6 @@ def test_partial_credit_is_not_correct():
 
 def test_misuse(verifier):
     with pytest.raises(HptError, match="no questions"):
-        evaluate([], generate, verifier, n=2)
+        evaluate([], generate, verifier.mark, n=2)
     with pytest.raises(ValueError, match="n = 3 responses to each of 4"):
-        evaluate(QUESTIONS, generate, verifier, n=3)
+        evaluate(QUESTIONS, generate, verifier.mark, n=3)
