@@ -75,13 +75,12 @@ class ParallelVllmEngine(RolloutEngine):
                 raise group.exceptions[0] from None
 
     def close(self) -> None:
-        if self._engine is not None:
-            self._engine.shutdown()
-            self._engine = None
-        if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
+        if self._loop.is_closed():
+            return
+        self._run(self._stop())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
     async def _start(self) -> Any:
         import_vllm()
@@ -89,6 +88,14 @@ class ParallelVllmEngine(RolloutEngine):
         from vllm.v1.engine.async_llm import AsyncLLM
 
         return AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(self._settings)))
+
+    async def _stop(self) -> None:
+        if self._engine is not None:
+            self._engine.shutdown()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
 
     async def _response(self, request: Request, sampling: Sampling) -> Any:
         """vLLM's CompletionOutput for a request."""
