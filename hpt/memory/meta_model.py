@@ -102,6 +102,7 @@ class ParameterMemory:
     frozen_bytes: int
     count: int  # parameters of the model, adapters not counted
     adapter_count: int  # parameters of the adapters
+    quantized_count: int  # parameters of the model that are in nf4
     dequantized_bytes: int  # of the largest nf4 weight, which is dequantized while it is used
 
     @property
@@ -136,5 +137,6 @@ def measure_parameters(model: PreTrainedModel, settings: ModelConfig) -> Paramet
         frozen_bytes=frozen_bytes,
         count=sum(parameter.numel() for parameter in model.parameters()) - adapters,
         adapter_count=adapters,
+        quantized_count=sum(parameter.numel() for parameter in quantized),
         dequantized_bytes=max((parameter.nbytes for parameter in quantized), default=0),
     )

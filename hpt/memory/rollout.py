@@ -10,9 +10,13 @@ from hpt.memory.hardware import GIB, Hardware
 from hpt.memory.meta_model import build_meta_model
 from hpt.memory.trace import DECODING, trace_rollout
 from hpt.memory.training import TrainedModel
+from hpt.rollout.vllm.arguments import max_lora_rank
 
 # What vLLM takes of its share beside weights and KV cache: its profiling pass, and captured CUDA graphs.
 VLLM_WORKING = 2 * GIB
+# Bytes of a 4-bit weight in vLLM: vllm-bnb-plugin undoes the quantization of the scales when it loads them, one per 64
+# weights, and keeps them in float32.
+VLLM_NF4_BYTES = 0.5 + 4 / 64
 # What a sleeping vLLM leaves on a GPU: captured CUDA graphs, workspaces.
 VLLM_ASLEEP = 1 * GIB
 
@@ -72,16 +76,19 @@ def _vllm_memory(config: Config, hardware: Hardware, trained: TrainedModel, prom
         return memory
     share = round(settings.memory_share * hardware.gpu_bytes)
     itemsize = trained.model.dtype.itemsize
-    weights = -(-trained.memory.count * itemsize // settings.tensor_parallel)
-    cache = share - weights - VLLM_WORKING
+    weights = -(-_vllm_weight_bytes(config, trained) // settings.tensor_parallel)
+    adapters = -(-_vllm_adapter_bytes(config, trained) // settings.tensor_parallel)
+    model = weights + adapters
+    cache = share - model - VLLM_WORKING
     shape = trained.architecture.config.get_text_config()
     heads = -(-getattr(shape, "num_key_value_heads", shape.num_attention_heads) // settings.tensor_parallel)
     head_dim = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
     per_sequence = (prompt + config.longest_response) * shape.num_hidden_layers * 2 * heads * head_dim * itemsize
-    weights_in_host = weights * hardware.gpus if settings.sleep_level == 1 else 0
-    working = max(0, min(VLLM_WORKING, share - weights))
+    in_host = hardware.gpus if settings.sleep_level == 1 else 0
+    working = max(0, min(VLLM_WORKING, share - model))
     memory.components = [
-        Component("vLLM: weights", rollout=weights, host=weights_in_host, preallocated=True),
+        Component("vLLM: weights", rollout=weights, host=weights * in_host, preallocated=True),
+        Component("vLLM: adapters", rollout=adapters, host=adapters * in_host, preallocated=True),
         Component("vLLM: KV cache", rollout=max(0, cache), preallocated=True),
         Component("vLLM: working memory (assumed)", rollout=working, preallocated=True),
         Component.in_training("vLLM asleep (assumed)", VLLM_ASLEEP, preallocated=True)
@@ -96,3 +103,17 @@ def _vllm_memory(config: Config, hardware: Hardware, trained: TrainedModel, prom
     else:
         memory.notes.append(f"vLLM has room for {cache // per_sequence} sequences of full length at once")
     return memory
+
+
+def _vllm_weight_bytes(config: Config, trained: TrainedModel) -> int:
+    """vLLM's own copy of the model's weights, in the model's dtype or in 4 bits."""
+    quantized = trained.memory.quantized_count if config.rollout.vllm.quantization else 0
+    return round(quantized * VLLM_NF4_BYTES) + (trained.memory.count - quantized) * trained.model.dtype.itemsize
+
+
+def _vllm_adapter_bytes(config: Config, trained: TrainedModel) -> int:
+    """Adapters that stay apart: vLLM has room for the next of the ranks that it knows."""
+    lora = config.model.lora
+    if lora is None or config.rollout.vllm.adapters != "lora":
+        return 0
+    return trained.memory.adapter_count * trained.model.dtype.itemsize * max_lora_rank(lora.rank) // lora.rank

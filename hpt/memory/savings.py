@@ -23,12 +23,21 @@ def saving_changes(config: Config) -> Iterator[Change]:
         if config.rollout.batch_size > 3:
             yield {"rollout.batch_size": config.rollout.batch_size // 4}
     if config.rollout.engine == "vllm":
-        if config.rollout.vllm.sleep_level != 2:
+        quantized = config.rollout.vllm.quantization is not None
+        if config.rollout.vllm.sleep_level == 0 and quantized:
+            yield {"rollout.vllm.sleep_level": 1}
+        if config.rollout.vllm.sleep_level != 2 and not quantized:
             yield {"rollout.vllm.sleep_level": 2}
         share = config.rollout.vllm.memory_share
         for by in (-0.05, -0.1, 0.1, 0.2):
             if 0 < share + by < 1:
                 yield {"rollout.vllm.memory_share": round(share + by, 2)}
+        if config.model.quantization and not quantized:
+            yield {
+                "rollout.vllm.quantization": "nf4",
+                "rollout.vllm.adapters": "lora",
+                "rollout.vllm.sleep_level": 1,
+            }
     if config.model.dtype == "float32":
         yield {"model.dtype": "bfloat16"}
     if not config.model.gradient_checkpointing:

@@ -222,6 +222,35 @@ def test_vllm_share_too_small_for_one_sequence_is_a_problem() -> None:
     assert any("rollout.vllm.memory_share=0.3" in line for line in advice_lines(plan))
 
 
+def test_vllm_in_4_bits_has_its_own_weights_and_adapters_which_sleep_in_cpu_memory() -> None:
+    """Of Qwen2.5-Math-7B, counted by hand: NF4 with float32 scales for the linear layers but the head, the rest in 16
+    bits; adapters of rank 24 in the place of 32."""
+    name = "qwen2.5-math-7b-1x24gb"
+    d, kv, mlp, layers, vocabulary = 3584, 512, 18944, 28, 152064
+    pairs = [(d, d), (d, kv), (d, kv), (d, d), (d, mlp), (d, mlp), (mlp, d)]
+    linear = layers * sum(a * b for a, b in pairs)
+    others = 2 * vocabulary * d + layers * (2 * d + d + 2 * kv) + d  # embeddings, head, norms, biases
+    components = by_name(make_plan(load_config(name, ["model.lora.rank=24"])))
+    weights, adapters = components["vLLM: weights"], components["vLLM: adapters"]
+    assert weights.rollout == weights.host == pytest.approx(linear * (0.5 + 4 / 64) + 2 * others, rel=1e-6)
+    assert adapters.rollout == adapters.host == 2 * layers * sum(32 * (a + b) for a, b in pairs)
+    assert weights.backward == adapters.backward == 0
+    share = 0.65 * 22 * GIB
+    assert sum(part.rollout for key, part in components.items() if key.startswith("vLLM")) == pytest.approx(share)
+    in_16_bits = by_name(make_plan(load_config(name, ["rollout.vllm.quantization=null"])))["vLLM: weights"]
+    assert in_16_bits.rollout == 2 * (linear + others)
+    merged = by_name(make_plan(load_config("qwen2.5-math-7b-1x48gb", ["rollout.vllm.adapters=merged"])))
+    assert "vLLM: adapters" not in merged
+
+
+def test_advice_puts_vllms_weights_into_4_bits() -> None:
+    in_16_bits = ["rollout.vllm.quantization=null", "rollout.vllm.adapters=merged", "rollout.vllm.sleep_level=2"]
+    plan = make_plan(load_config("qwen2.5-math-7b-1x24gb", in_16_bits))
+    assert not plan.fits
+    change = "rollout.vllm.quantization=nf4 rollout.vllm.adapters=lora rollout.vllm.sleep_level=1"
+    assert change in map(str.strip, advice_lines(plan))
+
+
 @pytest.mark.parametrize("settings", [{}, {"lora": {"rank": 8}}])
 def test_a_short_model_predicts_a_deep_one(settings: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     model = ModelConfig(path="Qwen/Qwen2.5-Math-1.5B", dtype="bfloat16", gradient_checkpointing=True, **settings)
