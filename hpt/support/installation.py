@@ -34,6 +34,7 @@ PACKAGES = (
     Package("datasets", "datasets", "pip install hpt", needed=True),
     Package("math-verify", "math_verify", "pip install hpt", needed=True),
     Package("vllm", "vllm.engine.arg_utils", 'pip install "hpt[vllm]"'),
+    Package("vllm-bnb-plugin", "vllm_bnb_plugin", 'pip install "hpt[vllm-4bit]"'),
     Package("deepspeed", "deepspeed", 'pip install "hpt[deepspeed]"'),
     Package("kernels", "kernels", 'pip install "hpt[flash]", for prebuilt flash attention'),
     Package("flash-attn", "flash_attn", "pip install flash-attn --no-build-isolation, which compiles"),

@@ -1,5 +1,6 @@
 """hpt eval on a tiny model: files, benchmarks, several at once, flags, interruptions, errors."""
 
+import importlib.util
 import json
 import re
 import shutil
@@ -104,6 +105,45 @@ def test_the_seed_decides_and_batches_differ(world, hpt_eval, tmp_path):
     assert one != responses("three", "--batch-size", 4, "--seed", 1)
     # One prompt in three batches: with one seed for all of them the responses would be the same.
     assert one[0] != one[1] != one[2] != one[0]
+
+
+def test_vllm_is_asked_all_questions_at_once(world, hpt_eval, tmp_path, monkeypatch):
+    asked = []
+
+    class StandIn:
+        def __init__(self, settings, *, stop_ids):
+            asked.append((settings, list(stop_ids)))
+
+        def generate(self, prompts, sampling, seed, on_rollout):
+            asked.append(len(prompts))
+            return one_token(self, prompts, sampling, seed, on_rollout)
+
+        def close(self):
+            asked.append("closed")
+
+    monkeypatch.setattr("hpt.api.evaluation_engine.require", lambda *arguments: None)
+    monkeypatch.setattr("hpt.api.evaluation_engine.check_platform", lambda device: None)
+    monkeypatch.setattr("hpt.api.evaluation_engine.VllmEngine", StandIn)
+    monkeypatch.setattr("hpt.api.evaluation_engine.ParallelVllmEngine", None)
+    data = ["--data", world.parent / "eval.jsonl", *QUICK, "--n", 3, "--output", tmp_path]
+    assert hpt_eval(*data, "--engine", "vllm", "--dtype", "bfloat16", "--memory-share", 0.5)[0] == 0
+    (settings, stops), *rest = asked
+    assert rest == [6, "closed"]
+    assert stops == [1]
+    assert (settings.model.path, settings.model.dtype) == (str(world.parent / "model"), "bfloat16")
+    assert (settings.memory_share, settings.loads_weights) == (0.5, True)
+    assert settings.longest_sequence == max(len(record["prompt"]) for record in results(tmp_path)) + 8
+    assert summary(tmp_path)["settings"]["engine"] == "vllm"
+    monkeypatch.setattr("hpt.api.evaluation_engine.ParallelVllmEngine", StandIn)
+    assert hpt_eval(*data, "--engine", "vllm", "--data-parallel", 2)[0] == 0
+    assert asked[3][0].data_parallel == 2
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
+def test_a_missing_vllm_is_named(world, hpt_eval):
+    code, _, err = hpt_eval("--data", world.parent / "eval.jsonl", "--engine", "vllm")
+    assert code == 2
+    assert "--engine vllm needs the package vllm: pip install 'hpt[vllm]'" in " ".join(err.split())
 
 
 def test_columns_k_and_limit(hpt_eval, tmp_path):
