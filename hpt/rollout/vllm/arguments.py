@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from hpt.config.schema import Config
+from hpt.rollout.vllm.responses import logprobs_mode
 from hpt.support.errors import ConfigError
 from hpt.support.model_config import changed_entries
 
@@ -42,8 +43,7 @@ def engine_arguments(config: Config, device: torch.device, longest_prompt: int |
         "load_format": "dummy",  # the trainer sends the weights
         "skip_tokenizer_init": True,
         "generation_config": "vllm",  # ignore the sampling defaults in the model's folder
-        # vLLM reports log-probabilities either before temperature and top-p (raw) or after both (processed).
-        "logprobs_mode": "raw_logprobs" if config.rollout.top_p < 1 else "processed_logprobs",
+        "logprobs_mode": logprobs_mode(config.rollout.top_p),
         "max_model_len": -1 if longest_prompt is None else longest_prompt + config.longest_response,
         "gpu_memory_utilization": settings.memory_share,
         "tensor_parallel_size": settings.tensor_parallel,

@@ -21,6 +21,7 @@ from hpt.config.schema import Config
 from hpt.rollout.engine import OnRollout, RolloutEngine, Sampling
 from hpt.rollout.rollout import Rollout
 from hpt.rollout.vllm.arguments import engine_arguments, import_vllm
+from hpt.rollout.vllm.responses import checked_rollout, logprobs_known
 from hpt.rollout.weights import GetWeights
 from hpt.support.errors import HptError, RolloutError
 from hpt.support.seeds import request_seeds
@@ -78,7 +79,7 @@ class VllmEngine(RolloutEngine):
         """Engine steps so far, in all calls: a heartbeat."""
         vllm = import_vllm()
         arguments = engine_arguments(config, device, longest_prompt)
-        self._raw_logprobs = arguments["logprobs_mode"] == "raw_logprobs"
+        self._logprobs_mode = arguments["logprobs_mode"]
         self._tensor_parallel = arguments["tensor_parallel_size"]
         self._runs_on_trainer_ranks = arguments.get("distributed_executor_backend") == "external_launcher"
         self._owns_process_group = not dist.is_initialized()
@@ -102,7 +103,7 @@ class VllmEngine(RolloutEngine):
         self.load_weights()
         rollouts: list[list[Rollout | None]] = [[None] * sampling.n for _ in prompts]
         engine = self._llm.llm_engine
-        logprobs_known = self._logprobs_known(sampling)
+        known = logprobs_known(self._logprobs_mode, sampling)
         unfinished: dict[str, _Request] = {}
         with _errors_named("generating"):
             engine.reset_prefix_cache()  # otherwise the sampled tokens could depend on earlier calls
@@ -125,7 +126,10 @@ class VllmEngine(RolloutEngine):
                         request = unfinished.pop(output.request_id)
                         if request.rank != self._group_rank:
                             continue
-                        rollout = _rollout(output.outputs[0], logprobs_known)
+                        response = output.outputs[0]
+                        rollout = checked_rollout(
+                            response.token_ids, response.logprobs.logprobs, response.finish_reason, known=known
+                        )
                         rollouts[request.prompt_index][request.sample_index] = rollout
                         if on_rollout:
                             on_rollout(request.prompt_index, request.sample_index, rollout)
@@ -223,12 +227,6 @@ class VllmEngine(RolloutEngine):
         dist.all_gather_object(values, value, group=get_tp_group().cpu_group)
         return values
 
-    def _logprobs_known(self, sampling: Sampling) -> bool:
-        """Whether vLLM reports log-probabilities at the sampling temperature before the top-p cut."""
-        if self._raw_logprobs:  # always at temperature 1
-            return sampling.temperature in (0, 1)
-        return sampling.top_p == 1
-
     def _sampling_params(self, sampling: Sampling, seed: int) -> Any:
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 
@@ -271,14 +269,3 @@ def _with_causes(error: BaseException) -> str:
 def _repack_head(model: Any) -> None:
     """On a CPU vLLM computes with packed copies of the weights, and does not renew the copy of a tied head."""
     model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
-
-
-def _rollout(output: Any, logprobs_known: bool) -> Rollout:
-    tokens = list(output.token_ids)
-    logprobs = list(output.logprobs.logprobs) if logprobs_known else [float("nan")] * len(tokens)
-    if output.finish_reason not in ("stop", "length") or len(logprobs) != len(tokens):
-        raise RolloutError(
-            f"vLLM ended a response with finish reason {output.finish_reason!r}, {len(tokens)} tokens and "
-            f"{len(logprobs)} log-probabilities"
-        )
-    return Rollout(tokens, logprobs, output.finish_reason)

@@ -1,0 +1,88 @@
+"""A gloo group of the trainer and the workers of a vLLM server, apart from the process groups that either has."""
+
+from __future__ import annotations
+
+import socket
+from datetime import timedelta
+
+import torch
+from torch.distributed import BroadcastOptions, PrefixStore, ProcessGroupGloo, TCPStore
+
+TRAINER = 0
+"""Rank of the trainer, which sends; worker number i has rank i + 1."""
+
+
+def listening_store(address: str, world_size: int, timeout: float) -> TCPStore:
+    """The trainer's store, at a free port of `address` only: by default torch listens on all addresses."""
+    listener = socket.create_server((address, 0))
+    port = listener.getsockname()[1]
+    return TCPStore(
+        address,
+        port,
+        world_size,
+        is_master=True,
+        timeout=timedelta(seconds=timeout),
+        wait_for_workers=False,
+        master_listen_fd=listener.detach(),
+        use_libuv=False,
+    )
+
+
+def all_arrived(store: TCPStore, workers: int) -> bool:
+    """Whether so many workers are about to join a group over this store."""
+    return store.check([_arrived(worker + 1) for worker in range(workers)])
+
+
+def _arrived(rank: int) -> str:
+    return f"arrived/{rank}"
+
+
+def store_at(address: str, port: int, world_size: int, timeout: float) -> TCPStore:
+    """A worker's connection to the trainer's store."""
+    return TCPStore(
+        address,
+        port,
+        world_size,
+        is_master=False,
+        timeout=timedelta(seconds=timeout),
+        wait_for_workers=False,
+        use_libuv=False,
+    )
+
+
+class GlooGroup:
+    """One member of the group. Blocks until all are there.
+
+    own_address: where this member listens. timeout: seconds, of joining and of each broadcast. RuntimeError if another
+    member is gone or too late.
+    """
+
+    def __init__(self, store: TCPStore, rank: int, world_size: int, own_address: str, timeout: float) -> None:
+        options = ProcessGroupGloo._Options()
+        options._devices = [ProcessGroupGloo.create_device(hostname=own_address)]
+        options._timeout = timedelta(seconds=timeout)
+        self._store = store  # keeps the trainer's server of it alive
+        store.set(_arrived(rank), "")
+        self._group = ProcessGroupGloo(PrefixStore("hpt", store), rank, world_size, options)
+
+    def broadcast(self, tensor: torch.Tensor) -> None:
+        """Sends the trainer's contiguous CPU tensor to the workers' of the same shape."""
+        options = BroadcastOptions()
+        options.rootRank = TRAINER
+        self._group.broadcast([tensor], options).wait()
+
+    def close(self) -> None:
+        """Ends the connections; a broadcast that another thread waits for fails."""
+        self._group.abort()
+
+
+def address_towards(host: str, port: int) -> str:
+    """This machine's address on the way to `host`. OSError if there is no way."""
+    with socket.create_connection((host, port), timeout=10) as connection:
+        return str(connection.getsockname()[0])
+
+
+def free_port(address: str) -> int:
+    """A port of `address` that nothing listens on now."""
+    with socket.create_server((address, 0)) as listener:
+        return int(listener.getsockname()[1])
