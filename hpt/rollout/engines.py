@@ -18,7 +18,7 @@ from hpt.rollout.vllm.arguments import check_options
 from hpt.rollout.vllm.client import VllmClient
 from hpt.rollout.vllm.connection import ServerConnection
 from hpt.rollout.vllm.engine import VllmEngine
-from hpt.rollout.vllm.identity import check_server
+from hpt.rollout.vllm.identity import check_server, transfer_backend
 from hpt.rollout.weights import named_weights, save_adapters
 from hpt.support.device import pick_device
 from hpt.support.optional_packages import require
@@ -73,6 +73,8 @@ class VllmFactory(EngineFactory):
     def require_packages(self, config: Config) -> None:
         if config.rollout.vllm.url is None:
             require("vllm", 'rollout.engine "vllm"', "'hpt[vllm]'")
+        elif (backend := transfer_backend(config, pick_device(config.device))) != "gloo":
+            require("vllm", f'rollout.vllm.weight_transfer "{backend}", on the trainer\'s side, too,', "'hpt[vllm]'")
 
     def check(self, config: Config, stop_ids: Sequence[int]) -> None:
         if config.rollout.vllm.url is None:

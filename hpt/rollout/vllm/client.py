@@ -6,7 +6,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 
 import torch
@@ -105,6 +105,7 @@ class VllmClient(RolloutEngine):
             if lost is None:
                 return [[rollout for rollout in group if rollout] for group in rollouts]
             self._version = None
+            self._transfer.close()
             if sampled or not deadline:
                 deadline = time.monotonic() + self._wait
             self._world.once(partial(self._until_back, lost, deadline))
@@ -129,14 +130,12 @@ class VllmClient(RolloutEngine):
         """Returns when a server with this run's model is there; raises `lost` if that may not be waited for."""
         if self._wait == 0:
             raise lost
-        logger.warning(f"{lost}. Waiting {deadline - time.monotonic():.0f} s for a server to be started again.")
-        while True:
+        logger.warning(f"{lost}. Waiting for a server that is started again.")
+        while time.monotonic() < deadline:
             time.sleep(SECONDS_BETWEEN_LOOKS)
-            try:
+            with suppress(ServerLost):
                 return self._check()
-            except ServerLost as error:
-                if time.monotonic() >= deadline:
-                    raise RolloutError(f"{lost}. After rollout.vllm.wait = {self._wait:g} s: {error}") from error
+        raise RolloutError(f"{lost}. The run has waited for rollout.vllm.wait = {self._wait:g} s")
 
     def _confirm_version(self) -> None:
         assert self._version is not None

@@ -57,10 +57,14 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         if self._group is None:
             raise RuntimeError("init_weight_transfer_engine comes first")
         descriptions = zip(update_info.names, update_info.dtype_names, update_info.shapes, strict=True)
-        for name, dtype_name, shape in descriptions:
-            weight = torch.empty(shape, dtype=getattr(torch, dtype_name))
-            self._group.broadcast(weight)
-            self.model.load_weights([(name, weight.to(self.device))])
+        try:
+            for name, dtype_name, shape in descriptions:
+                weight = torch.empty(shape, dtype=getattr(torch, dtype_name))
+                self._group.broadcast(weight)
+                self.model.load_weights([(name, weight.to(self.device))])
+        except BaseException:
+            self.shutdown()  # so that the trainer does not wait for this worker
+            raise
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)

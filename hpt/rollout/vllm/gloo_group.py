@@ -8,6 +8,7 @@ from datetime import timedelta
 import torch
 from torch.distributed import BroadcastOptions, PrefixStore, ProcessGroupGloo, TCPStore
 
+MESSAGE_BYTES = 64 << 20
 TRAINER = 0
 """Rank of the trainer, which sends; worker number i has rank i + 1."""
 
@@ -53,7 +54,7 @@ def store_at(address: str, port: int, world_size: int, timeout: float) -> TCPSto
 class GlooGroup:
     """One member of the group. Blocks until all are there.
 
-    own_address: where this member listens. timeout: seconds, of joining and of each broadcast. RuntimeError if another
+    own_address: where this member listens. timeout: seconds, of joining and of each message. RuntimeError if another
     member is gone or too late.
     """
 
@@ -61,19 +62,22 @@ class GlooGroup:
         options = ProcessGroupGloo._Options()
         options._devices = [ProcessGroupGloo.create_device(hostname=own_address)]
         options._timeout = timedelta(seconds=timeout)
-        self._store = store  # keeps the trainer's server of it alive
         store.set(_arrived(rank), "")
-        self._group = ProcessGroupGloo(PrefixStore("hpt", store), rank, world_size, options)
+        self._store: TCPStore | None = store  # the trainer's is the server of it
+        self._group: ProcessGroupGloo | None = ProcessGroupGloo(PrefixStore("hpt", store), rank, world_size, options)
 
     def broadcast(self, tensor: torch.Tensor) -> None:
-        """Sends the trainer's contiguous CPU tensor to the workers' of the same shape."""
+        """Sends the trainer's contiguous CPU tensor into the workers' of the same shape, in messages of limited size."""
+        if self._group is None:
+            raise RuntimeError("the group is closed")
         options = BroadcastOptions()
         options.rootRank = TRAINER
-        self._group.broadcast([tensor], options).wait()
+        for part in tensor.view(-1).split(MESSAGE_BYTES // tensor.element_size()):
+            self._group.broadcast([part], options).wait()
 
     def close(self) -> None:
-        """Ends the connections; a broadcast that another thread waits for fails."""
-        self._group.abort()
+        """Ends the connections: whoever waits for this member gets an error at once."""
+        self._group = self._store = None  # gloo has no other way
 
 
 def address_towards(host: str, port: int) -> str:

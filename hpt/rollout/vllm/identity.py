@@ -59,8 +59,8 @@ def check_server(server: ServerConnection, config: Config, device: torch.device,
             )
     if (limit := served[name].get("max_model_len", 0)) < longest:
         raise HptError(
-            f"{server} takes {limit} tokens of prompt and response, and this run's longest have {longest}. Start it with "
-            "this run's recipe, whose data.max_prompt_tokens and lengths of responses it reads: hpt serve RECIPE"
+            f"{server} takes {limit} tokens of prompt and response, and this run's longest have {longest}. Start it "
+            "with this run's recipe, whose data.max_prompt_tokens and lengths of responses it reads: hpt serve RECIPE"
         )
 
 

@@ -18,6 +18,8 @@ from hpt.rollout.vllm.gloo_group import TRAINER, GlooGroup, address_towards, all
 T = TypeVar("T")
 
 POLL_SECONDS = 0.05
+MESSAGE_SECONDS = 20.0
+"""In which the workers take a message of gloo; they load the weights of the one before meanwhile."""
 
 
 class WeightDescription(NamedTuple):
@@ -125,7 +127,7 @@ class GlooSender:
                 joining.result()
                 raise server.lost("says that its workers have joined the weight transfer, and they have not")
             time.sleep(POLL_SECONDS)
-        self._group = GlooGroup(store, TRAINER, workers + 1, address, server.timeout)
+        self._group = GlooGroup(store, TRAINER, workers + 1, address, MESSAGE_SECONDS)
         joining.result()
 
     def send_weights(self) -> None:
@@ -137,7 +139,6 @@ class GlooSender:
         }
         self._control.start_weight_update()
         receiving = _in_background(lambda: self._control.update_weights(update))
-        receiving.add_done_callback(self._give_up)
         for _, tensor in self._source:
             data = tensor.cpu().contiguous()
             try:
@@ -150,11 +151,6 @@ class GlooSender:
 
     def shutdown(self) -> None:
         self._group.close()
-
-    def _give_up(self, receiving: Future[None]) -> None:
-        """Frees the trainer from a broadcast that the server will not take part in."""
-        if receiving.exception() is not None:
-            self._group.close()
 
 
 class NcclSender:

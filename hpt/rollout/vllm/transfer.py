@@ -14,7 +14,6 @@ import torch
 from hpt.rollout.vllm.connection import ServerConnection
 from hpt.rollout.vllm.senders import Control, Sender, WeightDescription, WeightSource, connected_sender
 from hpt.support.errors import RolloutError
-from hpt.support.optional_packages import require
 
 UPDATING = "updating"
 """The version of weights that are being replaced."""
@@ -23,12 +22,10 @@ UPDATING = "updating"
 class WeightTransfer:
     """Updates a server's weights; connects at the first update, and again after one that failed.
 
-    backend: gloo, nccl or ipc. device: the trainer's. ConfigError if the trainer lacks the package for the backend.
+    backend: gloo, nccl or ipc. device: the trainer's.
     """
 
     def __init__(self, server: ServerConnection, backend: str, device: torch.device) -> None:
-        if backend != "gloo":
-            require("vllm", f'rollout.vllm.weight_transfer "{backend}"', "'hpt[vllm]'")
         self._server = server
         self._backend = backend
         self._device = device
