@@ -67,7 +67,7 @@ class GlooGroup:
         self._group: ProcessGroupGloo | None = ProcessGroupGloo(PrefixStore("hpt", store), rank, world_size, options)
 
     def broadcast(self, tensor: torch.Tensor) -> None:
-        """Sends the trainer's contiguous CPU tensor into the workers' of the same shape, in messages of limited size."""
+        """Sends the trainer's contiguous CPU tensor into the workers' of its shape, in messages of limited size."""
         if self._group is None:
             raise RuntimeError("the group is closed")
         options = BroadcastOptions()

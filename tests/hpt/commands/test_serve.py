@@ -131,8 +131,8 @@ def test_the_plugin_of_vllm_is_named_loads_nothing_and_does_no_harm() -> None:
     entry = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["vllm.general_plugins"]
     assert entry["hpt"] == f"{vllm_plugin.__name__}:{vllm_plugin.register.__name__}"
     code = (
-        "import sys; sys.modules['vllm.distributed.weight_transfer.factory'] = None; import hpt.support.vllm_plugin as p; "
-        "p.register(); p.register(); print('torch' in sys.modules)"
+        "import sys; sys.modules['vllm.distributed.weight_transfer.factory'] = None; "
+        "from hpt.support.vllm_plugin import register; register(); register(); print('torch' in sys.modules)"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
