@@ -7,10 +7,11 @@ import math
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from http.client import HTTPException, HTTPResponse
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -51,7 +52,7 @@ class Completions:
 
     def sample(
         self, requests: Sequence[Request], sampling: Sampling, confirm: Callable[[], None]
-    ) -> Iterator[tuple[Request, Rollout]]:
+    ) -> Generator[tuple[Request, Rollout], None, None]:
         """Yields each rollout when it is finished, while others are sampled.
 
         confirm: called after rollouts have arrived and before they are yielded; raises if they must not be used.
@@ -61,7 +62,7 @@ class Completions:
         running = _Running(self._server, len(requests))
         try:
             for request in requests:
-                running.start(lambda request=request: self._response(running, request, sampling), request)
+                running.start(partial(self._response, running, request, sampling), request)
             left = len(requests)
             while left:
                 finished = running.finished()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch.distributed import BroadcastOptions, PrefixStore, ProcessGroupGloo, TCPStore
@@ -59,12 +60,13 @@ class GlooGroup:
     """
 
     def __init__(self, store: TCPStore, rank: int, world_size: int, own_address: str, timeout: float) -> None:
-        options = ProcessGroupGloo._Options()
-        options._devices = [ProcessGroupGloo.create_device(hostname=own_address)]
+        gloo: Any = ProcessGroupGloo  # torch has types for a part of it only
+        options = gloo._Options()
+        options._devices = [gloo.create_device(hostname=own_address)]
         options._timeout = timedelta(seconds=timeout)
         store.set(_arrived(rank), "")
         self._store: TCPStore | None = store  # the trainer's is the server of it
-        self._group: ProcessGroupGloo | None = ProcessGroupGloo(PrefixStore("hpt", store), rank, world_size, options)
+        self._group: Any = gloo(PrefixStore("hpt", store), rank, world_size, options)
 
     def broadcast(self, tensor: torch.Tensor) -> None:
         """Sends the trainer's contiguous CPU tensor into the workers' of its shape, in messages of limited size."""

@@ -66,11 +66,13 @@ def check_server(server: ServerConnection, config: Config, device: torch.device,
 
 def _settings_for(config: Config, device: torch.device) -> dict[str, Any]:
     options, model = config.rollout.vllm.options, config.model
-    overrides = changed_entries(model.path, model.config, trust_remote_code=model.trust_remote_code)
+    overrides = options.get("hf_overrides", {})
+    if model.config:
+        overrides = changed_entries(model.path, model.config, trust_remote_code=model.trust_remote_code)
     return {
         "dtype": options.get("dtype", model.dtype),
         "logprobs_mode": options.get("logprobs_mode", logprobs_mode(config.rollout.top_p)),
-        "hf_overrides": json.loads(json.dumps(options.get("hf_overrides", overrides if model.config else {}))),
+        "hf_overrides": json.loads(json.dumps(overrides)),
         "rollout.vllm.weight_transfer": transfer_backend(config, device),
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, cast
 
 from hpt.rollout.engine import Sampling
 from hpt.rollout.rollout import Rollout
@@ -34,4 +35,4 @@ def checked_rollout(
             f"vLLM ended a response with finish reason {finish_reason!r}, {len(tokens)} tokens and "
             f"{len(logprobs)} log-probabilities"
         )
-    return Rollout(list(tokens), list(logprobs) if known else [math.nan] * len(tokens), finish_reason)
+    return Rollout(list(tokens), list(logprobs) if known else [math.nan] * len(tokens), cast(Any, finish_reason))

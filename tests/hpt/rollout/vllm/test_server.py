@@ -174,6 +174,19 @@ def test_the_key_is_neither_in_the_log_nor_on_a_command_line(server: Server) -> 
     assert KEY.encode() not in Path(f"/proc/{server.process.pid}/cmdline").read_bytes()
 
 
+def test_vllms_senders_for_gpus_have_what_is_asked_of_them() -> None:
+    """They cannot be connected without a GPU; hpt's part is tested with stand-ins in test_senders.py."""
+    from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+    from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
+    from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+
+    assert NCCLTrainerInitInfo("127.0.0.1", 1, 5, rank=0).world_size == 5
+    assert IPCTrainerInitInfo(packed=True, rank=0).is_sender
+    for backend in ("nccl", "ipc"):
+        sender = WeightTransferTrainerFactory._registry[backend]()
+        assert all(callable(getattr(sender, name)) for name in ("trainer_init", "send_weights", "shutdown"))
+
+
 def test_two_ranks_send_the_weights_that_they_gather_and_sample_their_own_questions(
     recipe: Path, server: Server, tmp_path: Path
 ) -> None:
