@@ -10,7 +10,7 @@ from typing import Protocol
 
 from rich.text import Text
 
-from hpt.commands import compare, data, doctor, evaluate, export, plan, report, train
+from hpt.commands import compare, data, doctor, evaluate, export, plan, report, serve, train
 from hpt.commands.arguments import CommandParser
 from hpt.support.errors import HptError
 from hpt.support.messages import console, printing_messages
@@ -38,6 +38,7 @@ class Command(Protocol):
 
 COMMANDS: dict[str, Command] = {
     "train": train,
+    "serve": serve,
     "eval": evaluate,
     "compare": compare,
     "data": data,

@@ -18,8 +18,9 @@ from hpt.rollout.vllm.arguments import EngineSettings, check_options
 from hpt.rollout.vllm.client import VllmClient
 from hpt.rollout.vllm.connection import ServerConnection
 from hpt.rollout.vllm.engine import VllmEngine
+from hpt.rollout.vllm.identity import check_server, transfer_backend
 from hpt.rollout.weights import named_weights, save_adapters
-from hpt.support.model_config import read_model_config
+from hpt.support.device import pick_device
 from hpt.support.optional_packages import require
 
 
@@ -72,22 +73,28 @@ class VllmFactory(EngineFactory):
     def require_packages(self, config: Config) -> None:
         if config.rollout.vllm.url is None:
             require("vllm", 'rollout.engine "vllm"', "'hpt[vllm]'")
-        if quantization := config.rollout.vllm.quantization:
-            require("vllm_bnb_plugin", f'rollout.vllm.quantization "{quantization}"', "'hpt[vllm-4bit]'")
+            if quantization := config.rollout.vllm.quantization:
+                require("vllm_bnb_plugin", f'rollout.vllm.quantization "{quantization}"', "'hpt[vllm-4bit]'")
+        elif (backend := transfer_backend(config, pick_device(config.device))) != "gloo":
+            require("vllm", f'rollout.vllm.weight_transfer "{backend}", on the trainer\'s side, too,', "'hpt[vllm]'")
 
     def check(self, config: Config, stop_ids: Sequence[int]) -> None:
         if config.rollout.vllm.url is None:
             check_options(config)
         else:
-            model = read_model_config(
-                config.model.path, config.model.config, trust_remote_code=config.model.trust_remote_code
-            )
-            ServerConnection(config).check(model, stop_ids)
+            check_server(ServerConnection(config), config, pick_device(config.device))
 
     def make(self, inputs: EngineInputs) -> RolloutEngine:
         config, model = inputs.config, inputs.model
         if config.rollout.vllm.url is not None:
-            return VllmClient(config, partial(named_weights, model), model.config, inputs.stop_ids)
+            return VllmClient(
+                config,
+                partial(named_weights, model),
+                stop_ids=inputs.stop_ids,
+                vocabulary=model.config.get_text_config().vocab_size,
+                device=inputs.device,
+                longest_prompt=inputs.longest_prompt,
+            )
         separate_adapters = config.rollout.vllm.adapters == "lora"
         reads_weights = config.rollout.vllm.quantization is not None
         return VllmEngine(

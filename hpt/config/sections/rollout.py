@@ -13,9 +13,22 @@ class VllmConfig(Section):
     """Read by `rollout.engine: vllm` only."""
 
     url: str | None = Field(
-        None, description="URL of a server (python -m hpt.rollout.vllm.server); null: inside the trainer's process"
+        None,
+        pattern=r"^https?://[^/?#\s]+(/[^?#\s]*)?$",
+        description="URL of a server (hpt serve RECIPE); null: inside the trainer's process",
     )
-    timeout: float = Field(300.0, gt=0, description="seconds without an answer after which a server counts as dead")
+    timeout: float = Field(300.0, gt=0, description="seconds without progress after which a server counts as hung")
+    wait: float = Field(
+        0.0,
+        ge=0,
+        description="seconds that a run waits for a server that died or hangs to be started again; 0: the run stops, "
+        "with a checkpoint",
+    )
+    weight_transfer: Literal["auto", "nccl", "ipc", "gloo"] = Field(
+        "auto",
+        description="how a server gets the weights: nccl between GPUs, ipc where trainer and server share one, gloo "
+        "through CPU memory; auto: nccl, on a CPU gloo",
+    )
     tensor_parallel: int = Field(
         1,
         ge=1,

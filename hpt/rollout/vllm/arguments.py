@@ -12,6 +12,7 @@ import torch
 
 from hpt.config.schema import Config
 from hpt.config.sections.model import ModelConfig
+from hpt.rollout.vllm.responses import logprobs_mode
 from hpt.support.errors import ConfigError
 from hpt.support.model_config import changed_entries
 
@@ -31,8 +32,8 @@ class EngineSettings:
     loads_weights: vLLM reads the weights of model.path; otherwise it starts with dummy weights, and is given the
     policy's. quantization: those that it reads are put into 4 bits.
     lora_rank: of adapters that stay apart from the weights. adapters: their folder, where they never change.
-    raw_logprobs: log-probabilities at temperature 1 before any top-p cut; otherwise at the sampling temperature, after
-    it. options: further arguments of `vllm.LLM`, which replace others.
+    logprobs_mode: vLLM's (`hpt.rollout.vllm.responses`). options: further arguments of `vllm.LLM`, which replace
+    others.
     """
 
     model: ModelConfig
@@ -46,7 +47,7 @@ class EngineSettings:
     quantization: Literal["nf4"] | None = None
     lora_rank: int | None = None
     adapters: Path | None = None
-    raw_logprobs: bool = False
+    logprobs_mode: str = "processed_logprobs"
     options: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -63,7 +64,7 @@ class EngineSettings:
             loads_weights=vllm.quantization is not None,
             quantization=vllm.quantization,
             lora_rank=lora.rank if lora and vllm.adapters == "lora" else None,
-            raw_logprobs=config.rollout.top_p < 1,
+            logprobs_mode=logprobs_mode(config.rollout.top_p),
             options=vllm.options,
         )
 
@@ -90,8 +91,7 @@ def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
         "load_format": "auto" if settings.loads_weights else "dummy",
         "skip_tokenizer_init": True,
         "generation_config": "vllm",  # ignore the sampling defaults in the model's folder
-        # vLLM reports log-probabilities either before temperature and top-p (raw) or after both (processed).
-        "logprobs_mode": "raw_logprobs" if settings.raw_logprobs else "processed_logprobs",
+        "logprobs_mode": settings.logprobs_mode,
         "max_model_len": -1 if settings.longest_sequence is None else settings.longest_sequence,
         "gpu_memory_utilization": settings.memory_share,
         "tensor_parallel_size": settings.tensor_parallel,

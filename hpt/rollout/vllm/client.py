@@ -1,48 +1,71 @@
-"""Rollouts by a vLLM server (`hpt.rollout.vllm.server`), which is sent weights and token ids over HTTP."""
+"""Rollouts by a vLLM server (`hpt serve`), which gets the policy's weights over a connection of its own."""
 
 from __future__ import annotations
 
-import json
+import logging
 import time
 import uuid
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
-from typing import IO, Any
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
+from functools import partial
 
 import torch
-import torch.distributed as dist
-from safetensors.torch import save
-from transformers import PreTrainedConfig
 
 from hpt.config.schema import Config
 from hpt.rollout.engine import OnRollout, RolloutEngine, Sampling
 from hpt.rollout.rollout import Rollout
-from hpt.rollout.vllm.connection import ServerConnection
+from hpt.rollout.vllm.completions import Completions, Request
+from hpt.rollout.vllm.connection import ServerConnection, ServerLost
+from hpt.rollout.vllm.identity import check_server, transfer_backend
+from hpt.rollout.vllm.responses import logprobs_mode
+from hpt.rollout.vllm.senders import WeightDescription
+from hpt.rollout.vllm.transfer import WeightTransfer
 from hpt.rollout.weights import GetWeights
-from hpt.support.errors import RolloutError
+from hpt.support.distributed import launched
+from hpt.support.errors import ConfigError, HptError, RolloutError
+from hpt.support.seeds import request_seeds
 
-PART_BYTES = 256 << 20
-"""Weights are sent in parts of at most this size; a larger tensor is a part by itself."""
+logger = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_LOOKS = 1.0
+"""At a server that is gone, while the run waits for it."""
 
 
 class VllmClient(RolloutEngine):
-    """Samples on the server at `rollout.vllm.url`. HptError if it is absent or serves another model.
+    """Samples on the server at `rollout.vllm.url`. HptError if it is absent or does not serve this run's model.
 
-    weights: gives the policy's current weights. model: its configuration. With several ranks, `generate` is a
-    collective, since rank 0 sends the weights that all ranks gather.
+    weights: gives the policy's current weights. stop_ids: any of them ends a response. vocabulary: the model's entries.
+    device: the trainer's. longest_prompt: in tokens. With several ranks `generate` is a collective: all ranks gather
+    the weights that rank 0 sends, and all raise if one fails.
     """
 
     def __init__(
         self,
         config: Config,
         weights: GetWeights,
-        model: PreTrainedConfig,
+        *,
         stop_ids: Sequence[int],
+        vocabulary: int,
+        device: torch.device,
+        longest_prompt: int,
     ) -> None:
         self._weights = weights
+        self._world = launched()
+        self._wait = config.rollout.vllm.wait
         self._version: str | None = None  # of the weights that the server has; None if they are outdated
+        self._descriptions: list[WeightDescription] = []
         self._server = ServerConnection(config)
-        self._server.check(model, stop_ids)
+        self._check = partial(check_server, self._server, config, device, longest_prompt + config.longest_response)
+        self._world.once(self._check)
+        backend = transfer_backend(config, device)
+        if backend == "ipc" and self._world.size > 1:
+            raise ConfigError(
+                f'rollout.vllm.weight_transfer = "ipc" goes with one process of the trainer, and it has '
+                f"{self._world.size}: use nccl"
+            )
+        self._transfer = WeightTransfer(self._server, backend, device)
+        mode = config.rollout.vllm.options.get("logprobs_mode", logprobs_mode(config.rollout.top_p))
+        self._completions = Completions(self._server, stop_ids, vocabulary, mode)
 
     def generate(
         self,
@@ -51,93 +74,93 @@ class VllmClient(RolloutEngine):
         seed: int,
         on_rollout: OnRollout | None = None,
     ) -> list[list[Rollout]]:
-        if self._version is None:
-            self._version = self._update_weights()
         rollouts: list[list[Rollout | None]] = [[None] * sampling.n for _ in prompts]
-        request = {
-            "prompts": [list(prompt) for prompt in prompts],
-            "sampling": asdict(sampling),
-            "seed": seed,
-            "version": self._version,
-        }
-        with self._server.request("/generate", json.dumps(request).encode()) as answer:
-            for line in self._finished(answer):
-                index, place = line["index"], line["place"]
-                rollout = Rollout(line["tokens"], line["logprobs"], line["finish_reason"])
-                rollouts[index][place] = rollout
-                if on_rollout:
-                    on_rollout(index, place, rollout)
-        return [[rollout for rollout in group if rollout] for group in rollouts]
+        seeds = iter(request_seeds(seed, len(prompts) * sampling.n))
+        requests = [
+            Request(index, place, list(prompt), next(seeds))
+            for index, prompt in enumerate(prompts)
+            for place in range(sampling.n)
+        ]
+
+        def sample() -> tuple[ServerLost | None, int]:
+            """Samples this rank's missing rollouts. Returns how the server was lost, if it was, and their number."""
+            missing = [request for request in requests if rollouts[request.index][request.place] is None]
+            sampled = 0
+            try:
+                self._server.post("/reset_prefix_cache")  # otherwise the tokens could depend on earlier calls
+                self._confirm_version()
+                with closing(self._completions.sample(missing, sampling, self._confirm_version)) as finished:
+                    for request, rollout in finished:
+                        rollouts[request.index][request.place] = rollout
+                        sampled += 1
+                        if on_rollout:
+                            on_rollout(request.index, request.place, rollout)
+            except ServerLost as error:
+                return error, sampled
+            return None, sampled
+
+        deadline = 0.0
+        while True:
+            lost, sampled = self._attempt(sample)
+            if lost is None:
+                return [[rollout for rollout in group if rollout] for group in rollouts]
+            self._version = None
+            self._transfer.close()
+            if sampled or not deadline:
+                deadline = time.monotonic() + self._wait
+            self._world.once(partial(self._until_back, lost, deadline))
 
     def weights_changed(self) -> None:
         self._version = None
 
-    def _finished(self, answer: IO[bytes]) -> Iterator[dict[str, Any]]:
-        """Yields the finished rollouts of an answer, one JSON object each.
+    def close(self) -> None:
+        self._transfer.close()
 
-        RolloutError if the answer breaks off, or heartbeats show no progress for `rollout.vllm.timeout` seconds.
-        """
-        engine_steps = -1
-        last_progress = time.monotonic()
-        for text in answer:
-            if not text.endswith(b"\n"):
-                break
-            line = json.loads(text)
-            if "error" in line:
-                raise RolloutError(f"the vLLM server at {self._server.url} failed: {line['error']}")
-            if "done" in line:
-                return
-            if "alive" not in line:
-                last_progress = time.monotonic()
-                yield line
-                continue
-            if line["alive"] != engine_steps:
-                engine_steps = line["alive"]
-                last_progress = time.monotonic()
-            if time.monotonic() - last_progress > self._server.timeout:
-                raise RolloutError(
-                    f"the vLLM server at {self._server.url} has made no progress for {self._server.timeout:g} s"
-                )
-        raise RolloutError(
-            f"the vLLM server at {self._server.url} ended in the middle of an answer; its own output says why"
-        )
+    def _attempt(self, sample: Callable[[], tuple[ServerLost | None, int]]) -> tuple[ServerLost | None, int]:
+        """Sends the weights if they are outdated, and calls `sample`. Returns what all ranks' `sample` say together."""
+        if self._version is None:
+            try:
+                self._version = self._update_weights()
+            except ServerLost as error:
+                return error, 0
+        outcomes = self._world.agree(sample)
+        return next((error for error, _ in outcomes if error), None), sum(sampled for _, sampled in outcomes)
+
+    def _until_back(self, lost: ServerLost, deadline: float) -> None:
+        """Returns when a server with this run's model is there; raises `lost` if that may not be waited for."""
+        if self._wait == 0:
+            raise lost
+        logger.warning(f"{lost}. Waiting for a server that is started again.")
+        while time.monotonic() < deadline:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+            with suppress(ServerLost):
+                return self._check()
+        raise RolloutError(f"{lost}. The run has waited for rollout.vllm.wait = {self._wait:g} s")
+
+    def _confirm_version(self) -> None:
+        assert self._version is not None
+        self._server.confirm_version(self._version)
 
     def _update_weights(self) -> str:
         """Sends the policy's weights to the server and returns their version.
 
         A collective: every rank iterates over the weights, since ZeRO-3 gathers each of them from all ranks, and every
-        rank raises RolloutError if rank 0 could not send them.
+        rank raises if rank 0 could not send them.
         """
-        version = uuid.uuid4().hex
-        failure = None
-        several_ranks = dist.is_initialized() and dist.get_world_size() > 1
+        if not self._descriptions:
+            self._descriptions = [
+                WeightDescription(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in self._weights()
+            ]
+        version, failure = uuid.uuid4().hex, None
         weights = iter(self._weights())
-        if not several_ranks or dist.get_rank() == 0:
+        if self._world.main:
             try:
-                self._send(version, weights)
-            except RolloutError as error:
-                failure = str(error)
+                self._transfer.update(version, self._descriptions, weights)
+            except HptError as error:
+                failure = error
         for _ in weights:  # on the other ranks, or after a failure on rank 0
             pass
-        if several_ranks:
-            outcome = [version, failure]
-            dist.broadcast_object_list(outcome)
-            version, failure = outcome  # type: ignore[assignment]
+        version, failure = self._world.gather((version, failure))[0]
         if failure is not None:
-            raise RolloutError(failure)
+            raise failure
         return version
-
-    def _send(self, version: str, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
-        part: dict[str, torch.Tensor] = {}
-        size = 0
-        for name, tensor in weights:
-            if part and size + tensor.nbytes > PART_BYTES:
-                self._send_part(version, part, last=False)
-                part, size = {}, 0
-            part[name] = tensor.detach().to("cpu", copy=True).contiguous()
-            size += tensor.nbytes
-        self._send_part(version, part, last=True)
-
-    def _send_part(self, version: str, part: dict[str, torch.Tensor], *, last: bool) -> None:
-        with self._server.request(f"/weights?version={version}&last={int(last)}", save(part)) as answer:
-            answer.read()

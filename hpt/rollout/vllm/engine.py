@@ -19,14 +19,8 @@ import torch.distributed as dist
 from hpt.rollout.engine import OnRollout, RolloutEngine, Sampling
 from hpt.rollout.rollout import Rollout
 from hpt.rollout.vllm.arguments import EngineSettings, engine_arguments, import_vllm
-from hpt.rollout.vllm.requests import (
-    Request,
-    errors_named,
-    logprobs_known,
-    requests_for,
-    rollout_of,
-    sampling_params,
-)
+from hpt.rollout.vllm.requests import Request, errors_named, requests_for, sampling_params
+from hpt.rollout.vllm.responses import checked_rollout, logprobs_known
 from hpt.rollout.weights import GetWeights
 from hpt.support.errors import HptError
 
@@ -66,7 +60,7 @@ class VllmEngine(RolloutEngine):
         """Engine steps so far, in all calls: a heartbeat."""
         vllm = import_vllm()
         arguments = engine_arguments(settings)
-        self._raw_logprobs = settings.raw_logprobs
+        self._logprobs_mode = arguments["logprobs_mode"]
         self._tensor_parallel = arguments["tensor_parallel_size"]
         self._runs_on_trainer_ranks = arguments.get("distributed_executor_backend") == "external_launcher"
         self._owns_process_group = not dist.is_initialized()
@@ -86,7 +80,7 @@ class VllmEngine(RolloutEngine):
         self.load_weights()
         rollouts: list[list[Rollout | None]] = [[None] * sampling.n for _ in prompts]
         engine = self._llm.llm_engine
-        known = logprobs_known(sampling, raw=self._raw_logprobs)
+        known = logprobs_known(self._logprobs_mode, sampling)
         unfinished: dict[str, Request] = {}
         with errors_named("generating"):
             engine.reset_prefix_cache()  # otherwise the sampled tokens could depend on earlier calls
@@ -109,7 +103,10 @@ class VllmEngine(RolloutEngine):
                         request = unfinished.pop(output.request_id)
                         if request.rank != self._group_rank:
                             continue
-                        rollout = rollout_of(output.outputs[0], known=known)
+                        response = output.outputs[0]
+                        rollout = checked_rollout(
+                            response.token_ids, response.logprobs.logprobs, response.finish_reason, known=known
+                        )
                         rollouts[request.prompt_index][request.sample_index] = rollout
                         if on_rollout:
                             on_rollout(request.prompt_index, request.sample_index, rollout)

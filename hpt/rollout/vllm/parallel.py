@@ -10,14 +10,8 @@ from typing import Any, TypeVar
 from hpt.rollout.engine import OnRollout, RolloutEngine, Sampling
 from hpt.rollout.rollout import Rollout
 from hpt.rollout.vllm.arguments import EngineSettings, engine_arguments, import_vllm
-from hpt.rollout.vllm.requests import (
-    Request,
-    errors_named,
-    logprobs_known,
-    requests_for,
-    rollout_of,
-    sampling_params,
-)
+from hpt.rollout.vllm.requests import Request, errors_named, requests_for, sampling_params
+from hpt.rollout.vllm.responses import checked_rollout, logprobs_known
 from hpt.support.errors import HptError
 
 T = TypeVar("T")
@@ -51,10 +45,12 @@ class ParallelVllmEngine(RolloutEngine):
         seed: int,
         on_rollout: OnRollout | None = None,
     ) -> list[list[Rollout]]:
-        known = logprobs_known(sampling, raw=self._settings.raw_logprobs)
+        known = logprobs_known(self._settings.logprobs_mode, sampling)
 
         async def sample(request: Request) -> tuple[Request, Rollout]:
-            return request, rollout_of(await self._response(request, sampling), known=known)
+            response = await self._response(request, sampling)
+            logprobs = response.logprobs.logprobs
+            return request, checked_rollout(response.token_ids, logprobs, response.finish_reason, known=known)
 
         async def sample_all() -> list[list[Rollout]]:
             rollouts: list[list[Any]] = [[None] * sampling.n for _ in prompts]

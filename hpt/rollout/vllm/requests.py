@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from hpt.rollout.engine import Sampling
-from hpt.rollout.rollout import Rollout
 from hpt.support.errors import HptError, RolloutError
 from hpt.support.seeds import request_seeds
 
@@ -54,26 +53,6 @@ def sampling_params(sampling: Sampling, seed: int, stop_ids: Sequence[int]) -> A
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
-
-
-def logprobs_known(sampling: Sampling, *, raw: bool) -> bool:
-    """Whether vLLM reports log-probabilities at the sampling temperature before the top-p cut.
-
-    raw: it was set up to report those at temperature 1.
-    """
-    return sampling.temperature in (0, 1) if raw else sampling.top_p == 1
-
-
-def rollout_of(output: Any, *, known: bool) -> Rollout:
-    """The rollout in vLLM's CompletionOutput. known: whether its log-probabilities are what a rollout has."""
-    tokens = list(output.token_ids)
-    logprobs = list(output.logprobs.logprobs) if known else [float("nan")] * len(tokens)
-    if output.finish_reason not in ("stop", "length") or len(logprobs) != len(tokens):
-        raise RolloutError(
-            f"vLLM ended a response with finish reason {output.finish_reason!r}, {len(tokens)} tokens and "
-            f"{len(logprobs)} log-probabilities"
-        )
-    return Rollout(tokens, logprobs, output.finish_reason)
 
 
 @contextmanager

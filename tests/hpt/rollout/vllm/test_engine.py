@@ -10,8 +10,6 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -35,9 +33,7 @@ from hpt.model.loading import load_model
 from hpt.records.checkpoints import checkpoints
 from hpt.records.files import read_metrics
 from hpt.rollout import Rollout, Sampling, check_rollout_engine
-from hpt.rollout.vllm import client as vllm_client
 from hpt.rollout.vllm.arguments import EngineSettings
-from hpt.rollout.vllm.client import VllmClient
 from hpt.rollout.vllm.engine import VllmEngine
 from hpt.rollout.weights import named_weights
 from hpt.support.errors import ConfigError, RolloutError
@@ -303,69 +299,6 @@ def test_a_run_trains_on_vllms_rollouts_and_resumes_bit_exactly(
     assert metrics_of(part) == lines
     last, again = (load_file(checkpoints(path)[-1] / "model.safetensors") for path in (run, part))
     assert all(torch.equal(last[name], again[name]) for name in last)
-
-
-@pytest.fixture(scope="module")
-def server(recipe: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """A server with real vLLM: its address and its process."""
-    command = [sys.executable, "-m", "hpt.rollout.vllm.server", str(recipe), "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    line = process.stdout.readline()  # returns an empty string if the server ends
-    try:
-        assert line.startswith("Serving"), line
-        yield line.split()[-1], process
-    finally:
-        process.kill()
-        process.wait()
-
-
-def test_a_server_gives_the_policys_logprobs_before_and_after_an_update(
-    recipe: Path, server: tuple[str, subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(vllm_client, "PART_BYTES", 50_000)
-    config = load_config(recipe, [f"rollout.vllm.url={server[0]}"])
-    model = load(config)
-    client = VllmClient(config, partial(named_weights, model), model.config, [1])
-    seen: dict[tuple[int, int], Rollout] = {}
-
-    def remember(index: int, place: int, rollout: Rollout) -> None:
-        seen[index, place] = rollout
-
-    for _ in range(2):
-        seen.clear()
-        groups = client.generate(PROMPTS, Sampling(n=3, max_tokens=12), 3, remember)
-        assert seen == {(i, j): rollout for i, group in enumerate(groups) for j, rollout in enumerate(group)}
-        assert client.generate(PROMPTS, Sampling(n=3, max_tokens=12), 3) == groups
-        assert mismatch(model, groups) < BOUND
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.1 * torch.randn_like(parameter))
-        assert mismatch(model, groups) > 0.1
-        client.weights_changed()
-
-
-def test_a_killed_server_stops_the_run_with_a_checkpoint(
-    recipe: Path, server: tuple[str, subprocess.Popen[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    url, process = server
-    run = tmp_path / "run"
-
-    def kill() -> None:
-        while not (run / "rollouts" / "step-000002.jsonl").exists() and process.poll() is None:
-            time.sleep(0.01)
-        process.kill()
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    settings = [f"output={run}", "steps=5000", "eval.every=0", "checkpoint.every=0", f"rollout.vllm.url={url}"]
-    assert main(["train", str(recipe), *settings]) == 2
-    killer.join()
-    assert "the vLLM server" in " ".join(capsys.readouterr().err.split())
-    done = read_metrics(run)[-1]["step"]
-    assert done >= 2
-    assert [path.name for path in checkpoints(run)] == [f"step-{done:06d}"]
-    assert main(["train", "--resume", str(run), f"steps={done + 1}", "rollout.engine=transformers"]) == 0
 
 
 def test_two_ranks_form_a_tensor_parallel_group(recipe: Path, tmp_path: Path) -> None:
