@@ -22,6 +22,7 @@ from hpt.records.files import read_metrics
 from .. import runs
 from ..commit import last_commit
 
+LEARNING_RATE = "optimizer.lr=4.5e-4"  # HPT's best on this recipe, by `python -m bench reproduce`
 VARIANTS = {
     "n = 8": ["rollout.n=8"],
     "n = 8, probe 4": ["rollout.n=8", "rollout.probe=4"],
@@ -64,7 +65,9 @@ def _run(options: argparse.Namespace, seed: int, variant: str) -> dict[str, Any]
     folder = options.runs / f"{variant.replace(' ', '').replace(',', '-').replace('=', '')}-seed{seed}"
     places = [f"model.path={start}/model", f"data.train={start}/train.jsonl", f"data.eval={start}/eval.jsonl"]
     evaluation = [f"eval.n={options.n}", "eval.every=1000000"]  # before the first step and after the last
-    runs.train(folder, "sums", [f"seed={seed}", *VARIANTS[variant], *places, *evaluation, *options.settings])
+    runs.train(
+        folder, "sums", [f"seed={seed}", *VARIANTS[variant], *places, *evaluation, LEARNING_RATE, *options.settings]
+    )
     before, *steps = read_metrics(folder)
     return {
         "variant": variant,
