@@ -1,7 +1,7 @@
 """What `rollout.probe` saves and what it costs: HPT on the sums of `hpt train sums`, with several seeds.
 
 8 rollouts of every question, 4 of them first (`rollout.probe=4`), and 4 only, all from the same start models and with
-the same questions in the same order. Reports held-out accuracy, rollouts and tokens sampled, and seconds.
+the same questions in the same order. Reports held-out accuracy, and the rollouts and tokens that it took.
 
 Finished runs are kept and unfinished ones continued, so the command can be stopped and repeated.
 """
@@ -79,16 +79,16 @@ def _run(options: argparse.Namespace, seed: int, variant: str) -> dict[str, Any]
         "tokens": sum(step["response/length_sum"] for step in steps),
         "sft_share": sum(step["gate/sft"] for step in steps) / sum(step["gate/questions"] for step in steps),
         "stopped": sum(step.get("rollout/stopped", 0) for step in steps),
-        "rollout_seconds": sum(step["time/rollout"] for step in steps),
-        "step_seconds": sum(step["time/step"] for step in steps),
+        "trained_tokens": sum(step["train/tokens"] for step in steps),
+        "seconds": sum(step["time/step"] for step in steps),
     }
 
 
 def table(found: Sequence[dict[str, Any]]) -> str:
     """Means over the seeds, with the standard deviation of the accuracy over seeds."""
     lines = [
-        "| variant | accuracy before | after | std over seeds | rollouts | tokens | SFT share | rollouts, s | steps, s |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| rollouts of a question | accuracy before | after | std over seeds | rollouts | tokens sampled | trained | to SFT |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for variant in VARIANTS:
         own = [run for run in found if run["variant"] == variant]
@@ -97,7 +97,7 @@ def table(found: Sequence[dict[str, Any]]) -> str:
         spread = f"{stdev(accuracies):.3f}" if len(own) > 1 else "-"
         lines.append(
             f"| {variant} | {average['accuracy_before']:.3f} | {average['accuracy']:.3f} | {spread} "
-            f"| {average['rollouts']:,.0f} | {average['tokens']:,.0f} | {average['sft_share']:.2f} "
-            f"| {average['rollout_seconds']:.0f} | {average['step_seconds']:.0f} |"
+            f"| {average['rollouts']:,.0f} | {average['tokens']:,.0f} | {average['trained_tokens']:,.0f} "
+            f"| {average['sft_share']:.0%} |"
         )
     return "\n".join(lines) + "\n"

@@ -19,7 +19,6 @@ class Experience:
     question: Question
     prompt: list[int]  # token ids
     rollouts: list[Rollout] = field(default_factory=list)  # none where the gate asks for none
-    probe: int | None = None  # with rollout.probe: RL trains on the first so many rollouts only; None: on all
     decision: Decision = NOTHING
     demonstration: list[int] = field(default_factory=list)  # response tokens, where the decision trains on them
     demonstration_reward: float | None = 1.0  # as a member of the group; None where no reward applies
@@ -27,6 +26,7 @@ class Experience:
     demonstration_advantage: float = 1.0  # of its off-policy row
     rewards: GroupRewards = field(default_factory=GroupRewards)  # empty where the recipe lists none
     trained: bool = True  # dynamic sampling leaves questions out
+    probe: int | None = None  # with rollout.probe: RL trains on the first so many rollouts only; None: on all
 
     def add(self, rollouts: Sequence[Rollout], judgement: Judgement) -> None:
         """Takes rollouts with what is known about them and, if it is in their group, about the demonstration."""

@@ -91,7 +91,7 @@ class Trainer:
                 self.sample_and_verify(step, batch, sampled)
             else:
                 self.sample_and_verify(step, batch, self.probe.first(sampled))
-                self.sample_and_verify(step, batch, self.probe.open(sampled), purpose="rest")
+                self.sample_and_verify(step, batch, self.probe.open(sampled))
             self.decide(sampled)
             experiences += sampled
             if self.enough(experiences):
@@ -135,12 +135,11 @@ class Trainer:
         prompts = self.renderer.encode_prompts(questions)
         return [Experience(*pair) for pair in zip(questions, prompts, strict=True)]
 
-    def sample_and_verify(
-        self, step: int, batch: int, experiences: Sequence[Experience], purpose: Purpose = "rollout"
-    ) -> None:
-        """Gives the questions their rollouts, or further ones, with verdicts and rewards. purpose: of the seed."""
+    def sample_and_verify(self, step: int, batch: int, experiences: Sequence[Experience]) -> None:
+        """Gives the questions their rollouts, or further ones, with verdicts and rewards."""
         if not experiences or not self.config.gate.needs_rollouts:
             return
+        purpose: Purpose = "rest" if experiences[0].rollouts else "rollout"
         with self.judging(step) as judging:
             seed = seed_for(self.config.seed, batch, purpose, self.world.rank)
             self.verify(experiences, self.sample(experiences, seed, judging), judging)
