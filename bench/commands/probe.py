@@ -87,7 +87,7 @@ def _run(options: argparse.Namespace, seed: int, variant: str) -> dict[str, Any]
 def table(found: Sequence[dict[str, Any]]) -> str:
     """Means over the seeds, with the standard deviation of the accuracy over seeds."""
     lines = [
-        "| rollouts of a question | accuracy before | after | std over seeds | rollouts | tokens sampled | trained | to SFT |",
+        "| variant | accuracy before | after | std over seeds | rollouts | tokens sampled | trained | SFT share |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for variant in VARIANTS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from hpt.config.recipe import load_config
 from hpt.data.order import QuestionOrder
 from hpt.data.questions import Question
 from hpt.method.experience import Experience
-from hpt.method.gate import gate_of
+from hpt.method.gate import ONLY_ROLLOUTS, gate_of
 from hpt.method.probe import Probe
 from hpt.records.checkpoints import checkpoints
 from hpt.records.files import ROLLOUTS, read_jsonl, read_metrics, step_files
@@ -121,7 +122,7 @@ class ThreadWorld(World):
 
 
 class Engine(RolloutEngine):
-    """Right are the responses to question 0 and 3; a call notes how many prompts it was given."""
+    """A response is its question, the seed, and which of its samples it is; a call notes how many prompts it had."""
 
     def __init__(self) -> None:
         self.calls: list[int] = []
@@ -129,8 +130,10 @@ class Engine(RolloutEngine):
     def generate(self, prompts: Any, sampling: Any, seed: int, on_rollout: Any = None) -> list[list[Rollout]]:
         assert sampling.n == 1
         self.calls.append(len(prompts))
+        repeats = [list(prompts[:place]).count(prompt) for place, prompt in enumerate(prompts)]
         groups = [
-            [Rollout([prompt[0], seed % 1000 + place], [0.0, 0.0], "stop")] for place, prompt in enumerate(prompts)
+            [Rollout([prompt[0], 10 * seed + repeat], [0.0, 0.0], "stop")]
+            for prompt, repeat in zip(prompts, repeats, strict=True)
         ]
         for index, (rollout,) in enumerate(groups):
             on_rollout(index, 0, rollout)
@@ -148,6 +151,8 @@ class Renderer:
 
 
 class Verifier:
+    """Right are the responses to questions 0 and 3."""
+
     @contextmanager
     def scoring(self) -> Iterator[Verifier]:
         self.found: dict[Hashable, Verdict] = {}
@@ -165,9 +170,8 @@ def test_ranks_agree_on_what_goes_on_and_call_the_engine_equally_often(world: Pa
     """Of four questions one is open after the probes: one rank samples for it, the other has nothing to sample."""
     config = load_config(str(world), ["rollout.n=4", "rollout.probe=2", "batch.questions=4"])
     shared, unused = Threads(2), None
-    found: list[Any] = [None, None]
 
-    def play(rank: int) -> None:
+    def play(rank: int) -> Any:
         own = ThreadWorld(rank, 2)
         object.__setattr__(own, "shared", shared)
         parts: dict[str, Any] = {
@@ -176,7 +180,7 @@ def test_ranks_agree_on_what_goes_on_and_call_the_engine_equally_often(world: Pa
             "verifier": Verifier(),
         }
         probe = Probe(config, gate_of(config))
-        probe.remember([remembered("1", 0)])  # sampled four times at once
+        probe.remember([visited("1", 0.0), visited("0", 0.5), visited("3", 1.0)])  # so the order is 1, 0, 2, 3
         parts |= dict.fromkeys(("gate", "estimate_advantages", "policy", "engine", "micro_batches"), unused)
         questions = [Question(str(number), "?", "") for number in range(4)]
         trainer = Trainer(
@@ -187,23 +191,18 @@ def test_ranks_agree_on_what_goes_on_and_call_the_engine_equally_often(world: Pa
         went_on = probe.open(experiences)
         trainer.sample_and_verify(1, 1, went_on)
         drawn = {each.question.id: [rollout.tokens for rollout in each.rollouts] for each in experiences}
-        found[rank] = (drawn, [each.question.id for each in went_on], engine.calls)
+        return drawn, [each.question.id for each in went_on], engine.calls
 
-    threads = [threading.Thread(target=play, args=(rank,)) for rank in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(play, range(2)))
     (drawn, went_on, calls), (others_drawn, others_went_on, others_calls) = found
     assert drawn == others_drawn
     assert went_on == others_went_on == ["2"]
     assert {id: len(tokens) for id, tokens in drawn.items()} == {"0": 2, "1": 4, "2": 4, "3": 2}
-    assert sorted([calls, others_calls]) in ([[4, 0], [6, 2]], [[4, 2], [6, 0]])
-    assert len({tuple(tokens) for tokens in drawn["2"]}) == 4  # the rest has a seed of its own
+    assert (calls, others_calls) == ([4 + 2, 2], [2 + 2, 0])
+    assert len({tuple(tokens) for tokens in drawn["2"]}) == 4  # all by rank 0: the rest has a seed of its own
 
 
-def remembered(id: str, right: int) -> Experience:
-    experience = Experience(Question(id, "?", ""), [0])
-    rollout = Rollout([1], [0.0], "stop", verdict=Verdict("incorrect", float(right)))
-    experience.rollouts = [rollout]
-    return experience
+def visited(id: str, score: float) -> Experience:
+    rollout = Rollout([1], [0.0], "stop", verdict=Verdict("incorrect", score))
+    return Experience(Question(id, "?", ""), [0], [rollout], ONLY_ROLLOUTS)
