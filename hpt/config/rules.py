@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 GROUP_ADVANTAGES = ("mean", "mean_std", "leave_one_out")
 """Advantages that compare the rollouts of one question."""
 
+PROBED_ADVANTAGES = ("mean", "leave_one_out", "none")
+"""Advantages whose policy gradient has the same expectation for every number of rollouts, up to a known factor."""
+
 DEEPSPEED_OPTIONS_SET_BY_HPT = (
     "optimizer",
     "scheduler",
@@ -34,6 +37,8 @@ def broken_rules(config: Config) -> Iterator[str]:
     yield from _gate_rules(config)
     yield from _signal_rules(config)
     yield from _rl_rules(config)
+    if config.rollout.probe is not None:
+        yield from _probe_rules(config, config.rollout.probe)
     yield from _model_rules(config)
     yield from _run_rules(config)
     if config.rollout.engine == "vllm":
@@ -145,6 +150,43 @@ def _rl_rules(config: Config) -> Iterator[str]:
             )
         if rl.advantage == "sign":
             yield 'rl.overlong has no effect on rl.advantage "sign", which asks only whether a rollout is right'
+
+
+def _probe_rules(config: Config, k: int) -> Iterator[str]:
+    """Probing goes with what keeps its estimate unbiased (hpt/method/probe.py)."""
+    rollout, loss = config.rollout, config.loss
+    if config.demonstration_in_group:
+        yield (
+            f"rollout.probe = {k}: the demonstration is in the group that advantages are computed over "
+            f'(off_policy.advantage "{config.off_policy.advantage}"), whose size must not change; use "one"'
+        )
+    if k >= rollout.n:
+        yield f"rollout.probe = {k} must be below rollout.n = {rollout.n}"
+    if config.gate.kind not in ("switch", "rl"):
+        yield (
+            f"rollout.probe = {k} stops where more rollouts cannot change the decision of a switch; gate.kind is "
+            f'"{config.gate.kind}", allowed are "switch" and "rl"'
+        )
+    if config.rl.advantage not in PROBED_ADVANTAGES:
+        yield (
+            f"rollout.probe = {k}: the expectation of rl.advantage {config.rl.advantage!r} depends on the number of "
+            f"rollouts; allowed are {', '.join(PROBED_ADVANTAGES)}"
+        )
+    if loss.aggregation not in ("sequence", "constant"):
+        yield (
+            f'rollout.probe = {k}: with loss.aggregation "{loss.aggregation}" a question counts by its number of '
+            'trained tokens, which probing changes; allowed are "sequence" and "constant"'
+        )
+    if loss.entropy_weights:
+        yield (
+            f"rollout.probe = {k}: loss.entropy_weights = true weighs rollouts by the sign of their advantage, which "
+            "depends on how many rollouts a question has"
+        )
+    if rollout.dynamic_rounds > 1:
+        yield (
+            f"rollout.probe = {k} and rollout.dynamic_rounds = {rollout.dynamic_rounds} exclude each other: dynamic "
+            "sampling chooses questions by all their rollouts"
+        )
 
 
 def _model_rules(config: Config) -> Iterator[str]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from hpt.config.schema import Config
 from hpt.method.experience import Experience
+from hpt.method.probe import size_factor
 from hpt.rollout import Rollout
 from hpt.support.errors import ConfigError, HptError
 from hpt.support.named_functions import user_function
@@ -139,15 +140,16 @@ def group_advantages(config: Config) -> EstimateAdvantages:
         else:
             estimates = advantages(rewards, estimator)
         for experience, group in zip(experiences, estimates, strict=True):
+            factor = size_factor(estimator, experience.probe, config.sampled) if experience.probe else 1.0
             for (rollout, _), advantage in zip(_rewarded(experience), group, strict=True):
-                rollout.advantage = advantage
+                rollout.advantage = factor * advantage
 
     return estimate
 
 
 def _rewarded(experience: Experience) -> list[tuple[Rollout, float]]:
-    """The rollouts with their rewards. One to which no reward applies keeps advantage 0, and is in no baseline."""
-    return [(rollout, rollout.reward) for rollout in experience.rollouts if rollout.reward is not None]
+    """RL's rollouts with their rewards. One to which no reward applies keeps advantage 0, and is in no baseline."""
+    return [(rollout, rollout.reward) for rollout in experience.rl_rollouts if rollout.reward is not None]
 
 
 def after_overlong_penalty(config: Config, estimate: EstimateAdvantages) -> EstimateAdvantages:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hpt.data.conversation import Conversation
@@ -25,16 +26,23 @@ class Experience:
     demonstration_advantage: float = 1.0  # of its off-policy row
     rewards: GroupRewards = field(default_factory=GroupRewards)  # empty where the recipe lists none
     trained: bool = True  # dynamic sampling leaves questions out
+    probe: int | None = None  # with rollout.probe: RL trains on the first so many rollouts only; None: on all
 
-    def judge(self, judgement: Judgement) -> None:
-        """Notes what is known about the rollouts and, if it is in their group, the demonstration."""
-        self.rewards = judgement.rewards
-        for number, rollout in enumerate(self.rollouts):
+    def add(self, rollouts: Sequence[Rollout], judgement: Judgement) -> None:
+        """Takes rollouts with what is known about them and, if it is in their group, about the demonstration."""
+        self.rollouts = [*self.rollouts, *rollouts]
+        self.rewards.extend(judgement.rewards)
+        for number, rollout in enumerate(rollouts):
             rollout.verdict = judgement.verdicts[number] if judgement.verdicts else None
             rollout.rewards = {name: values[number] for name, values in judgement.rewards.values.items()}
             rollout.earned = judgement.earned[number]
-        if judgement.rewards.values and len(judgement.earned) > len(self.rollouts):
+        if judgement.rewards.values and len(judgement.earned) > len(rollouts):
             self.demonstration_reward = judgement.earned[-1]
+
+    @property
+    def rl_rollouts(self) -> list[Rollout]:
+        """The rollouts that RL trains on, where the gate's decision has RL."""
+        return self.rollouts[: self.probe]
 
     @property
     def judged(self) -> bool:

@@ -90,7 +90,7 @@ def token_rows(experiences: Sequence[Experience], config: Config) -> list[Row]:
     rows: list[Row] = []
     for experience in experiences:
         if experience.decision.alpha > 0:
-            rows += [_rollout_row(experience, rollout, normaliser, config) for rollout in experience.rollouts]
+            rows += [_rollout_row(experience, rollout, normaliser, config) for rollout in experience.rl_rollouts]
         if experience.decision.beta * config.sft.coef > 0:
             rows.append(_sft_row(experience, normaliser, config))
         if experience.decision.off * config.off_policy.coef > 0:
@@ -102,7 +102,7 @@ def token_rows(experiences: Sequence[Experience], config: Config) -> list[Row]:
 
 def _rollout_row(experience: Experience, rollout: Rollout, normaliser: _Normaliser, config: Config) -> Row:
     share = experience.decision.alpha * config.rl.coef
-    members = len(experience.rollouts) + config.demonstration_in_group
+    members = len(experience.rl_rollouts) + config.demonstration_in_group
     return Row(
         tokens=experience.prompt + rollout.tokens,
         prompt_length=len(experience.prompt),
@@ -159,7 +159,7 @@ class _Normaliser:
         rl_tokens = sft_tokens = 0
         for experience in experiences:
             if experience.decision.alpha > 0:
-                rl_tokens += sum(len(rollout.tokens) for rollout in experience.rollouts)
+                rl_tokens += sum(len(rollout.tokens) for rollout in experience.rl_rollouts)
             if experience.decision.off * config.off_policy.coef > 0:
                 rl_tokens += len(experience.demonstration)
             if experience.decision.beta > 0:

@@ -6,8 +6,8 @@ from typing import Literal
 
 import numpy as np
 
-Purpose = Literal["train", "rollout", "eval", "data"]
-_PURPOSES: tuple[Purpose, ...] = ("train", "rollout", "eval", "data")
+Purpose = Literal["train", "rollout", "eval", "data", "rest"]
+_PURPOSES: tuple[Purpose, ...] = ("train", "rollout", "eval", "data", "rest")
 
 
 def seed_for(seed: int, step: int, purpose: Purpose, rank: int = 0) -> int:

@@ -20,6 +20,7 @@ from hpt.method.advantage import EstimateAdvantages, after_overlong_penalty, fin
 from hpt.method.gate import gate_of
 from hpt.method.micro_batches import MicroBatcher
 from hpt.method.official import official_weights
+from hpt.method.probe import Probe
 from hpt.model.critic import Critic, ValueModel
 from hpt.model.loading import check_model_settings, load_policy
 from hpt.model.policy import Policy, PolicyModule, check_backend
@@ -117,7 +118,7 @@ def make_trainer(
 
     order: None shuffles `questions` as one source.
     """
-    clock = PhaseClock(config)
+    clock, gate = PhaseClock(config), gate_of(config)
     official = config.loss.aggregation == "official"
     return Trainer(
         config=config,
@@ -127,7 +128,7 @@ def make_trainer(
         renderer=renderer,
         rollout_engine=rollout_engine,
         verifier=verifier,
-        gate=gate_of(config),
+        gate=gate,
         estimate_advantages=advantages_of(config, critic),
         policy=policy,
         engine=engine,
@@ -136,6 +137,7 @@ def make_trainer(
         callbacks=callbacks_of(config, policy, micro_batches, clock, reference=reference, critic=critic),
         reweight=official_weights(config.rollout.max_tokens) if official else None,
         reward_functions=reward_functions,
+        probe=Probe(config, gate) if config.rollout.probe else None,
         world=world,
     )
 

@@ -171,6 +171,20 @@ def sampling_metrics(experiences: Sequence[Experience], questions: int) -> Metri
     }
 
 
+def probe_metrics(experiences: Sequence[Experience], k: int, n: int) -> Metrics:
+    """What probing saved. `rollout/probe_reward` is over the first k rollouts of every question, so all count alike."""
+    probed = [experience for experience in experiences if experience.probe]
+    samples = sum(len(experience.rollouts) for experience in experiences)
+    first = [rollout.unpenalised_reward for experience in experiences for rollout in experience.rollouts[:k]]
+    return {
+        "rollout/probed": len(probed),
+        "rollout/stopped": sum(len(experience.rollouts) == k for experience in probed),
+        "rollout/samples": samples,
+        "rollout/samples_saved": n * len(experiences) - samples,
+        **_mean_and_std("rollout/probe_reward", first, std=False),
+    }
+
+
 def _gate_metrics(experiences: Sequence[Experience]) -> Metrics:
     """Questions that train on their demonstration only, by its signal."""
     demonstrated = [e.decision for e in experiences if e.decision.alpha == 0]

@@ -13,7 +13,8 @@ from hpt.training.metrics import overlong_penalties
 def rollout_records(step: int, experiences: Sequence[Experience]) -> list[dict[str, Any]]:
     """One object per question for rollouts/step-*.jsonl, with the gate's decision.
 
-    `total_rewards` are what RL is given; `demonstration` is there where the gate trains on it.
+    `total_rewards` are what RL is given; `demonstration` is there where the gate trains on it, and `probe` where RL
+    trains on the first so many rollouts only.
     """
     return [_rollout_record(step, experience) for experience in experiences]
 
@@ -41,6 +42,7 @@ def _rollout_record(step: int, experience: Experience) -> dict[str, Any]:
         "beta": experience.decision.beta,
         "off": experience.decision.off,
         "trained": experience.trained,
+        **({"probe": experience.probe} if experience.probe else {}),
         **({"demonstration": question.demonstration} if experience.decision.uses_demonstration else {}),
     }
 

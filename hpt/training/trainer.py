@@ -1,7 +1,7 @@
 """Hybrid Post-Training, top to bottom (arXiv 2509.04419, Algorithm 1).
 
 for each step:
-    sample n rollouts of each question            rollout
+    sample n rollouts of each question            rollout    (with rollout.probe: k, and n where P is open)
     verify and reward them                        verify
     P = mean score; (alpha, beta) = (f(P), g(P))  gate
     A_hat of each rollout                         advantage
@@ -34,16 +34,18 @@ from hpt.method.experience import Experience
 from hpt.method.gate import Gate
 from hpt.method.micro_batches import MicroBatcher
 from hpt.method.official import Reweight
+from hpt.method.probe import Probe
 from hpt.method.rows import Row, token_rows
 from hpt.model.policy import Policy
 from hpt.optim.engine import OptimizerEngine
 from hpt.rollout import Rollout, RolloutEngine, Sampling
+from hpt.rollout.counts import generate_counts
 from hpt.rollout.responses import response_generator, response_text
 from hpt.support.distributed import ALONE, World
 from hpt.support.errors import HptError, MethodError
-from hpt.support.seeds import seed_for
+from hpt.support.seeds import Purpose, seed_for
 from hpt.training.callbacks import Callback
-from hpt.training.metrics import Metrics, StepStats, over_ranks, sampling_metrics, step_metrics
+from hpt.training.metrics import Metrics, StepStats, over_ranks, probe_metrics, sampling_metrics, step_metrics
 from hpt.training.phases import PhaseClock
 from hpt.verify import Judgement, Judging, Response, RewardFunctions, RewardVerdicts, TrainerState, Verifier
 
@@ -70,6 +72,7 @@ class Trainer:
     callbacks: Sequence[Callback] = field(default_factory=list)  # what only some methods do around updates
     reweight: Reweight | None = None  # only with loss.aggregation "official"
     reward_functions: RewardFunctions | None = None  # where the recipe lists any
+    probe: Probe | None = None  # only with rollout.probe
     world: World = ALONE
 
     def __post_init__(self) -> None:
@@ -83,9 +86,12 @@ class Trainer:
         torch.manual_seed(seed_for(self.config.seed, step, "train", self.world.rank))
         experiences: list[Experience] = []
         for batch in self.batches_of(step):
-            with self.judging(step) as judging:
-                sampled = self.sample(batch, judging)
-                self.verify(sampled, judging)
+            sampled = self.draw(batch)
+            if self.probe is None:
+                self.sample_and_verify(step, batch, sampled)
+            else:
+                self.sample_and_verify(step, batch, self.probe.first(sampled))
+                self.sample_and_verify(step, batch, self.probe.open(sampled))
             self.decide(sampled)
             experiences += sampled
             if self.enough(experiences):
@@ -95,6 +101,8 @@ class Trainer:
         self.world.agree(self.rollout_engine.sleep)
         stats = self.update(rows)
         self.rollout_engine.weights_changed()
+        if self.probe:
+            self.probe.remember(experiences)
         self.steps_done = step
         metrics = self.metrics(experiences, stats)
         self.updating = False
@@ -121,46 +129,58 @@ class Trainer:
     def demonstration_of(self, question: Question) -> Response:
         return Response(question.demonstration or "", self.renderer.demonstration_ids(question))
 
-    def sample(self, batch: int, judging: Judging) -> list[Experience]:
-        """Samples n rollouts of each question in a batch; each rank samples those of its own questions.
+    def draw(self, batch: int) -> list[Experience]:
+        """The questions of a batch, with their prompts."""
+        questions = [self.questions[index] for index in self.order.batch(batch)]
+        prompts = self.renderer.encode_prompts(questions)
+        return [Experience(*pair) for pair in zip(questions, prompts, strict=True)]
+
+    def sample_and_verify(self, step: int, batch: int, experiences: Sequence[Experience]) -> None:
+        """Gives the questions their rollouts, or further ones, with verdicts and rewards."""
+        if not experiences or not self.config.gate.needs_rollouts:
+            return
+        purpose: Purpose = "rest" if experiences[0].rollouts else "rollout"
+        with self.judging(step) as judging:
+            seed = seed_for(self.config.seed, batch, purpose, self.world.rank)
+            self.verify(experiences, self.sample(experiences, seed, judging), judging)
+
+    def sample(self, experiences: Sequence[Experience], seed: int, judging: Judging) -> list[list[Rollout]]:
+        """Samples n rollouts of each of this rank's questions or, with `rollout.probe`, those it is to have next.
 
         Each rollout is handed over to be judged as soon as it is finished, while others are sampled.
         """
-        questions = [self.questions[index] for index in self.order.batch(batch)]
-        prompts = self.renderer.encode_prompts(questions)
-        experiences = [Experience(*pair) for pair in zip(questions, prompts, strict=True)]
-        if not self.config.gate.needs_rollouts:
-            return experiences
         own = self.world.own(experiences)
+        prompts = [experience.prompt for experience in own]
+        sampling = Sampling.for_training(self.config)
+        counts = [self.probe.missing(experience) if self.probe else sampling.n for experience in own]
+        groups: list[list[Rollout]] = []
 
         def submit(index: int, number: int, rollout: Rollout) -> None:
             rollout.text = response_text(self.renderer.tokenizer, rollout)
-            judging.add(index, number, own[index].question, rollout)
+            judging.add(index, number, counts[index], own[index].question, rollout)
 
         def generate() -> None:
-            seed = seed_for(self.config.seed, batch, "rollout", self.world.rank)
-            prompts = [experience.prompt for experience in own]
             with self.clock.phase("rollout"):
-                groups = self.rollout_engine.generate(prompts, Sampling.for_training(self.config), seed, submit)
-            for experience, rollouts in zip(own, groups, strict=True):
-                experience.rollouts = rollouts
+                if self.probe:
+                    groups.extend(generate_counts(self.rollout_engine, prompts, counts, sampling, seed, submit))
+                else:
+                    groups.extend(self.rollout_engine.generate(prompts, sampling, seed, submit))
 
         self.world.agree(generate)
-        return experiences
+        return groups
 
-    def verify(self, experiences: Sequence[Experience], judging: Judging) -> None:
+    def verify(
+        self, experiences: Sequence[Experience], own_rollouts: Sequence[list[Rollout]], judging: Judging
+    ) -> None:
         """Waits for what is said about this rank's rollouts, then gives every rank all rollouts."""
-        if not self.config.gate.needs_rollouts:
-            return
 
         def judged(own: Sequence[Experience]) -> list[tuple[list[Rollout], Judgement]]:
             with self.clock.phase("verify"):
                 judgements = judging.results()
-            return [(experience.rollouts, judgements[index]) for index, experience in enumerate(own)]
+            return [(rollouts, judgements[index]) for index, rollouts in enumerate(own_rollouts)]
 
         for experience, (rollouts, judgement) in zip(experiences, self.world.spread(experiences, judged), strict=True):
-            experience.rollouts = rollouts
-            experience.judge(judgement)
+            experience.add(rollouts, judgement)
 
     def decide(self, experiences: Sequence[Experience]) -> None:
         """Gate and advantages. Both may be functions of the user's: where one fails, all ranks raise MethodError."""
@@ -238,6 +258,8 @@ class Trainer:
 
     def metrics(self, experiences: Sequence[Experience], stats: StepStats) -> Metrics:
         metrics = step_metrics(experiences, stats, self.clock.stop())
+        if self.config.rollout.probe:
+            metrics |= probe_metrics(experiences, self.config.rollout.probe, self.config.sampled)
         if self.config.rollout.dynamic_rounds > 1:
             metrics |= sampling_metrics(experiences, self.config.batch.questions)
         return metrics
@@ -265,6 +287,8 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """This rank's state for a checkpoint, besides the policy's weights."""
         state = {"kind": self.engine.kind, "engine": self.engine.state_dict()}
+        if self.probe:
+            state["probe"] = self.probe.state_dict()
         for callback in self.callbacks:
             state |= callback.state_dict()
         return state
@@ -277,5 +301,7 @@ class Trainer:
                 "resume it with the engine and the ZeRO stage it was started with"
             )
         self.engine.load_state_dict(state["engine"])
+        if self.probe and "probe" in state:  # a run may begin to probe when it is resumed
+            self.probe.load_state_dict(state["probe"])
         for callback in self.callbacks:
             callback.load_state_dict(state)

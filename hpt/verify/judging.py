@@ -36,8 +36,8 @@ class Judgement:
 class Judging:
     """Judges the rollouts of a batch of questions, each as soon as it comes; a context manager.
 
-    Functions are called on a question once all of its rollouts are there, and its demonstration, if that belongs to
-    their group.
+    Functions are called on a question once all rollouts of its group are there, and its demonstration, if that belongs
+    to the group.
 
     demonstration: a question's, as a completion.
     """
@@ -70,9 +70,9 @@ class Judging:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    def add(self, index: int, number: int, question: Question, rollout: Completion) -> None:
-        """Starts on rollout `number` of the question at `index`."""
-        group = self._groups.setdefault(index, [None] * self._config.sampled)
+    def add(self, index: int, number: int, size: int, question: Question, rollout: Completion) -> None:
+        """Starts on rollout `number` of the question at `index`, whose group has `size` rollouts."""
+        group = self._groups.setdefault(index, [None] * size)
         group[number] = rollout
         if self._scoring:
             self._scoring.add((index, number), rollout.text, question.gold)
@@ -84,7 +84,7 @@ class Judging:
             self._with_demonstration.add(index)
             completions.append(self._demonstration(question))
             if self._scoring and VERIFIER in self._weights:
-                self._scoring.add((index, self._config.sampled), completions[-1].text, question.gold)
+                self._scoring.add((index, len(completions) - 1), completions[-1].text, question.gold)
         if self._calls:
             self._calls.add(index, question, completions)
 
@@ -93,13 +93,14 @@ class Judging:
         verdicts = self._scoring.verdicts() if self._scoring else {}
         rewards = self._calls.results() if self._calls else {}
         found = {}
-        for index in self._groups:
-            members = self._config.sampled + (index in self._with_demonstration)
+        for index, group in self._groups.items():
+            members = len(group) + (index in self._with_demonstration)
             own = [verdicts[index, number] for number in range(members) if (index, number) in verdicts]
-            found[index] = self._judgement(own, rewards.get(index, GroupRewards()), members)
+            found[index] = self._judgement(own, rewards.get(index, GroupRewards()), len(group), members)
         return found
 
-    def _judgement(self, verdicts: list[Verdict], rewards: GroupRewards, members: int) -> Judgement:
+    def _judgement(self, verdicts: list[Verdict], rewards: GroupRewards, sampled: int, members: int) -> Judgement:
+        """sampled: rollouts; members: those and, if it is in their group, the demonstration."""
         if VERIFIER in self._weights:
             rewards.values[VERIFIER] = [verdict.score for verdict in verdicts]
             rewards.failures[VERIFIER] = sum(verdict.status == "timeout" for verdict in verdicts)
@@ -108,7 +109,7 @@ class Judging:
             weighted_sum({name: values[place] for name, values in rewards.values.items()}, self._weights)
             for place in range(members)
         ]
-        sampled, gate = self._config.sampled, self._config.gate
+        gate = self._config.gate
         if gate.reads != VERIFIER:
             assert gate.threshold is not None
             return Judgement(verdicts_of(rewards.values[gate.reads][:sampled], gate.threshold), rewards, earned)

@@ -64,6 +64,18 @@ class GroupRewards:
     metrics: dict[str, list[float]] = field(default_factory=dict)
     extra: dict[str, list[Any]] = field(default_factory=dict)
 
+    def extend(self, others: GroupRewards) -> None:
+        """Adds those of further completions of the question."""
+        for name, values in others.values.items():
+            self.values.setdefault(name, []).extend(values)
+        for name, numbers in others.metrics.items():
+            self.metrics.setdefault(name, []).extend(numbers)
+        for name, column in others.extra.items():
+            self.extra.setdefault(name, []).extend(column)
+        for name, count in others.failures.items():
+            self.failures[name] = self.failures.get(name, 0) + count
+        self.faults |= others.faults
+
 
 def make_reward_functions(config: Config) -> RewardFunctions | None:
     """The functions that a recipe lists in `rewards`; None where it lists none. ConfigError as for the class."""

@@ -13,10 +13,12 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         "adopt",
         "compile",
         "demo",
+        "generate",
         "gpu",
         "loss",
         "memory",
         "model",
+        "probe",
         "report",
         "reproduce",
         "train",
@@ -33,7 +35,7 @@ def test_an_unknown_command_is_an_error(capsys: pytest.CaptureFixture[str]) -> N
     assert "no command 'compare'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["adopt", "demo", "gpu", "loss", "memory", "model", "reproduce", "train"])
+@pytest.mark.parametrize("command", ["adopt", "demo", "gpu", "loss", "memory", "model", "probe", "reproduce", "train"])
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         importlib.import_module(f"bench.commands.{command}").main(["--help"])

@@ -11,6 +11,11 @@ def has_a_digit(response: str, answer: str) -> bool:
     return any(character.isdigit() for character in response[:2])
 
 
+def begins_with_a_digit(response: str, answer: str) -> bool:
+    """About two random responses in five."""
+    return response[:1].isdigit()
+
+
 def of_one(response: str) -> float:
     return 0.0
 

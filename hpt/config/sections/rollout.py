@@ -68,6 +68,12 @@ class RolloutConfig(Section):
         description="transformers: fixed computes a batch until its longest response ends; continuous starts the next "
         "response where one ends. `python -m bench generate` measures both",
     )
+    probe: int | None = Field(
+        None,
+        ge=2,
+        description="sample so many rollouts of a question first, and all n only while the gate's decision is open; RL "
+        "then trains on these first ones; null: always n",
+    )
     dynamic_rounds: int = Field(
         1,
         ge=1,

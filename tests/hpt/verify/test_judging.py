@@ -72,7 +72,7 @@ def judge(*settings: str) -> tuple[list[Judgement], Functions]:
     with Judging(config, any_verifier, any_functions, STATE, demonstration) as judging:
         for number in reversed(range(len(texts))):
             assert functions.calls == []
-            judging.add(1, number, QUESTIONS[1], Response(texts[number], [1]))
+            judging.add(1, number, len(texts), QUESTIONS[1], Response(texts[number], [1]))
         found = judging.results()
     return [found[1]], functions
 
@@ -127,9 +127,9 @@ def test_the_metrics_of_each_reward() -> None:
     for question in QUESTIONS:
         (judgement,), _ = judge("method=hpt", REWARDS)
         rollouts = [Rollout([1], [0.0], "stop") for _ in range(3)]
-        experiences.append(Experience(question, [1], rollouts))
+        experiences.append(Experience(question, [1]))
         judgement.rewards.metrics = {"seen": [3.0]}
-        experiences[-1].judge(judgement)
+        experiences[-1].add(rollouts, judgement)
     metrics = _rollout_metrics(experiences)
     assert (metrics["reward/sum"], metrics["reward/count"]) == (17, 6)
     assert (metrics["reward/length/sum"], metrics["reward/length/count"]) == (22, 6)
