@@ -16,6 +16,9 @@ VLLM_WORKING = 2 * GIB
 # What a sleeping vLLM leaves on a GPU: captured CUDA graphs, workspaces.
 VLLM_ASLEEP = 1 * GIB
 
+VLLM_WEIGHTS, VLLM_CACHE = "vLLM: weights", "vLLM: KV cache"
+"""Names of components, by which the plan of time finds them."""
+
 
 @dataclass
 class RolloutMemory:
@@ -81,8 +84,8 @@ def _vllm_memory(config: Config, hardware: Hardware, trained: TrainedModel, prom
     weights_in_host = weights * hardware.gpus if settings.sleep_level == 1 else 0
     working = max(0, min(VLLM_WORKING, share - weights))
     memory.components = [
-        Component("vLLM: weights", rollout=weights, host=weights_in_host, preallocated=True),
-        Component("vLLM: KV cache", rollout=max(0, cache), preallocated=True),
+        Component(VLLM_WEIGHTS, rollout=weights, host=weights_in_host, preallocated=True),
+        Component(VLLM_CACHE, rollout=max(0, cache), preallocated=True),
         Component("vLLM: working memory (assumed)", rollout=working, preallocated=True),
         Component.in_training("vLLM asleep (assumed)", VLLM_ASLEEP, preallocated=True)
         if settings.sleep_level
