@@ -18,8 +18,8 @@ from hpt.timing.plan import Workload, step_time
 from .synthetic import synthetic_trainer, write_random_model
 
 PROMPT = 16  # tokens
-STEPS = 3  # that are timed, after one that is not
-SHAPES: dict[str, dict[str, int]] = {
+STEPS = 2  # that are timed, after one that is not
+SHAPES: dict[str, dict[str, Any]] = {
     "narrow": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "vocab_size": 2048},
     "middle": {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "vocab_size": 8192},
     "wide": {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "vocab_size": 32768},
@@ -30,7 +30,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "narrow, RL": ("narrow", {}),
     "narrow, SFT": ("narrow", {**SFT, "batch": {"questions": 32}}),
     "middle, RL": ("middle", {}),
-    "middle, RL, long responses": ("middle", {"rollout": {"max_tokens": 256}, "batch": {"questions": 2}}),
+    "middle, RL, long responses": ("middle", {"rollout": {"max_tokens": 192}, "batch": {"questions": 2}}),
     "middle, SFT": ("middle", {**SFT, "batch": {"questions": 32}}),
     "middle, LoRA, checkpointing": ("middle", {"model": {"lora": {"rank": 8}, "gradient_checkpointing": True}}),
     "wide, RL": ("wide", {"batch": {"questions": 2}, "rollout": {"max_tokens": 32}}),
@@ -58,7 +58,7 @@ def time_case(name: str) -> dict[str, Any]:
 def _measure(config: Config) -> list[dict[str, float]]:
     with synthetic_trainer(config, prompt=PROMPT, made_up=False) as trainer:
         # CPU time of this process: on a machine that others use too, the wall clock would count their work.
-        trainer.clock.now = time.process_time  # type: ignore[method-assign]
+        trainer.clock.now = time.process_time
         steps = [trainer.step(number)[0] for number in range(1, STEPS + 2)]
     return [
         {phase: float(step.get(f"time/{phase}", 0.0)) for phase in ("rollout", "train", "step")} for step in steps[1:]

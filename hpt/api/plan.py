@@ -42,7 +42,8 @@ class Plan:
         from hpt.memory.table import plan_table, summary
         from hpt.timing import table
 
-        parts = [plan_table(self.memory), summary(self.memory), *self.memory.notes, *advice_lines(self.memory)]
+        parts: list[RenderableType] = [plan_table(self.memory), summary(self.memory)]
+        parts += [*self.memory.notes, *advice_lines(self.memory)]
         for step in self.time.stages:
             parts += ["", table.time_table(step), table.time_summary(step)]
         parts += [table.run_summary(self.time), *table.assumption_lines(self.time), *table.speedup_lines(self.speedups)]

@@ -107,7 +107,7 @@ def _plan_stage(config: Config, prompt_tokens: int | None) -> MemoryPlan:
     longest = prompt + max(config.rollout.max_tokens, config.max_demonstration_tokens)
     tokens = min(max(config.batch.tokens, longest), _tokens_of_update(config, longest))
     packed = config.packs_rows(hardware.device)
-    attention = _attention(config, hardware, packed)
+    attention = attention_of(config, hardware, packed)
     rows = -(-tokens // longest) if attention == EAGER and not packed else 1
     model = TrainedModel.of(config.model, rows, -(-tokens // rows), attention)
     notes, problems = [f"architecture: {model.architecture.source}"], []
@@ -161,7 +161,8 @@ def _tokens_of_update(config: Config, longest: int) -> int:
     return questions * (config.rollout.n + 1) * longest
 
 
-def _attention(config: Config, hardware: Hardware, packed: bool) -> str:
+def attention_of(config: Config, hardware: Hardware, packed: bool) -> str:
+    """The stand-in of `hpt.memory.trace` for the attention that training has."""
     kind = config.model.attention
     if kind == "auto":
         has_flash = hardware.device == "cuda" and config.model.dtype != "float32" and has_flash_attention()

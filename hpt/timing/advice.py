@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Literal
 
 from hpt.config.schema import Config
-from hpt.memory.plan import MemoryPlan, largest, plan_stages
-from hpt.memory.savings import Change, as_settings, with_change
+from hpt.memory.hardware import hardware_of
+from hpt.memory.plan import MemoryPlan, attention_of, largest, plan_stages
+from hpt.memory.savings import Change, with_change
 from hpt.support.errors import HptError
 from hpt.timing.lengths import mean_under
 from hpt.timing.plan import StepTime, TimePlan, Workload, step_time
 
 Kind = Literal["settings", "hardware", "method"]
+KINDS: tuple[Kind, ...] = ("settings", "hardware", "method")
 
 # A change that saves less than this share of a run's time is not named.
 LEAST_GAIN = 0.03
@@ -21,13 +24,13 @@ LEAST_GAIN = 0.03
 
 @dataclass(frozen=True)
 class Speedup:
-    """A change, as `key=value`, and the share of the run's time that it saves.
+    """A change of settings, and the share of the run's time that it saves.
 
     kind: settings leave what is learnt as it is; hardware needs more GPUs; method changes what is learnt.
     """
 
     kind: Kind
-    change: str
+    change: Change
     gain: float
 
 
@@ -37,35 +40,53 @@ def speedups(plans: Sequence[MemoryPlan], time: TimePlan) -> list[Speedup]:
     plans: the memory plans of the run's stages. Changes that do not fit into memory are left out; where the run itself
     does not fit, there are none.
     """
-    config = plans[0].config
     if not largest(plans).fits or len(plans) > 1:  # a stage's settings may override a change of the run's
         return []
-    best: dict[Kind, Speedup] = {}
-    for kind, change in _changes(config, plans[0]):
-        seconds = _seconds_with(config, change, time.stages[0])
-        if seconds is None:
-            continue
-        gain = 1 - seconds / time.stages[0].seconds
-        if gain >= LEAST_GAIN and (kind not in best or gain > best[kind].gain):
-            best[kind] = Speedup(kind, as_settings(change), gain)
-    return [best[kind] for kind in ("settings", "hardware", "method") if kind in best]
+    (plan,), (step,) = plans, time.stages
+    faster: list[Speedup] = []
+    for kind, change in _changes(plan):
+        seconds = _seconds_with(plan, change, step)
+        if seconds is not None and (gain := 1 - seconds / step.seconds) >= LEAST_GAIN:
+            faster.append(Speedup(kind, change, gain))
+    faster.sort(key=lambda speedup: -speedup.gain)
+    found = []
+    for kind in KINDS:
+        fitting = (each for each in faster if each.kind == kind and _fits(plan.config, each.change))
+        found += list(islice(fitting, 1))
+    return found
 
 
-def _seconds_with(config: Config, change: Change, step: StepTime) -> float | None:
-    """Seconds of a step with the change; None if it is not possible or does not fit."""
+def _seconds_with(plan: MemoryPlan, change: Change, step: StepTime) -> float | None:
+    """Seconds of a step with the change, whether it fits or not; None if it is not possible."""
     try:
-        changed = with_change(config, change)
-        (plan,) = plan_stages(changed)
-        if not plan.fits:
-            return None
-        limit = changed.rollout.max_tokens
+        config = with_change(plan.config, change)
+        limit = config.rollout.max_tokens
         mean = mean_under(step.workload.response, step.workload.limit, limit)
-        return step_time(plan, Workload(step.workload.prompt, mean, limit)).seconds
+        return step_time(_changed(plan, config), Workload(step.workload.prompt, mean, limit)).seconds
     except HptError:  # the recipe rules this change out, or a package for it is not installed
         return None
 
 
-def _changes(config: Config, plan: MemoryPlan) -> Iterator[tuple[Kind, Change]]:
+def _changed(plan: MemoryPlan, config: Config) -> MemoryPlan:
+    """A plan for `config` that is right for the time at least: traced anew only where the model's shape changes."""
+    before, after = plan.config.rollout, config.rollout
+    same_cache = after.engine == "transformers" or (after.engine == before.engine and after.vllm == before.vllm)
+    if not same_cache or config.model.lora != plan.config.model.lora:
+        return plan_stages(config)[0]
+    hardware = hardware_of(config)
+    attention = attention_of(config, hardware, config.packs_rows(hardware.device))
+    return replace(plan, config=config, hardware=hardware, attention=attention)
+
+
+def _fits(config: Config, change: Change) -> bool:
+    try:
+        return largest(plan_stages(with_change(config, change))).fits
+    except HptError:
+        return False
+
+
+def _changes(plan: MemoryPlan) -> Iterator[tuple[Kind, Change]]:
+    config = plan.config
     settings, vllm = config.rollout, config.rollout.vllm
     on_gpus = plan.hardware.gpu_bytes is not None
     if settings.engine == "transformers":

@@ -13,7 +13,7 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 def spread_lengths(count: int, mean: float, limit: int) -> list[int]:
-    """`count` lengths from 1 to `limit` tokens with a mean near `mean`. A mean close to the limit makes all that long."""
+    """`count` lengths from 1 to `limit` tokens with a mean near `mean`; all `limit` where the mean is close to it."""
     scale = _scale(mean, limit)
     lengths = []
     for index in range(count):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from hpt.memory.meta_model import NF4_BYTES
 from hpt.memory.training import TrainedModel
@@ -31,8 +32,8 @@ class ModelShape:
     def of(cls, trained: TrainedModel, *, quantized: bool) -> ModelShape:
         """The shape of a recipe's model. quantized: whether model.quantization is set."""
         text = trained.architecture.config.get_text_config()
-        head = trained.model.get_output_embeddings().weight
-        embedding = trained.model.get_input_embeddings().weight
+        head: Any = trained.model.get_output_embeddings().weight
+        embedding: Any = trained.model.get_input_embeddings().weight
         heads = text.num_attention_heads
         kv_heads = getattr(text, "num_key_value_heads", None) or heads
         head_width = getattr(text, "head_dim", None) or text.hidden_size // heads

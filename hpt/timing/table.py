@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
+from hpt.memory.savings import as_settings
 from hpt.support.terminal import plain_table
 from hpt.timing.advice import Speedup
 from hpt.timing.plan import PHASES, StepTime, TimePlan
@@ -19,7 +20,7 @@ _KINDS = {
 
 def time_table(step: StepTime) -> Table:
     """Seconds and share of each phase of a step."""
-    table = plain_table(f"Time of a step of {step.config.method} on {step.machine.name}", "", "seconds", "share")
+    table = plain_table(f"Time of a step of {step.config.method}\non {step.machine.name}", "", "seconds", "share")
     for phase in PHASES:
         if step.phases[phase]:
             table.add_row(phase, seconds_text(step.phases[phase]), f"{step.phases[phase] / step.seconds:.0%}")
@@ -52,7 +53,7 @@ def assumption_lines(time: TimePlan) -> list[str]:
 
 def speedup_lines(found: Sequence[Speedup]) -> list[str]:
     """The best change of each kind; empty if there is none."""
-    return [f"{_KINDS[each.kind]}: {each.change}: {each.gain:.0%} less time" for each in found]
+    return [f"{_KINDS[each.kind]}: {as_settings(each.change)}: {each.gain:.0%} less time" for each in found]
 
 
 def seconds_text(seconds: float) -> str:

@@ -119,7 +119,7 @@ class Trainer:
         return seconds
 
     def _communication(self) -> float:
-        """Seconds of ZeRO's collectives per micro-batch: gradients reduced from stage 2, weights gathered twice in 3."""
+        """Seconds of ZeRO's collectives per micro-batch: gradients reduced from stage 2 on, weights gathered twice."""
         if self.config.engine != "deepspeed":
             return 0.0
         stage = self.config.deepspeed.stage
