@@ -17,7 +17,7 @@ from hpt.memory.plan import plan_stages
 from hpt.memory.savings import as_settings
 from hpt.timing import make_time_plan, speedups
 from hpt.timing.plan import PHASES
-from hpt.timing.table import duration, seconds_text
+from hpt.timing.table import count_text, duration, seconds_text
 
 RESULTS = Path(__file__).parents[1] / "results" / "plans"
 MACHINES = ("1x24gb", "1x48gb", "1x80gb", "8x80gb")
@@ -83,7 +83,7 @@ def line(row: dict[str, Any]) -> str:
         duration(row["step"]),
         f"{row['generated_per_second']:,.0f}",
         f"{row['trained_per_second']:,.0f}",
-        f"{row['steps_per_day']:,.3g}",
+        count_text(row["steps_per_day"]),
         duration(row["run"]),
         f"`{helps['change']}` ({helps['gain']:.0%} less)" if helps else "nothing on the list",
     ]

@@ -116,10 +116,10 @@ def _changes(plan: MemoryPlan) -> Iterator[tuple[Kind, Change]]:
     yield "settings", {"batch.tokens": max(1, config.batch.tokens // 2)}
     if config.optimizer.offload:
         yield "settings", {"optimizer.offload": False}
+    if config.deepspeed.offload_optimizer:
+        yield "settings", {"deepspeed.offload_optimizer": False}
     if on_gpus:
         zero: Change = {} if config.engine == "deepspeed" else {"engine": "deepspeed", "deepspeed.stage": 3}
         yield "hardware", {**zero, "hardware.gpus": 2 * plan.hardware.gpus}
     if settings.max_tokens > 1:
         yield "method", {"rollout.max_tokens": settings.max_tokens // 2}
-    if config.model.lora is None and config.rl.advantage != "gae":
-        yield "method", {"model.lora": {"rank": 32}}

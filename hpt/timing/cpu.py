@@ -163,12 +163,12 @@ def _training_overheads(settings: ModelConfig) -> tuple[float, float]:
 
     layer = max(0.0, (seconds(5, 16, 8) - seconds(1, 16, 8)) / 4)
     width = 64
-    weights = 4 * width**2 + 3 * width * 2 * width - width**2  # keys and values of one head of two
+    weights = 3 * width**2 + 3 * width * 2 * width  # keys and values are half as wide as queries
     shape = ModelShape(1, width, 2 * width, width, 2, NARROW, weights, 0, weights, True, 4, False, 0, 0)
-    rate = _product_rate(ROWS, shape, torch.float32, trained=True)
+    passes = 2 + bool(settings.gradient_checkpointing) + (settings.lora is None)
+    products = 2 * passes * weights * ROWS / _product_rate(ROWS, shape, torch.float32, trained=True)
     wide = (seconds(5, width, ROWS) - seconds(1, width, ROWS)) / 4
-    activations = wide - layer - 6 * weights * ROWS / rate
-    return layer, max(0.0, activations / (ROWS * shape.activations))
+    return layer, max(0.0, (wide - layer - products) / (ROWS * shape.activations))
 
 
 def _loss_per_logit() -> float:

@@ -41,8 +41,8 @@ class Machine:
     """Rates that a run reaches on one GPU (or CPU), not peaks; how many GPUs; and overheads in seconds.
 
     sampling_logit, loss_logit: per entry of the logits, for what sampling and the loss do beside the matrix product.
-    activation: per number of `ModelShape.activations`, token and layer, forward and backward; on a GPU it is part of
-    training_flops.
+    activation: per number of `ModelShape.activations`, token and layer, forward and backward, recomputed where the
+    recipe does; on a GPU it is part of training_flops.
     """
 
     name: str

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from hpt.memory.savings import as_settings
 from hpt.support.terminal import plain_table
-from hpt.timing.advice import Speedup
+from hpt.timing.advice import LEAST_GAIN, Speedup
 from hpt.timing.plan import PHASES, StepTime, TimePlan
 
 _KINDS = {
@@ -38,7 +38,7 @@ def time_summary(step: StepTime) -> str:
             "at once"
         )
     parts.append(f"{step.trained:,} trained at {step.trained_per_second:,.0f} a second")
-    return f"{'; '.join(parts)}; {step.steps_per_day:,.3g} steps a day"
+    return f"{'; '.join(parts)}; {count_text(step.steps_per_day)} steps a day"
 
 
 def run_summary(time: TimePlan) -> str:
@@ -52,8 +52,15 @@ def assumption_lines(time: TimePlan) -> list[str]:
 
 
 def speedup_lines(found: Sequence[Speedup]) -> list[str]:
-    """The best change of each kind; empty if there is none."""
-    return [f"{_KINDS[each.kind]}: {as_settings(each.change)}: {each.gain:.0%} less time" for each in found]
+    """The best change of each kind."""
+    lines = [f"{_KINDS[each.kind]}: {as_settings(each.change)}: {each.gain:.0%} less time" for each in found]
+    if found and found[0].kind != "settings":
+        lines.insert(0, f"No single setting on the same GPUs is known to save {LEAST_GAIN:.0%}.")
+    return lines
+
+
+def count_text(count: float) -> str:
+    return f"{count:,.0f}" if count >= 100 else f"{count:.3g}"
 
 
 def seconds_text(seconds: float) -> str:

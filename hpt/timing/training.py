@@ -81,7 +81,7 @@ class Trainer:
         computing = flops / machine.training_flops
         computing += counts.responses * shape.vocabulary * machine.loss_logit
         numbers = shape.layers * shape.activations * counts.tokens
-        computing += numbers * machine.activation * (4 / 3 if recomputed else 1)
+        computing += numbers * machine.activation
         if shape.quantized:  # each use of the weights dequantizes them first
             computing += (2 + recomputed) * shape.bytes_read(quantized=True) / machine.bandwidth
         computing = max(computing, self._communication())

@@ -17,8 +17,10 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         "loss",
         "memory",
         "model",
+        "plans",
         "report",
         "reproduce",
+        "step_time",
         "train",
     }
     assert main("bench", ["--help"]) == 0
@@ -33,7 +35,9 @@ def test_an_unknown_command_is_an_error(capsys: pytest.CaptureFixture[str]) -> N
     assert "no command 'compare'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["adopt", "demo", "gpu", "loss", "memory", "model", "reproduce", "train"])
+@pytest.mark.parametrize(
+    "command", ["adopt", "demo", "gpu", "loss", "memory", "model", "plans", "reproduce", "step_time", "train"]
+)
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         importlib.import_module(f"bench.commands.{command}").main(["--help"])
