@@ -29,11 +29,12 @@ SFT: dict[str, Any] = {"gate": {"kind": "sft"}}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "narrow, RL": ("narrow", {}),
     "narrow, SFT": ("narrow", {**SFT, "batch": {"questions": 32}}),
-    "middle, RL": ("middle", {}),
-    "middle, RL, long responses": ("middle", {"rollout": {"max_tokens": 192}, "batch": {"questions": 2}}),
-    "middle, SFT": ("middle", {**SFT, "batch": {"questions": 32}}),
-    "middle, LoRA, checkpointing": ("middle", {"model": {"lora": {"rank": 8}, "gradient_checkpointing": True}}),
-    "wide, RL": ("wide", {"batch": {"questions": 2}, "rollout": {"max_tokens": 32}}),
+    "middle, RL": ("middle", {"batch": {"questions": 2}}),
+    "middle, LoRA, checkpointing": (
+        "middle",
+        {"model": {"lora": {"rank": 8}, "gradient_checkpointing": True}, "batch": {"questions": 2}},
+    ),
+    "wide, RL": ("wide", {"batch": {"questions": 1}, "rollout": {"max_tokens": 32}}),
     "wide, SFT": ("wide", SFT),
 }
 

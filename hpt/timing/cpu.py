@@ -38,20 +38,12 @@ def cpu_machine(config: Config, shape: ModelShape) -> Machine:
     """The rates of this CPU for a recipe's model, with the recipe's threads."""
     threads = config.threads or torch.get_num_threads()
     sequences = min(config.rollout.batch_size, config.batch.questions * config.sampled)
-    return _measured(shape, sequences, min(config.batch.tokens, 1024), threads, config.model.model_dump_json())
-
-
-@lru_cache(maxsize=32)
-def _measured(shape: ModelShape, sequences: int, tokens: int, threads: int, settings_json: str) -> Machine:
-    settings = ModelConfig.model_validate_json(settings_json)
-    dtype = getattr(torch, settings.dtype)
+    dtype = getattr(torch, config.model.dtype)
     with _threads(threads):
-        bandwidth = _bandwidth()
+        general = _overheads(threads, _structure(config.model).model_dump_json())
         decoding = _product_rate(sequences, shape, dtype, trained=False)
-        training = _product_rate(tokens, shape, dtype, trained=True)
-        layer, step, sampling = _decoding_overheads(settings)
-        training_layer, activation = _training_overheads(settings)
-        loss = _loss_per_logit()
+        training = _product_rate(min(config.batch.tokens, 1024), shape, dtype, trained=True)
+    bandwidth, (layer, step, sampling), (training_layer, activation), loss = general
     name = f"this CPU, {threads} thread{'s' if threads > 1 else ''} of {os.cpu_count()} cores"
     return Machine(
         name=name,
@@ -68,6 +60,19 @@ def _measured(shape: ModelShape, sequences: int, tokens: int, threads: int, sett
         loss_logit=loss,
         activation=activation,
     )
+
+
+def _structure(settings: ModelConfig) -> ModelConfig:
+    """What of a model's settings decides which operations a layer has: adapters and checkpoints."""
+    checkpointing = bool(settings.gradient_checkpointing)
+    return ModelConfig(path="small", liger=False, lora=settings.lora, gradient_checkpointing=checkpointing)
+
+
+@lru_cache(maxsize=8)
+def _overheads(threads: int, structure: str) -> tuple[float, tuple[float, float, float], tuple[float, float], float]:
+    """Bandwidth, and the seconds of decoding, training and the loss, measured once per process."""
+    settings = ModelConfig.model_validate_json(structure)
+    return _bandwidth(), _decoding_overheads(settings), _training_overheads(settings), _loss_per_logit()
 
 
 @contextmanager
@@ -116,7 +121,6 @@ def _product_rate(rows: int, shape: ModelShape, dtype: torch.dtype, *, trained: 
 
 
 def _small_model(settings: ModelConfig, layers: int, vocabulary: int, width: int) -> PreTrainedModel:
-    """settings: say whether it has adapters and checkpoints; it has float32 weights in any case."""
     config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=width,
@@ -126,7 +130,6 @@ def _small_model(settings: ModelConfig, layers: int, vocabulary: int, width: int
         num_key_value_heads=1,
         max_position_embeddings=2 * ROWS,
     )
-    settings = settings.model_copy(update={"dtype": "float32", "quantization": None, "liger": False})
     with torch.random.fork_rng(devices=[]):
         model = prepare_for_training(LlamaForCausalLM(config), settings)
         if settings.lora is None:
