@@ -1,6 +1,6 @@
 """The time of a step of every shipped recipe for GPUs, as `hpt plan` predicts it; nothing is measured.
 
-The cards are those that the plan takes for the recipes' memory. Flash attention is taken to be installed, so that the
+The cards are those that the plan takes for the recipes' memory. A short table goes into docs/planning.md, too. Flash attention is taken to be installed, so that the
 result does not depend on this machine.
 """
 
@@ -19,6 +19,8 @@ from hpt.timing import make_time_plan, speedups
 from hpt.timing.plan import PHASES
 from hpt.timing.table import count_text, duration, seconds_text
 
+PAGE = Path(__file__).parents[2] / "docs" / "planning.md"
+BEGIN, END = "<!-- python -m bench plans -->\n", "<!-- end -->\n"
 RESULTS = Path(__file__).parents[1] / "results" / "plans"
 MACHINES = ("1x24gb", "1x48gb", "1x80gb", "8x80gb")
 HEAD = ("recipe", "GPUs", *(f"{phase}, s" for phase in PHASES if phase != "evaluation"))
@@ -35,6 +37,8 @@ def main(argv: list[str]) -> int:
         print(line(rows[-1]), flush=True)
     args.out.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
     args.out.with_suffix(".md").write_text(page(rows))
+    if args.out == RESULTS:
+        PAGE.write_text(with_table(PAGE.read_text(), rows))
     return 0
 
 
@@ -88,6 +92,21 @@ def line(row: dict[str, Any]) -> str:
         f"`{helps['change']}` ({helps['gain']:.0%} less)" if helps else "nothing on the list",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def with_table(text: str, rows: Sequence[dict[str, Any]]) -> str:
+    """The documentation's page with the short table of `rows` between its two marks."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    lines = [
+        "| recipe | GPUs | rollout, s | train, s | step | steps a day | the run |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        seconds = [seconds_text(row["phases"][phase]) for phase in ("rollout", "train")]
+        cells = [f"`{row['recipe']}`", row["machine"], *seconds, duration(row["step"])]
+        lines.append(f"| {' | '.join([*cells, count_text(row['steps_per_day']), duration(row['run'])])} |")
+    return f"{before}{BEGIN}\n{chr(10).join(lines)}\n\n{END}{after}"
 
 
 def page(rows: Sequence[dict[str, Any]]) -> str:

@@ -118,7 +118,9 @@ COMMITTED = {row["recipe"]: row for row in json.loads(bench.RESULTS.with_suffix(
 
 def test_the_committed_plans_have_every_recipe() -> None:
     assert list(COMMITTED) == bench.recipes()
-    assert bench.page(list(COMMITTED.values())) == bench.RESULTS.with_suffix(".md").read_text()
+    rows = list(COMMITTED.values())
+    assert bench.page(rows) == bench.RESULTS.with_suffix(".md").read_text()
+    assert bench.with_table(bench.PAGE.read_text(), rows) == bench.PAGE.read_text(), "run: python -m bench plans"
 
 
 def test_a_committed_plan_is_what_the_code_says() -> None:
