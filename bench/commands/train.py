@@ -37,6 +37,7 @@ from hpt.config.schema import Config
 from hpt.config.sections.model import ModelConfig
 from hpt.memory import make_plan
 from hpt.memory.meta_model import read_architecture
+from hpt.support.cards import CARDS, card_of_device
 from hpt.support.optional_packages import require
 
 from ..training.plain_loss import PlainLoss
@@ -50,8 +51,6 @@ MODELS = {
     "tiny": None,
 }
 PROMPT = 64  # tokens
-# Dense 16-bit FLOP/s from the data sheets.
-PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12, "A10G": 70e12}
 LORA: dict[str, Any] = {"lora": {"rank": 32}}
 EIGHT_BIT: dict[str, Any] = {"optimizer": {"states": "8bit"}}
 PLAIN = ", plain logits"
@@ -191,7 +190,8 @@ def run_case(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     attention = 6 * shape.num_hidden_layers * shape.hidden_size * config.rollout.max_tokens
     flops = trained * ((4 if config.model.lora else 6) * plan.parameters + attention)
     name = torch.cuda.get_device_name() if cuda else "CPU"
-    peak = next((value for key, value in PEAK_FLOPS.items() if key in name), None)
+    card = card_of_device(name, torch.cuda.get_device_properties(0).total_memory) if cuda else None
+    peak = CARDS[card].flops_16_bit if card else None
     return {
         "device": name,
         "torch": torch.__version__,

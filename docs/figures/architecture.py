@@ -26,6 +26,7 @@ FLOW = {
 
 PASSED_ON = ["prompts", "rollouts", "verdicts", "rows", "loss"]
 AROUND = {
+    "timing": ["predicted time,", "what would help"],
     "memory": ["predicted peak,", "what would fit"],
     "evaluation": ["avg@n, pass@k,", "exact paired tests"],
     "records": ["metrics, rollouts,", "evaluations"],
@@ -61,7 +62,7 @@ def draw(axes: Axes) -> None:
     band(axes, "report", (52, 49.5, 27, 4.5))
     band(axes, "demos", (81, 49.5, 27, 4.5))
     for number, (name, lines) in enumerate(AROUND.items()):
-        room(axes, (2 + number * 36, 39, 34, 8.5), name, lines, OTHER)
+        room(axes, (2 + number * 26.8, 39, 25.6, 8.5), name, lines, OTHER)
 
     text(axes, 4, 35.6, "What a step calls, from left to right", align="left", color=GREY)
     width, gap, y, height = 13, 4.6, 23.5, 8.5

@@ -1,8 +1,9 @@
-"""`hpt.plan`: predicts the memory of a run."""
+"""`hpt.plan`: predicts the memory and the time of a run."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,29 +15,39 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from hpt.memory import MemoryPlan
+    from hpt.timing import Speedup, TimePlan
 
 
 logger = logging.getLogger(__name__)
 
 
 class Plan:
-    """A prediction of a run's memory. Printed, it is the table of `hpt plan`.
+    """A prediction of a run's memory and time. Printed, it is the tables of `hpt plan`.
 
     peak: bytes on a GPU, or in CPU memory where the run has no GPU. fits: whether the memory suffices.
-    memory: the prediction part by part.
+    memory: the prediction part by part. time: that of a step, phase by phase, and of the run. speedups: the single
+    changes that would help most.
     """
 
-    def __init__(self, memory: MemoryPlan) -> None:
+    def __init__(self, memory: MemoryPlan, time: TimePlan, speedups: Sequence[Speedup]) -> None:
         self.memory = memory
         self.peak = memory.peak
         self.fits = memory.fits
+        self.time = time
+        self.speedups = list(speedups)
 
     def parts(self) -> list[RenderableType]:
-        """What `hpt plan` prints: the table, the peaks, what was assumed, and what would make the run fit."""
+        """What `hpt plan` prints: tables, sums, what was assumed, and what would make the run fit or faster."""
         from hpt.memory import advice_lines
         from hpt.memory.table import plan_table, summary
+        from hpt.timing import table
 
-        return [plan_table(self.memory), summary(self.memory), *self.memory.notes, *advice_lines(self.memory)]
+        parts: list[RenderableType] = [plan_table(self.memory), summary(self.memory)]
+        parts += [*self.memory.notes, *advice_lines(self.memory)]
+        for step in self.time.stages:
+            parts += ["", table.time_table(step), table.time_summary(step)]
+        parts += [table.run_summary(self.time), *table.assumption_lines(self.time), *table.speedup_lines(self.speedups)]
+        return parts
 
     def __repr__(self) -> str:
         from hpt.support.terminal import as_text
@@ -44,11 +55,12 @@ class Plan:
         return as_text(*self.parts())
 
 
-def plan(recipe: str | Path | None = None, **settings: Any) -> Plan:
-    """The memory that a run will need, from its recipe and its model's config; nothing is loaded.
+def plan(recipe: str | Path | None = None, *, response_tokens: int | None = None, **settings: Any) -> Plan:
+    """The memory and the time that a run will need, from its recipe and its model's config; nothing is loaded.
 
         print(hpt.plan("qwen2.5-math-7b-1x80gb", hardware={"gpu_memory_gib": 40}))
 
+    response_tokens: tokens of a response on average, for the time; default: a quarter of rollout.max_tokens.
     recipe, settings: as in `hpt.train`. HptError where the settings are wrong or the model's config cannot be read.
     """
     from hpt.config.recipe import read_config
@@ -57,15 +69,16 @@ def plan(recipe: str | Path | None = None, **settings: Any) -> Plan:
         config = read_config(recipe, GivenSettings(settings).changes)
         logger.info(f"Planning {recipe or 'the settings'}, loading PyTorch")
 
-        from hpt.memory import make_plan
         from hpt.memory.meta_model import ArchitectureNotFound
+        from hpt.memory.plan import largest, plan_stages
         from hpt.support.process_state import restoring_process_state
         from hpt.support.quiet import quiet_libraries
+        from hpt.timing import make_time_plan, speedups
 
         with restoring_process_state():
             quiet_libraries()
             try:
-                return Plan(make_plan(config))
+                plans = plan_stages(config)
             except ArchitectureNotFound as error:
                 if config.prepare is None:
                     raise
@@ -73,3 +86,5 @@ def plan(recipe: str | Path | None = None, **settings: Any) -> Plan:
                     f"model.path = {config.model.path!r} does not exist yet: this recipe's prepare ({config.prepare}) "
                     "makes it. hpt train runs that first, and checks the plan before it loads the model."
                 ) from error
+            time = make_time_plan(plans, response_tokens=response_tokens)
+            return Plan(largest(plans), time, speedups(plans, time))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from hpt.config.recipe import build_config, merge, nested
 from hpt.config.schema import Config
 from hpt.memory.plan import MemoryPlan, make_plan
-from hpt.memory.savings import Change, as_settings, saving_changes
+from hpt.memory.savings import Change, as_settings, saving_changes, with_change
 from hpt.support.errors import HptError
 
 
@@ -49,10 +48,7 @@ def _more_gpus(plan: MemoryPlan) -> Iterator[Change]:
 
 
 def _fits(config: Config, change: Change, prompt_tokens: int | None) -> bool:
-    settings = config.model_dump(mode="json")
-    for key, value in change.items():
-        merge(settings, nested(key, value))
     try:
-        return make_plan(build_config(settings, source="advice"), prompt_tokens=prompt_tokens).fits
+        return make_plan(with_change(config, change), prompt_tokens=prompt_tokens).fits
     except HptError:  # the recipe rules this change out, or a package for it is not installed
         return False

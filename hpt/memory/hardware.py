@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from hpt.config.schema import Config
+from hpt.support.cards import CARDS, CardName, card_of_device, typical_card
 
 GIB = 2**30
 
@@ -21,6 +22,8 @@ class Hardware:
     gpus: int  # how many the run uses
     gpu_bytes: int | None  # memory of each GPU; None on a CPU
     host_bytes: int | None  # CPU memory; None if unknown
+    card: CardName | None = None  # of each GPU
+    card_assumed: bool = False  # neither the recipe nor this machine says which card it is
 
 
 def hardware_of(config: Config) -> Hardware:
@@ -28,16 +31,23 @@ def hardware_of(config: Config) -> Hardware:
     settings = config.hardware
     gpu_here = torch.cuda.is_available() and config.device != "cpu"
     # If the recipe names GPUs and this machine has none, the run is for another machine, whose CPU memory is unknown.
-    elsewhere = settings.gpu_memory_gib is not None and not gpu_here
+    elsewhere = (settings.gpu_memory_gib or settings.gpu) is not None and not gpu_here
     host = None if elsewhere else _host_bytes()
     if settings.host_memory_gib:
         host = round(settings.host_memory_gib * GIB)
+    card = settings.gpu
+    if gpu_here:
+        index = torch.device(config.device).index if ":" in config.device else 0
+        here = torch.cuda.get_device_properties(index or 0)
+        card = card or card_of_device(here.name, here.total_memory)
     if settings.gpu_memory_gib:
         size, name = round(settings.gpu_memory_gib * GIB), f"GPU of {settings.gpu_memory_gib:g} GiB"
+    elif settings.gpu:
+        size = round(CARDS[settings.gpu].memory)
+        name = f"{settings.gpu} of {size / GIB:.1f} GiB"
     elif gpu_here:
-        index = torch.device(config.device).index if ":" in config.device else 0
-        size = torch.cuda.get_device_properties(index or 0).total_memory
-        name = f"{torch.cuda.get_device_name(index or 0)} of {size / GIB:.1f} GiB"
+        size = here.total_memory
+        name = f"{here.name} of {size / GIB:.1f} GiB"
     else:
         return Hardware("cpu", "CPU", 1, None, host)
     if config.engine == "local":
@@ -45,7 +55,7 @@ def hardware_of(config: Config) -> Hardware:
     else:
         world = int(os.environ.get("WORLD_SIZE", 0))
         count = settings.gpus or world or (torch.cuda.device_count() if gpu_here else 1)
-    return Hardware("cuda", name, count, size, host)
+    return Hardware("cuda", name, count, size, host, card or typical_card(size), card is None)
 
 
 def _host_bytes() -> int | None:

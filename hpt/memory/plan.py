@@ -8,6 +8,7 @@ there, and the loss is counted by `upge.memory_bytes`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,12 +43,18 @@ class MemoryPlan:
     adapters: int  # parameters of the adapters
     components: list[Component]
     tokens: int  # per micro-batch
+    model: TrainedModel
+    attention: str  # a stand-in of `hpt.memory.trace`
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)  # reasons why the run cannot work, however much memory there is
 
     def total(self, phase: str) -> int:
         """Bytes of all components in a phase of `PHASES`, or in "host" memory."""
         return sum(getattr(component, phase) for component in self.components)
+
+    def named(self, name: str) -> Component | None:
+        """The component of that name, if the plan has it."""
+        return next((component for component in self.components if component.name == name), None)
 
     @property
     def rollout_peak(self) -> int:
@@ -81,7 +88,16 @@ def make_plan(config: Config, *, prompt_tokens: int | None = None) -> MemoryPlan
     prompt_tokens: the longest prompt, if known; default: data.max_prompt_tokens, else `PROMPT_TOKENS`.
     Raises HptError if the model's config cannot be read.
     """
-    plans = [_plan_stage(stage.config, prompt_tokens) for stage in stages_of(config)]
+    return largest(plan_stages(config, prompt_tokens=prompt_tokens))
+
+
+def plan_stages(config: Config, *, prompt_tokens: int | None = None) -> list[MemoryPlan]:
+    """The memory plan of each stage of a run; one where it has no stages. As `make_plan`."""
+    return [_plan_stage(stage.config, prompt_tokens) for stage in stages_of(config)]
+
+
+def largest(plans: Sequence[MemoryPlan]) -> MemoryPlan:
+    """The plan of the stage that needs most."""
     return max(plans, key=lambda plan: (not plan.fits, plan.peak))
 
 
@@ -91,7 +107,7 @@ def _plan_stage(config: Config, prompt_tokens: int | None) -> MemoryPlan:
     longest = prompt + max(config.rollout.max_tokens, config.max_demonstration_tokens)
     tokens = min(max(config.batch.tokens, longest), _tokens_of_update(config, longest))
     packed = config.packs_rows(hardware.device)
-    attention = _attention(config, hardware, packed)
+    attention = attention_of(config, hardware, packed)
     rows = -(-tokens // longest) if attention == EAGER and not packed else 1
     model = TrainedModel.of(config.model, rows, -(-tokens // rows), attention)
     notes, problems = [f"architecture: {model.architecture.source}"], []
@@ -108,7 +124,8 @@ def _plan_stage(config: Config, prompt_tokens: int | None) -> MemoryPlan:
         components += _gpu_overheads(components)
     notes += _hardware_notes(config, hardware, components, attention)
     used = [component for component in components if any(getattr(component, place) for place in (*PHASES, "host"))]
-    return MemoryPlan(config, hardware, model.memory.count, model.memory.adapter_count, used, tokens, notes, problems)
+    counts = model.memory.count, model.memory.adapter_count
+    return MemoryPlan(config, hardware, *counts, used, tokens, model, attention, notes, problems)
 
 
 def _gpu_overheads(components: list[Component]) -> list[Component]:
@@ -144,7 +161,8 @@ def _tokens_of_update(config: Config, longest: int) -> int:
     return questions * (config.rollout.n + 1) * longest
 
 
-def _attention(config: Config, hardware: Hardware, packed: bool) -> str:
+def attention_of(config: Config, hardware: Hardware, packed: bool) -> str:
+    """The stand-in of `hpt.memory.trace` for the attention that training has."""
     kind = config.model.attention
     if kind == "auto":
         has_flash = hardware.device == "cuda" and config.model.dtype != "float32" and has_flash_attention()

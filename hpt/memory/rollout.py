@@ -20,6 +20,9 @@ VLLM_NF4_BYTES = 0.5 + 4 / 64
 # What a sleeping vLLM leaves on a GPU: captured CUDA graphs, workspaces.
 VLLM_ASLEEP = 1 * GIB
 
+VLLM_WEIGHTS, VLLM_CACHE = "vLLM: weights", "vLLM: KV cache"
+"""Names of components, by which the plan of time finds them."""
+
 
 @dataclass
 class RolloutMemory:
@@ -87,9 +90,9 @@ def _vllm_memory(config: Config, hardware: Hardware, trained: TrainedModel, prom
     in_host = hardware.gpus if settings.sleep_level == 1 else 0
     working = max(0, min(VLLM_WORKING, share - model))
     memory.components = [
-        Component("vLLM: weights", rollout=weights, host=weights * in_host, preallocated=True),
+        Component(VLLM_WEIGHTS, rollout=weights, host=weights * in_host, preallocated=True),
         Component("vLLM: adapters", rollout=adapters, host=adapters * in_host, preallocated=True),
-        Component("vLLM: KV cache", rollout=max(0, cache), preallocated=True),
+        Component(VLLM_CACHE, rollout=max(0, cache), preallocated=True),
         Component("vLLM: working memory (assumed)", rollout=working, preallocated=True),
         Component.in_training("vLLM asleep (assumed)", VLLM_ASLEEP, preallocated=True)
         if settings.sleep_level

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from hpt.config.recipe import build_config, merge, nested
 from hpt.config.schema import Config
 
 Change = dict[str, Any]
@@ -61,6 +62,14 @@ def saving_changes(config: Config) -> Iterator[Change]:
             yield {"model.lora": {"rank": 32}, "model.quantization": "nf4"}
     elif config.model.lora and local and config.model.quantization is None:
         yield {"model.quantization": "nf4"}
+
+
+def with_change(config: Config, change: Change) -> Config:
+    """The recipe with a change. HptError if it is not allowed."""
+    settings = config.model_dump(mode="json")
+    for key, value in change.items():
+        merge(settings, nested(key, value))
+    return build_config(settings, source="advice")
 
 
 def as_settings(change: Change) -> str:

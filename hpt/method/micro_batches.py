@@ -112,25 +112,25 @@ def micro_batches(
     parts: list[list[Row]] = []
     for penalised in (True, False):
         alike = [row for row in rows if (row.ref_logprobs is not None) == penalised]
-        parts += _split(alike, max_tokens, packed=packed)
+        parts += split_rows(alike, max_tokens, packed=packed)
     if reweight:
         parts = [reweight(part) for part in parts]
     return [packed_batch(part) if packed else padded_batch(part) for part in parts]
 
 
-def _split(rows: Sequence[Row], max_tokens: int, *, packed: bool) -> list[list[Row]]:
-    """Longest first, each row into the current part while it fits."""
+def split_rows(rows: Sequence[Row], max_tokens: int, *, packed: bool) -> list[list[Row]]:
+    """The rows of each micro-batch: longest first, each row into the current part while it fits."""
     parts: list[list[Row]] = []
     for row in _longest_first(rows):
-        if parts and _tokens_of([*parts[-1], row], packed=packed) <= max_tokens:
+        if parts and tokens_of([*parts[-1], row], packed=packed) <= max_tokens:
             parts[-1].append(row)
         else:
             parts.append([row])
     return parts
 
 
-def _tokens_of(rows: Sequence[Row], *, packed: bool) -> int:
-    """Of a micro-batch, padding included."""
+def tokens_of(rows: Sequence[Row], *, packed: bool) -> int:
+    """Tokens of a micro-batch, padding included."""
     if packed:
         return sum(len(row.tokens) for row in rows)
     return len(rows) * max(len(row.tokens) for row in rows)

@@ -11,7 +11,9 @@ from hpt.memory.out_of_memory import Phase, memory_phase
 
 
 class PhaseClock:
-    """Seconds spent in each phase of the current step."""
+    """Seconds spent in each phase of the current step, by the clock `now`."""
+
+    now = staticmethod(time.perf_counter)
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -19,15 +21,15 @@ class PhaseClock:
 
     def restart(self) -> None:
         self.seconds: dict[str, float] = {}
-        self._began = time.perf_counter()
+        self._began = self.now()
 
     @contextmanager
     def phase(self, name: Phase) -> Iterator[None]:
-        began = time.perf_counter()
+        began = self.now()
         with memory_phase(name, self.config):
             yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+        self.seconds[name] = self.seconds.get(name, 0.0) + self.now() - began
 
     def stop(self) -> dict[str, float]:
         """The phases' seconds and, as "step", those since `restart`."""
-        return self.seconds | {"step": time.perf_counter() - self._began}
+        return self.seconds | {"step": self.now() - self._began}

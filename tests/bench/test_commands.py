@@ -18,9 +18,11 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         "loss",
         "memory",
         "model",
+        "plans",
         "probe",
         "report",
         "reproduce",
+        "step_time",
         "train",
     }
     assert main("bench", ["--help"]) == 0
@@ -35,7 +37,23 @@ def test_an_unknown_command_is_an_error(capsys: pytest.CaptureFixture[str]) -> N
     assert "no command 'compare'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["adopt", "demo", "gpu", "loss", "memory", "model", "probe", "reproduce", "train"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "adopt",
+        "demo",
+        "generate",
+        "gpu",
+        "loss",
+        "memory",
+        "model",
+        "plans",
+        "probe",
+        "reproduce",
+        "step_time",
+        "train",
+    ],
+)
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         importlib.import_module(f"bench.commands.{command}").main(["--help"])

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator
 
 from hpt.config.sections.section import Section
+from hpt.support.cards import CardName
 from hpt.support.upload import check_hub_name
 
 
@@ -43,8 +44,15 @@ class DeepSpeedConfig(Section):
 class HardwareConfig(Section):
     """What `hpt plan` checks against; null: what this machine has. Without a GPU here or in the recipe, the CPU."""
 
+    gpu: CardName | None = Field(
+        None,
+        description="the card, for the plan of time; null: this machine's, else a common one with gpu_memory_gib",
+    )
+
     gpus: int | None = Field(None, ge=1, description="number of GPUs")
-    gpu_memory_gib: float | None = Field(None, gt=0, description="memory of each GPU")
+    gpu_memory_gib: float | None = Field(
+        None, gt=0, description="memory of each GPU; null: that of the card in hardware.gpu"
+    )
     host_memory_gib: float | None = Field(
         None, gt=0, description="CPU memory; null: not checked where the recipe describes another machine's GPUs"
     )
