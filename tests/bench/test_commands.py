@@ -37,23 +37,10 @@ def test_an_unknown_command_is_an_error(capsys: pytest.CaptureFixture[str]) -> N
     assert "no command 'compare'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "adopt",
-        "demo",
-        "generate",
-        "gpu",
-        "loss",
-        "memory",
-        "model",
-        "plans",
-        "probe",
-        "reproduce",
-        "step_time",
-        "train",
-    ],
-)
+COMMANDS = "adopt demo generate gpu loss memory model plans probe reproduce step_time train"
+
+
+@pytest.mark.parametrize("command", COMMANDS.split())
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         importlib.import_module(f"bench.commands.{command}").main(["--help"])
