@@ -13,6 +13,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         "adopt",
         "compile",
         "demo",
+        "generate",
         "gpu",
         "loss",
         "memory",
