@@ -1,7 +1,7 @@
 """The time of a step of every shipped recipe for GPUs, as `hpt plan` predicts it; nothing is measured.
 
-The cards are those that the plan takes for the recipes' memory. A short table goes into docs/planning.md, too. Flash attention is taken to be installed, so that the
-result does not depend on this machine.
+The cards are those that the plan takes for the recipes' memory. A short table goes into docs/planning.md, too. Flash
+attention is taken to be installed, so that the result does not depend on this machine.
 """
 
 from __future__ import annotations
