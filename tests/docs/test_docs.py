@@ -145,7 +145,7 @@ def test_the_table_of_extras_has_them_all() -> None:
     text = (ROOT / "docs/getting-started.md").read_text()
     table = text[text.index("| extra |") : text.index("## The first run")]
     first_column = " ".join(re.findall(r"^\| (`.+?) \|", table, re.MULTILINE))
-    assert sorted(re.findall(r"`(\w+)`", first_column)) == sorted(pyproject()["project"]["optional-dependencies"])
+    assert sorted(re.findall(r"`([\w-]+)`", first_column)) == sorted(pyproject()["project"]["optional-dependencies"])
 
 
 def pyproject() -> dict[str, Any]:
