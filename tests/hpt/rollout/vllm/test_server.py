@@ -236,4 +236,7 @@ def test_a_server_that_hangs_stops_the_run_which_resumes_and_waits_for_one_that_
     assert "Waiting for a server that is started again" in " ".join(capsys.readouterr().err.split())
     lines = read_metrics(run)
     assert [line["step"] for line in lines] == list(range(1, done + 13))
-    assert max(line["rollout/mismatch_max"] for line in lines) < BOUND
+    # A step whose rows all have advantage 0 trains on no rollout, and has none to compare.
+    mismatches = [line["rollout/mismatch_max"] for line in lines if "rollout/mismatch_max" in line]
+    assert len(mismatches) > 2
+    assert max(mismatches) < BOUND
