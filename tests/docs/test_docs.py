@@ -88,7 +88,7 @@ def check_command(line: str) -> None:
         assert all(f"\n{target}:" in makefile for target in words[1:])
     elif "hpt" in words:
         options = make_parser().parse_args(words[words.index("hpt") + 1 :])
-        if options.command in ("train", "plan"):
+        if options.command in ("train", "plan", "serve"):
             check_settings(options.recipe, options.settings)
 
 
