@@ -191,7 +191,11 @@ class _Generation:
     def seconds(self, lengths: Sequence[int], questions: int, prompt: float) -> float:
         """Of responses of `lengths` tokens to `questions` prompts by one copy."""
         if self.config.rollout.engine == "transformers":
-            seconds = in_batches(lengths, prompt, self.most, self.decoder)
+            if self.config.rollout.batching == "continuous":
+                seconds = self.decoder.prefill(len(lengths) * prompt)
+                seconds += continuously(lengths, prompt, self.most, self.decoder)
+            else:
+                seconds = in_batches(lengths, prompt, self.most, self.decoder)
             if self.config.engine == "deepspeed" and self.config.deepspeed.stage == 3:
                 seconds += self.decoder.shape.weight_bytes / self.decoder.machine.link
             return seconds
@@ -259,6 +263,10 @@ def _assumptions(step: StepTime, hardware: Hardware) -> list[str]:
             "every question has signal, so all rollouts are trained on; groups without signal and questions that are "
             "learnt from a demonstration make a step shorter"
         )
+        if config.rollout.probe is not None:
+            lines.append(
+                "rollout.probe: every question goes on to all its rollouts; those that stop make a step shorter"
+            )
     if hardware.card:
         training = assumed.ADAPTER_SHARE if config.model.lora else assumed.TRAINING_SHARE
         card = (

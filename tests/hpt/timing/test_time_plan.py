@@ -47,6 +47,20 @@ def test_the_card_and_the_lengths_decide() -> None:
         step(response_tokens=9000)
 
 
+def test_continuous_batches_do_not_wait_for_the_longest_response() -> None:
+    by_transformers = ["rollout.engine=transformers", "rollout.batch_size=32"]
+    fixed, continuous = step(*by_transformers), step(*by_transformers, "rollout.batching=continuous")
+    # Mean lengths of 2,048 under a limit of 8,192, which nearly every batch of 32 comes close to.
+    assert continuous.phases["rollout"] < 0.5 * fixed.phases["rollout"]
+    assert continuous.phases["train"] == fixed.phases["train"]
+
+
+def test_probing_is_counted_as_if_every_question_went_on() -> None:
+    plan = planned("rollout.probe=4")
+    assert plan.seconds == planned().seconds
+    assert any(line.startswith("rollout.probe") for line in plan.assumptions)
+
+
 def test_sft_generates_nothing_and_trains_on_demonstrations() -> None:
     found = step("method=sft")
     assert found.phases["rollout"] == found.phases["verify"] == found.generated == 0
