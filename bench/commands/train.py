@@ -99,7 +99,7 @@ def main(argv: list[str]) -> int:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        write_random_model(_architecture(args.model), torch.bfloat16, device, Path(folder))
+        write_random_model(architecture_of(args.model), torch.bfloat16, device, Path(folder))
         torch.cuda.empty_cache()
         options = ["--tokens", str(args.tokens), "--questions", str(args.questions), "--folder", folder]
         for name in args.cases:
@@ -136,7 +136,7 @@ def _run(command: list[str], seconds: int) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _architecture(model: str) -> PretrainedConfig:
+def architecture_of(model: str) -> PretrainedConfig:
     path = MODELS[model]
     if path is None:
         return Qwen2Config(
@@ -144,7 +144,7 @@ def _architecture(model: str) -> PretrainedConfig:
             hidden_size=64,
             intermediate_size=128,
             num_hidden_layers=2,
-            num_attention_heads=4,
+            num_attention_heads=2,
             num_key_value_heads=2,
         )
     return read_architecture(ModelConfig(path=path)).config
@@ -185,7 +185,7 @@ def run_case(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         step = grpo_step(config, prompt=PROMPT)
     else:
         step = _hpt_step(config, made_up, args.case.endswith(PLAIN))
-    shape = _architecture(args.model)
+    shape = architecture_of(args.model)
     trained, seconds = step["trained_tokens"], step["seconds"]["train"]
     attention = 6 * shape.num_hidden_layers * shape.hidden_size * config.rollout.max_tokens
     flops = trained * ((4 if config.model.lora else 6) * plan.parameters + attention)

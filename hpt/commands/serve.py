@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
 
     from hpt.config.recipe import load_config
     from hpt.rollout.vllm.guard import KEY_VARIABLE
-    from hpt.rollout.vllm.serve import is_loopback, run_in_place, server_command, server_settings
+    from hpt.rollout.vllm.serve import check_plugin, is_loopback, run_in_place, server_command, server_settings
     from hpt.support.device import pick_device
     from hpt.support.optional_packages import require
 
@@ -51,6 +51,7 @@ def run(options: argparse.Namespace) -> int:
         print(in_words)
         return 0
     require("vllm", "hpt serve", "'hpt[vllm]'")
+    check_plugin(config, device)
     if not is_loopback(options.host):
         logger.warning(
             f"--host {options.host}: other machines reach this server, and who has its key can change the weights; "

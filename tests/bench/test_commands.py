@@ -22,6 +22,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         "probe",
         "report",
         "reproduce",
+        "rollout",
         "step_time",
         "train",
     }
@@ -37,7 +38,7 @@ def test_an_unknown_command_is_an_error(capsys: pytest.CaptureFixture[str]) -> N
     assert "no command 'compare'" in capsys.readouterr().err
 
 
-COMMANDS = "adopt demo generate gpu loss memory model plans probe reproduce step_time train"
+COMMANDS = "adopt demo generate gpu loss memory model plans probe reproduce rollout step_time train"
 
 
 @pytest.mark.parametrize("command", COMMANDS.split())

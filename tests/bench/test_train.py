@@ -66,7 +66,7 @@ def test_a_step_of_trl_trains_on_the_same_prompts(tmp_path: Path) -> None:
     from bench.training.trl_step import grpo_step
     from bench.training.word_tokenizer import word_tokenizer
 
-    synthetic.write_random_model(bench._architecture("tiny"), torch.bfloat16, "cpu", tmp_path)
+    synthetic.write_random_model(bench.architecture_of("tiny"), torch.bfloat16, "cpu", tmp_path)
     args = Namespace(tokens=8, questions=2)
     config = bench._config(args, tmp_path, bench.DRAWN, None)
     tokenizer = word_tokenizer(512)
@@ -86,7 +86,7 @@ def test_a_process_that_fails_or_takes_too_long_is_a_result() -> None:
 
 
 def test_the_plain_loss_equals_the_fused_one(tmp_path: Path) -> None:
-    synthetic.write_random_model(bench._architecture("tiny"), torch.float32, "cpu", tmp_path)
+    synthetic.write_random_model(bench.architecture_of("tiny"), torch.float32, "cpu", tmp_path)
     config = build_config(
         {
             "output": str(tmp_path / "run"),

@@ -102,6 +102,8 @@ def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
     }
     if settings.device.type == "cpu":
         arguments["kv_cache_memory_bytes"] = CPU_CACHE_BYTES
+        # After a part of a prompt vLLM winds a request's generator back, which those of a CPU cannot do: it would end.
+        arguments["enable_chunked_prefill"] = False
     if settings.data_parallel > 1:
         arguments["data_parallel_size"] = settings.data_parallel
     if settings.quantization:  # by the package vllm-bnb-plugin: NF4 with double quantization, as the trainer has it

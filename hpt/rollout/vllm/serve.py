@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,16 @@ def run_in_place(command: list[str], settings: Mapping[str, str]) -> None:
     sys.stderr.flush()
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     os.execvpe(command[0], command, {**os.environ, **settings, "PATH": path})
+
+
+def check_plugin(config: Config, device: torch.device) -> None:
+    """ConfigError where vLLM would not find the weight transfer "gloo", which hpt's installation names to it."""
+    known = {entry.name for entry in entry_points(group="vllm.general_plugins")}
+    if transfer_backend(config, device) == "gloo" and "hpt" not in known:
+        raise ConfigError(
+            'rollout.vllm.weight_transfer "gloo": hpt is not installed, or an older hpt is, so vLLM would not find its '
+            "part: pip install hpt again, in this environment"
+        )
 
 
 def is_loopback(host: str) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from hpt.commands.main import main
 from hpt.config.recipe import load_config
@@ -144,3 +145,11 @@ def test_the_commands_settings_are_those_of_a_run_with_a_server(
 ) -> None:
     assert main(["serve", str(world), "rollout.vllm.adapters=lora", "model.lora={rank: 4}", "--print"]) == 2
     assert "merged weights" in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_installation_without_the_plugin_is_named(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config(world, ["rollout.engine=vllm", "rollout.vllm.url=http://127.0.0.1:8000"])
+    serving.check_plugin(config, torch.device("cpu"))
+    monkeypatch.setattr(serving, "entry_points", lambda group: ())
+    with pytest.raises(ConfigError, match="pip install hpt again"):
+        serving.check_plugin(config, torch.device("cpu"))

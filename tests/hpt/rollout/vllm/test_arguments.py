@@ -38,6 +38,8 @@ def test_a_run_in_4_bits_reads_its_base_and_has_room_for_adapters(world: Path) -
     on_cpu = of_run(world, CPU, *QUANTIZED)
     assert on_cpu["enforce_eager"]
     assert not on_cpu["enable_sleep_mode"]
+    assert not on_cpu["enable_chunked_prefill"]
+    assert "enable_chunked_prefill" not in arguments
     plain = of_run(world, GPU, "rollout.engine=vllm")
     assert plain["load_format"] == "dummy"
     assert "quantization" not in plain
