@@ -21,8 +21,8 @@ class VllmConfig(Section):
     wait: float = Field(
         0.0,
         ge=0,
-        description="seconds that a run waits for a server that died or hangs to be started again; 0: the run stops, "
-        "with a checkpoint",
+        description="seconds that a run waits for a server that is not there yet, died or hangs to be started (again); "
+        "0: the run stops, with a checkpoint",
     )
     weight_transfer: Literal["auto", "nccl", "ipc", "gloo"] = Field(
         "auto",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import signal
 import socket
 import threading
 import time
@@ -21,8 +23,7 @@ from hpt.config.recipe import load_config
 from hpt.records.checkpoints import checkpoints
 from hpt.records.files import read_metrics
 from hpt.rollout import Rollout, Sampling, engines
-from hpt.rollout.vllm import client as client_module
-from hpt.rollout.vllm import completions, connection, senders
+from hpt.rollout.vllm import completions, connection, senders, waiting
 from hpt.rollout.vllm.client import VllmClient
 from hpt.rollout.vllm.transfer import UPDATING
 from hpt.rollout.weights import named_weights
@@ -40,7 +41,7 @@ def key_and_quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "PROBE_SECONDS", 0.1)
     monkeypatch.setattr(connection, "HEALTH_SECONDS", 0.3)
     monkeypatch.setattr(senders, "MESSAGE_SECONDS", 0.5)
-    monkeypatch.setattr(client_module, "SECONDS_BETWEEN_LOOKS", 0.05)
+    monkeypatch.setattr(waiting, "SECONDS_BETWEEN_LOOKS", 0.05)
 
 
 @pytest.fixture
@@ -476,6 +477,46 @@ def test_a_run_waits_for_a_server_that_is_gone(world: Path, server: FakeVllm) ->
         back[0].shutdown()
         back[0].server_close()
         thread.join()
+
+
+def test_a_run_waits_for_a_server_that_starts_after_it(
+    world: Path, server: FakeVllm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+
+    def not_ready_yet(handler: Handler) -> None:
+        looks.append(1)
+        handler.reply({}, 503 if len(looks) < 3 else 200)
+
+    server.behave["/health"] = not_ready_yet
+    with pytest.raises(RolloutError, match="is not well"):
+        client_of(world, server.url, load(world))
+    settings = ["rollout.engine=vllm", f"rollout.vllm.url={server.url}", "rollout.vllm.wait=20"]
+    engines.check_rollout_engine(load_config(world, settings), STOPS)
+    assert len(looks) == 3
+    looks.clear()
+    client_of(world, server.url, load(world), "rollout.vllm.wait=20")
+    assert len(looks) == 3
+
+
+def test_a_run_that_waits_and_is_asked_to_stop_saves_a_checkpoint(
+    world: Path, tmp_path: Path, server: FakeVllm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+
+    def is_gone(handler: Handler) -> None:
+        if (run / "rollouts" / "step-000001.jsonl").exists():
+            os.kill(os.getpid(), signal.SIGTERM)
+            handler.reply({}, 503)
+        else:
+            handler.reply({})
+
+    server.behave["/pause"] = is_gone
+    began = time.monotonic()
+    assert train(world, run, server.url, "rollout.vllm.wait=60") == 2
+    assert time.monotonic() - began < 40
+    assert f"Stopped after step 1; continue with: hpt train --resume {run}" in shown(capsys)
+    assert [path.name for path in checkpoints(run)] == ["step-000001"]
 
 
 def test_the_wait_ends(world: Path, server: FakeVllm) -> None:

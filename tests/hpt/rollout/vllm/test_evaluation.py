@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +120,31 @@ def test_a_response_depends_on_no_other_and_not_on_how_many_engines_there_are(fo
     assert evaluate(folder, tmp_path / "fewer", *flags, "--limit", "3") == sampled[:3]
     assert evaluate(folder, tmp_path / "seed", *flags, "--seed", "1") != sampled
     assert evaluate(folder, tmp_path / "parallel", *flags, "--data-parallel", "2") == sampled
+
+
+def test_sigterm_ends_every_process_of_an_evaluation(folder: Path, tmp_path: Path) -> None:
+    question = json.loads((folder / "eval.jsonl").read_text().splitlines()[0])
+    questions = tmp_path / "many.jsonl"
+    questions.write_text("".join(json.dumps(question | {"id": str(i)}) + "\n" for i in range(400)))
+    flags = [*FLAGS, "--engine", "vllm", "--data-parallel", "2", "--n", "4", "--output", str(tmp_path)]
+    command = [sys.executable, "-m", "hpt", "eval", str(folder / "model"), "--data", str(questions), *flags]
+    tests = str(Path(__file__).parents[2])  # where rewards.py is
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")])}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environment, start_new_session=True, stderr=pipe, text=True) as running:
+        try:
+            assert running.stderr
+            seen = [next(line for line in running.stderr if "question 40/400" in line)]
+            running.terminate()
+            seen += running.stderr
+            assert running.wait() == 130, "".join(seen)
+            assert "Interrupted." in seen[-1]
+            assert "Exception ignored" not in "".join(seen)
+            with pytest.raises(ProcessLookupError):
+                os.killpg(running.pid, 0)  # all that it started are in its group
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(running.pid, signal.SIGKILL)
 
 
 def test_an_interruption_keeps_what_is_complete(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
