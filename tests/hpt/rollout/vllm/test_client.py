@@ -571,7 +571,6 @@ def test_a_server_that_dies_stops_the_run_with_a_checkpoint_from_which_it_resume
         (["rollout.top_p=0.9", "rollout.temperature=0.7"], "rollout.top_p"),
         (["rollout.vllm.adapters=lora"], "needs model.lora"),
         (["rollout.vllm.tensor_parallel=2"], "engine=deepspeed, or a server"),
-        (["rollout.vllm.adapters=lora", "model.lora={rank: 4}", "rollout.vllm.url=http://there:1"], "merged"),
     ],
 )
 def test_settings_that_vllm_does_not_support_are_named(world: Path, settings: list[str], message: str) -> None:
@@ -580,7 +579,24 @@ def test_settings_that_vllm_does_not_support_are_named(world: Path, settings: li
         load_config(world, ["rollout.engine=vllm", *settings])
 
 
-@pytest.mark.parametrize("url", ["there:1", "ftp://there", "http://", "http://there/?a=1"])
+@pytest.mark.parametrize(
+    "setting",
+    ["rollout.vllm.url=http://there:1", "rollout.vllm.quantization=nf4", "rollout.vllm.url=https://[::1]:8/a"],
+)
+def test_settings_of_vllm_beside_another_engine_are_named(world: Path, setting: str) -> None:
+    load_config(world, ["rollout.vllm.wait=9", "rollout.vllm.adapters=lora"])
+    name = setting.partition("=")[0]
+    with pytest.raises(ConfigError, match=rf'{name} = .* is read by rollout.engine "vllm" only.*{name}=null'):
+        load_config(world, [setting])
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("there:1", "ftp://there", "http://", "http://there/?a=1", "http://there:abc", "http://there:99999"),
+        *("http://there:0", "http://[there", "http://the re:1", "http://:8000"),
+    ],
+)
 def test_a_url_that_is_none_is_named(world: Path, url: str) -> None:
-    with pytest.raises(ConfigError, match=r"rollout\.vllm\.url = "):
+    with pytest.raises(ConfigError, match=r"rollout\.vllm\.url = .*: must be http://HOST:PORT \(or https://\)"):
         load_config(world, [f"rollout.vllm.url={url}"])
