@@ -338,7 +338,7 @@ def not_json(handler: Handler) -> None:
     ("behave", "message"),
     [
         (answering(completion([3, 1], [-1.0, -2.0], "stop"), done=False), "broke off in the middle of an answer"),
-        (answering({"error": {"message": "the engine is dead"}}), "failed: .*the engine is dead"),
+        (answering({"error": {"message": "the engine is dead"}}), "failed: the engine is dead; its own output"),
         (lambda handler: handler.reply({"error": {"message": "out of memory"}}, 500), "answered 500 .*: out of memory"),
         (lambda handler: handler.reply({"error": {"message": "too long"}}, 400), "answered 400 .*: too long"),
         (not_json, "gave an answer that is not a completion: 12ab"),
