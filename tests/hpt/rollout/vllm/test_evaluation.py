@@ -141,7 +141,7 @@ def test_sigterm_ends_every_process_of_an_evaluation(folder: Path, tmp_path: Pat
             running.terminate()
             seen += running.stderr
             assert running.wait() == 130, "".join(seen)
-            assert "Interrupted." in seen[-1]
+            assert "Interrupted.\n" in seen
             assert "Exception ignored" not in "".join(seen)
             _, left = psutil.wait_procs(started, timeout=10)
             assert not [process for process in left if process.status() != psutil.STATUS_ZOMBIE]
