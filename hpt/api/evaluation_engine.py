@@ -16,7 +16,7 @@ from hpt.config.sections.section import Dtype
 from hpt.model.adapters import adapter_rank, base_model_path, holds_adapters
 from hpt.model.loading import load_model
 from hpt.rollout import RolloutEngine, TransformersEngine
-from hpt.rollout.vllm.arguments import EngineSettings, check_platform
+from hpt.rollout.vllm.arguments import EngineSettings, check_heads, check_platform
 from hpt.rollout.vllm.engine import VllmEngine
 from hpt.rollout.vllm.parallel import ParallelVllmEngine
 from hpt.support.errors import ConfigError
@@ -50,9 +50,7 @@ def choose_engine(path: str, settings: EvaluationSettings, device: torch.device)
             )
         if copies * split > torch.cuda.device_count():
             raise ConfigError(f"{asked} need {copies * split} GPUs; torch sees {torch.cuda.device_count()}")
-    heads = getattr(_config(path), "num_attention_heads", 0)
-    if heads % split:
-        raise ConfigError(f"--tensor-parallel {split} must divide the model's {heads} attention heads")
+    check_heads(_config(path), split, "--tensor-parallel")
     return kind
 
 

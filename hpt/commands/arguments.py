@@ -46,6 +46,7 @@ def _number(kind: type[Number], allowed: str, is_allowed: Callable[[Number], boo
 non_negative_int = _number(int, "a whole number >= 0", lambda value: value >= 0)
 positive_int = _number(int, "a whole number >= 1", lambda value: value >= 1)
 non_negative_float = _number(float, "a number >= 0", lambda value: 0 <= value < math.inf)
+port = _number(int, "a port from 1 to 65535", lambda value: 1 <= value <= 65535)
 share = _number(float, "a number above 0 and at most 1", lambda value: 0 < value <= 1)
 
 

@@ -84,6 +84,10 @@ def make_parser() -> argparse.ArgumentParser:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The arguments of a command. Where one is unknown, the command's usage is shown, and what was probably meant."""
     options, unknown = make_parser().parse_known_args(arguments)
+    if hasattr(options, "settings"):  # argparse leaves over those that stand behind an option
+        later = [text for text in unknown if "=" in text and not text.startswith("-")]
+        options.settings += later
+        unknown = [text for text in unknown if text not in later]
     if unknown:
         hint = ""
         if hasattr(options, "settings") and unknown[0].startswith("--"):

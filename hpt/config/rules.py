@@ -43,6 +43,8 @@ def broken_rules(config: Config) -> Iterator[str]:
     yield from _run_rules(config)
     if config.rollout.engine == "vllm":
         yield from _vllm_rules(config)
+    else:
+        yield from _unread_vllm_rules(config)
     if config.rollout.batching == "continuous":
         yield from _batching_rules(config)
     if config.engine == "deepspeed":
@@ -231,11 +233,22 @@ def _vllm_rules(config: Config) -> Iterator[str]:
         yield 'rollout.vllm.adapters "lora" needs model.lora'
     if vllm.adapters == "lora" and vllm.url is not None:
         yield (
-            'rollout.vllm.adapters "lora" goes with an engine inside the trainer; a server (rollout.vllm.url) takes '
-            "merged weights"
+            'rollout.vllm.adapters "lora" goes with an engine inside the trainer; a server (hpt serve, '
+            "rollout.vllm.url) takes merged weights: use rollout.vllm.adapters=merged"
         )
     if vllm.quantization is not None:
         yield from _vllm_quantization_rules(config)
+
+
+def _unread_vllm_rules(config: Config) -> Iterator[str]:
+    """Settings whose loss would be noticed late; the others may stand in a recipe beside another engine."""
+    rollout = config.rollout
+    for name, value in (("url", rollout.vllm.url), ("quantization", rollout.vllm.quantization)):
+        if value is not None:
+            yield (
+                f'rollout.vllm.{name} = {value!r} is read by rollout.engine "vllm" only; rollout.engine is '
+                f'"{rollout.engine}": use "vllm", or rollout.vllm.{name}=null'
+            )
 
 
 def _vllm_quantization_rules(config: Config) -> Iterator[str]:

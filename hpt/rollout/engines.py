@@ -19,8 +19,10 @@ from hpt.rollout.vllm.client import VllmClient
 from hpt.rollout.vllm.connection import ServerConnection
 from hpt.rollout.vllm.engine import VllmEngine
 from hpt.rollout.vllm.identity import check_server, transfer_backend
+from hpt.rollout.vllm.waiting import ensure_server
 from hpt.rollout.weights import named_weights, save_adapters
 from hpt.support.device import pick_device
+from hpt.support.distributed import launched
 from hpt.support.optional_packages import require
 
 
@@ -47,7 +49,7 @@ class EngineFactory:
         """ConfigError if a package is missing. Called first, so it must be quick."""
 
     def check(self, config: Config, stop_ids: Sequence[int]) -> None:
-        """HptError if the engine cannot sample for this run. Called before the model is loaded."""
+        """HptError if the engine cannot sample for this run. Called by every rank, before the model is loaded."""
 
     def make(self, inputs: EngineInputs) -> RolloutEngine:
         """The engine, which samples from `inputs.model` as it is trained."""
@@ -82,7 +84,8 @@ class VllmFactory(EngineFactory):
         if config.rollout.vllm.url is None:
             check_options(config)
         else:
-            check_server(ServerConnection(config), config, pick_device(config.device))
+            check = partial(check_server, ServerConnection(config), config, pick_device(config.device))
+            ensure_server(check, config.rollout.vllm.wait, launched())
 
     def make(self, inputs: EngineInputs) -> RolloutEngine:
         config, model = inputs.config, inputs.model

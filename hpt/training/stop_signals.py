@@ -9,6 +9,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from hpt.support.distributed import World
+from hpt.support.stopping import stop_asked
 
 logger = logging.getLogger(__name__)
 
@@ -24,10 +25,10 @@ class StopSignals:
     def __init__(self, world: World) -> None:
         self.world = world
         self.training = False  # whether steps are being done
-        self._received = False
         self._earlier: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
+        stop_asked.clear()
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._earlier[number] = signal.signal(number, self._note)
@@ -38,15 +39,16 @@ class StopSignals:
     ) -> None:
         for number, handler in self._earlier.items():
             signal.signal(number, handler)
+        stop_asked.clear()
 
     def received(self) -> bool:
         """Whether any rank was told to stop; a collective."""
-        return any(self.world.gather(self._received))
+        return any(self.world.gather(stop_asked.is_set()))
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         alone = self.world.size == 1
-        if alone and (self._received or not self.training):
+        if alone and (stop_asked.is_set() or not self.training):
             raise KeyboardInterrupt
-        self._received = True
+        stop_asked.set()
         once_more = " (once more to stop at once)" if alone else ""
         logger.info(f"Stopping after this step, with a checkpoint{once_more} ...")

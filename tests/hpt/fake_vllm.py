@@ -17,7 +17,7 @@ from hpt.config.recipe import load_config
 from hpt.rollout.vllm.gloo_group import GlooGroup, address_towards, store_at
 from hpt.rollout.vllm.identity import model_name
 
-KEY = "a key"
+KEY = "a-key"
 
 
 class FakeVllm(ThreadingHTTPServer):

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import re
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from hpt.config.sections.section import FunctionReference, Section
+
+
+def _is_server_url(value: str) -> str:
+    """`value`, if it is a URL that requests can be sent to; else ValueError."""
+    try:
+        parts = urlsplit(value)
+        usable = bool(parts.hostname) and parts.port != 0  # ValueError for what is no number, or above 65535
+    except ValueError:
+        usable = False
+    if not usable or not re.fullmatch(r"https?://[^?#\s]+", value):
+        raise ValueError("must be http://HOST:PORT (or https://), with a port from 1 to 65535")
+    return value
 
 
 class VllmConfig(Section):
     """Read by `rollout.engine: vllm` only."""
 
-    url: str | None = Field(
-        None,
-        pattern=r"^https?://[^/?#\s]+(/[^?#\s]*)?$",
-        description="URL of a server (hpt serve RECIPE); null: inside the trainer's process",
+    url: Annotated[str, AfterValidator(_is_server_url)] | None = Field(
+        None, description="URL of a server (hpt serve RECIPE); null: inside the trainer's process"
     )
     timeout: float = Field(300.0, gt=0, description="seconds without progress after which a server counts as hung")
     wait: float = Field(
         0.0,
         ge=0,
-        description="seconds that a run waits for a server that died or hangs to be started again; 0: the run stops, "
-        "with a checkpoint",
+        description="seconds that a run waits for a server that is not there yet, died or hangs to be started (again); "
+        "0: the run stops, with a checkpoint",
     )
     weight_transfer: Literal["auto", "nccl", "ipc", "gloo"] = Field(
         "auto",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from transformers import PreTrainedConfig
 
 from hpt.config.schema import Config
 from hpt.config.sections.model import ModelConfig
@@ -134,6 +135,13 @@ def check_options(config: Config) -> None:
         raise ConfigError(
             f"rollout.vllm.options: vLLM has no {', '.join(map(repr, unknown))}; allowed are the arguments of vllm.LLM"
         )
+
+
+def check_heads(model: PreTrainedConfig | None, split: int, setting: str) -> None:
+    """ConfigError where `split` GPUs cannot share one copy of the model. setting: the one that asks for it."""
+    heads = getattr(model, "num_attention_heads", 0)
+    if heads % split:
+        raise ConfigError(f"{setting} {split} must divide the model's {heads} attention heads")
 
 
 def check_platform(device: torch.device) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from functools import partial
 
 import torch
@@ -20,15 +19,11 @@ from hpt.rollout.vllm.identity import check_server, transfer_backend
 from hpt.rollout.vllm.responses import logprobs_mode
 from hpt.rollout.vllm.senders import WeightDescription
 from hpt.rollout.vllm.transfer import WeightTransfer
+from hpt.rollout.vllm.waiting import ensure_server, wait_for_server
 from hpt.rollout.weights import GetWeights
 from hpt.support.distributed import launched
-from hpt.support.errors import ConfigError, HptError, RolloutError
+from hpt.support.errors import ConfigError, HptError
 from hpt.support.seeds import request_seeds
-
-logger = logging.getLogger(__name__)
-
-SECONDS_BETWEEN_LOOKS = 1.0
-"""At a server that is gone, while the run waits for it."""
 
 
 class VllmClient(RolloutEngine):
@@ -56,7 +51,7 @@ class VllmClient(RolloutEngine):
         self._descriptions: list[WeightDescription] = []
         self._server = ServerConnection(config)
         self._check = partial(check_server, self._server, config, device, longest_prompt + config.longest_response)
-        self._world.once(self._check)
+        ensure_server(self._check, self._wait, self._world)
         backend = transfer_backend(config, device)
         if backend == "ipc" and self._world.size > 1:
             raise ConfigError(
@@ -108,7 +103,7 @@ class VllmClient(RolloutEngine):
             self._transfer.close()
             if sampled or not deadline:
                 deadline = time.monotonic() + self._wait
-            self._world.once(partial(self._until_back, lost, deadline))
+            wait_for_server(self._check, lost, self._wait, deadline, self._world)
 
     def weights_changed(self) -> None:
         self._version = None
@@ -125,17 +120,6 @@ class VllmClient(RolloutEngine):
                 return error, 0
         outcomes = self._world.agree(sample)
         return next((error for error, _ in outcomes if error), None), sum(sampled for _, sampled in outcomes)
-
-    def _until_back(self, lost: ServerLost, deadline: float) -> None:
-        """Returns when a server with this run's model is there; raises `lost` if that may not be waited for."""
-        if self._wait == 0:
-            raise lost
-        logger.warning(f"{lost}. Waiting for a server that is started again.")
-        while time.monotonic() < deadline:
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-            with suppress(ServerLost):
-                return self._check()
-        raise RolloutError(f"{lost}. The run has waited for rollout.vllm.wait = {self._wait:g} s")
 
     def _confirm_version(self) -> None:
         assert self._version is not None

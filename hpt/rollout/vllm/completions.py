@@ -18,7 +18,7 @@ from typing import Any
 
 from hpt.rollout.engine import Sampling
 from hpt.rollout.rollout import Rollout
-from hpt.rollout.vllm.connection import PROBE_SECONDS, ServerConnection
+from hpt.rollout.vllm.connection import PROBE_SECONDS, ServerConnection, stated_reason
 from hpt.rollout.vllm.responses import LOWEST_LOGPROB, checked_rollout, logprobs_known
 from hpt.support.errors import RolloutError
 
@@ -129,7 +129,7 @@ class Completions:
             try:
                 message = json.loads(content)
                 if "error" in message:
-                    raise self._server.lost(f"failed: {message['error']}")
+                    raise self._server.lost(f"failed: {stated_reason(content)}; its own output says why")
                 [choice] = message["choices"]
                 tokens += choice["token_ids"]
                 logprobs += choice["logprobs"]["token_logprobs"]

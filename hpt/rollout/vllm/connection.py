@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import selectors
 import time
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
@@ -11,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from hpt.config.schema import Config
-from hpt.rollout.vllm.guard import KEY_VARIABLE
+from hpt.rollout.vllm.guard import KEY_VARIABLE, read_key
 from hpt.support.errors import ConfigError, HptError, RolloutError
 
 CONNECT_SECONDS = 5.0
@@ -29,7 +28,7 @@ class ServerLost(RolloutError):
 
 
 class ServerConnection:
-    """The server at `rollout.vllm.url`. ConfigError if the key is missing."""
+    """The server at `rollout.vllm.url`. ConfigError if the key is missing or cannot be used."""
 
     def __init__(self, config: Config) -> None:
         self.url = str(config.rollout.vllm.url).rstrip("/")
@@ -39,8 +38,8 @@ class ServerConnection:
         self.port = parts.port or (443 if parts.scheme == "https" else 80)
         self._path = parts.path
         self._kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-        key = os.environ.get(KEY_VARIABLE)
-        if not key:
+        key = read_key()
+        if key is None:
             raise ConfigError(
                 f"rollout.vllm.url = {self.url!r} needs the server's key in the environment variable {KEY_VARIABLE}; "
                 "hpt serve prints one where none is set"
@@ -74,7 +73,7 @@ class ServerConnection:
         """Raises what an answer other than 200 means: ServerLost for a failure that a new start may mend."""
         if answer.status == 200:
             return
-        message = f"answered {answer.status} {answer.reason}: {_message(answer.read(10_000))}"
+        message = f"answered {answer.status} {answer.reason}: {stated_reason(answer.read(10_000))}"
         if answer.status in (401, 403):
             raise HptError(f"{self} {message}. {KEY_VARIABLE} must be the same here and where the server was started")
         if answer.status == 404:
@@ -153,7 +152,7 @@ class ServerConnection:
                 self.probe()
 
 
-def _message(body: bytes) -> str:
+def stated_reason(body: bytes) -> str:
     """vLLM's own words in an answer that reports an error."""
     try:
         content = json.loads(body)

@@ -12,6 +12,8 @@ from collections.abc import Awaitable, Callable
 from secrets import compare_digest
 from typing import Any
 
+from hpt.support.errors import ConfigError
+
 KEY_VARIABLE = "VLLM_API_KEY"
 """Environment variable with the key, on both sides; it never stands on a command line."""
 MAX_BODY_BYTES = 64 << 20
@@ -21,12 +23,25 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
+def read_key() -> str | None:
+    """The key in the environment; None where there is none. ConfigError, which does not show it, for one of no use."""
+    key = os.environ.get(KEY_VARIABLE)
+    if key and not all("!" <= character <= "~" for character in key):
+        raise ConfigError(
+            f"the environment variable {KEY_VARIABLE} must hold printable ASCII without spaces or line breaks"
+        )
+    return key or None
+
+
 class Guard:
-    """Lets requests with the key through, on every path; /health alone needs none. RuntimeError without a key."""
+    """Lets requests with the key through, on every path; /health alone needs none.
+
+    RuntimeError without a key, ConfigError for one that cannot be used.
+    """
 
     def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
-        key = os.environ.get(KEY_VARIABLE)
-        if not key:
+        key = read_key()
+        if key is None:
             raise RuntimeError(f"the environment variable {KEY_VARIABLE} must hold the server's key")
         self._app = app
         self._key = _digest(key.encode())

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedConfig
 
 from hpt.config.schema import Config
 from hpt.rollout.vllm.connection import ServerConnection
 from hpt.rollout.vllm.responses import logprobs_mode
 from hpt.support.errors import ConfigError, HptError
+from hpt.support.hub import missing_local_path
 from hpt.support.model_config import changed_entries, read_model_config
 
 NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
@@ -20,10 +23,19 @@ NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version", "dtype", "torch_dty
 
 def model_name(config: Config) -> str:
     """The name under which `hpt serve` serves a model: a digest of its config, so that another model has another."""
-    settings = config.model
-    model = read_model_config(settings.path, settings.config, trust_remote_code=settings.trust_remote_code)
-    entries = {key: value for key, value in model.to_dict().items() if key not in NOT_OF_THE_MODEL}
+    entries = {key: value for key, value in served_config(config).to_dict().items() if key not in NOT_OF_THE_MODEL}
     return f"hpt-{hashlib.sha256(json.dumps(entries, sort_keys=True, default=str).encode()).hexdigest()[:16]}"
+
+
+def served_config(config: Config) -> PreTrainedConfig:
+    """The run's model's, with `model.config`. HptError where there is none."""
+    model = config.model
+    try:
+        return read_model_config(model.path, model.config, trust_remote_code=model.trust_remote_code)
+    except (OSError, ValueError) as error:
+        problem = None if Path(model.path).expanduser().exists() else missing_local_path(model.path)
+        problem = problem or f"its config cannot be read: {error}"
+        raise HptError(f"model.path = {model.path!r}: {problem}") from error
 
 
 def transfer_backend(config: Config, device: torch.device) -> str:

@@ -33,7 +33,7 @@ class ParallelVllmEngine(RolloutEngine):
         self._thread.start()
         try:
             with errors_named("starting", HptError):
-                self._engine = self._run(self._start())
+                self._run(self._start())
         except BaseException:
             self.close()
             raise
@@ -78,16 +78,18 @@ class ParallelVllmEngine(RolloutEngine):
         self._thread.join()
         self._loop.close()
 
-    async def _start(self) -> Any:
+    async def _start(self) -> None:
         import_vllm()
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        return AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(self._settings)))
+        # Set here, so that `close` finds it where the waiting thread was interrupted.
+        self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(self._settings)))
 
     async def _stop(self) -> None:
         if self._engine is not None:
             self._engine.shutdown()
+            self._engine = None  # before its loop is closed, which its end needs
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()

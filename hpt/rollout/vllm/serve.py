@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from hpt.config.schema import Config
-from hpt.rollout.vllm.arguments import EngineSettings, engine_arguments
-from hpt.rollout.vllm.identity import model_name, transfer_backend
+from hpt.rollout.vllm.arguments import EngineSettings, check_heads, engine_arguments
+from hpt.rollout.vllm.identity import model_name, served_config, transfer_backend
 from hpt.support.errors import ConfigError
 
 GUARD = "hpt.rollout.vllm.guard.Guard"
@@ -24,8 +24,10 @@ GUARD = "hpt.rollout.vllm.guard.Guard"
 def server_command(config: Config, device: torch.device, host: str, port: int) -> list[str]:
     """vLLM's OpenAI server with the run's model and settings; the trainer sends the weights.
 
-    ConfigError for `rollout.vllm.weight_transfer: ipc` with a host that other machines reach.
+    HptError where the model has no config, or not as many attention heads as `rollout.vllm.tensor_parallel` needs, and
+    for `rollout.vllm.weight_transfer: ipc` with a host that other machines reach.
     """
+    check_heads(served_config(config), config.rollout.vllm.tensor_parallel, "rollout.vllm.tensor_parallel =")
     backend = transfer_backend(config, device)
     if backend == "ipc" and not is_loopback(host):
         raise ConfigError(
@@ -59,12 +61,12 @@ def server_settings(config: Config, device: torch.device) -> dict[str, str]:
     return settings
 
 
-def run_in_place(command: list[str], settings: Mapping[str, str]) -> None:
+def run_in_place(command: list[str], environment: Mapping[str, str]) -> None:
     """Replaces this process by the command, with the interpreter's folder first on the path."""
     sys.stdout.flush()
     sys.stderr.flush()
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    os.execvpe(command[0], command, {**os.environ, **settings, "PATH": path})
+    path = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', os.defpath)}"
+    os.execvpe(command[0], command, {**environment, "PATH": path})
 
 
 def check_plugin(config: Config, device: torch.device) -> None:

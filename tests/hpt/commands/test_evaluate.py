@@ -2,8 +2,12 @@
 
 import importlib.util
 import json
+import os
 import re
 import shutil
+import signal
+import threading
+import time
 
 import pytest
 
@@ -282,13 +286,24 @@ def test_help_lists_every_benchmark_and_the_variable(capsys):
 # ---- interruptions and errors
 
 
-def test_an_interruption_keeps_what_was_done(world, hpt_eval, tmp_path, monkeypatch):
-    generate = TransformersEngine.generate
+def ctrl_c():
+    raise KeyboardInterrupt
+
+
+def sigterm():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(1)
+
+
+@pytest.mark.parametrize("interrupt", [ctrl_c, sigterm])
+def test_an_interruption_keeps_what_was_done_and_closes_the_engine(world, hpt_eval, tmp_path, monkeypatch, interrupt):
+    generate, handler, closed = TransformersEngine.generate, signal.getsignal(signal.SIGTERM), []
+    monkeypatch.setattr(TransformersEngine, "close", lambda self: closed.append(self))
 
     def interrupted(self, prompts, sampling, seed, on_rollout):
         def until_the_fifth_question(index, place, rollout):
             if index == 4:
-                raise KeyboardInterrupt
+                interrupt()
             on_rollout(index, place, rollout)
 
         return generate(self, prompts, sampling, seed, until_the_fifth_question)
@@ -297,6 +312,8 @@ def test_an_interruption_keeps_what_was_done(world, hpt_eval, tmp_path, monkeypa
     data = ["--data", world.parent / "eval.jsonl", *QUICK, "--n", 2, "--batch-size", 4, "--output", tmp_path]
     code, out, err = hpt_eval(*data)
     assert (code, out) == (130, "")
+    assert len(closed) == 1
+    assert signal.getsignal(signal.SIGTERM) is handler
     partial = tmp_path / "results.partial.jsonl"
     assert f"Results so far, 4 of 6 questions: {partial}" in err
     kept = [json.loads(line) for line in partial.read_text().splitlines()]
@@ -306,6 +323,15 @@ def test_an_interruption_keeps_what_was_done(world, hpt_eval, tmp_path, monkeypa
     assert hpt_eval(*data)[0] == 0
     assert not partial.exists()
     assert results(tmp_path)[:4] == kept
+
+
+def test_outside_of_the_main_thread_signals_are_left_alone(world, hpt_eval):
+    codes = []
+    data = ["--data", world.parent / "eval.jsonl", *QUICK, "--n", 1]
+    thread = threading.Thread(target=lambda: codes.append(hpt_eval(*data)[0]))
+    thread.start()
+    thread.join()
+    assert codes == [0]
 
 
 @pytest.mark.parametrize(

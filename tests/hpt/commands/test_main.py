@@ -75,6 +75,18 @@ def test_wrong_settings_are_named_without_torch(tmp_path, arguments, said):
     assert "AssertionError" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["serve", "demo", "steps=1", "--port", "8001", "seed=2"],
+        ["plan", "demo", "--response-tokens", "9", "steps=1", "seed=2"],
+        ["train", "demo", "steps=1", "--resume", "run", "seed=2"],
+    ],
+)
+def test_settings_may_stand_before_and_after_options(arguments):
+    assert module._parse(arguments).settings == ["steps=1", "seed=2"]
+
+
 class Raises:
     HELP = "raises"
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shlex
 import subprocess
 import sys
 import tomllib
+import types
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +94,8 @@ def test_a_key_is_made_where_none_is_set_and_is_in_the_environment_alone(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("VLLM_API_KEY", "")  # so that the key made here is taken back after the test
+    monkeypatch.setenv("VLLM_API_KEY", "")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     with pytest.raises(SystemExit):
         main(["serve", str(world)])
     [(command, environment)] = started
@@ -105,19 +108,97 @@ def test_a_key_is_made_where_none_is_set_and_is_in_the_environment_alone(
     assert shlex.join(command) in output.err  # so that the user can run it by hand
 
 
+def test_a_new_key_is_shown_on_a_terminal_only(
+    world: Path,
+    started: list[tuple[list[str], dict[str, str]]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "")
+    assert main(["serve", str(world)]) == 2
+    output = capsys.readouterr()
+    assert "export VLLM_API_KEY=$(openssl rand -hex 32)" in output.err
+    assert not started
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with pytest.raises(SystemExit):
+        main(["serve", str(world)])
+    key = started[0][1]["VLLM_API_KEY"]
+    output = capsys.readouterr()
+    assert key in output.err
+    assert output.out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model.path=/no/such/folder"], "model.path = '/no/such/folder': there is no such file or folder"),
+        (["rollout.vllm.tensor_parallel=3"], "rollout.vllm.tensor_parallel = 3 must divide the model's 4 attention"),
+    ],
+)
+def test_what_vllm_could_not_serve_is_named(
+    world: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(["serve", str(world), *arguments, "--print"]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_options_that_vllm_does_not_have_are_named_before_it_starts(
+    world: Path,
+    started: list[tuple[list[str], dict[str, str]]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    @dataclasses.dataclass
+    class EngineArgs:
+        max_num_seqs: int = 8
+
+    def imported() -> None:  # as the real one
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+
+    monkeypatch.setenv("VLLM_API_KEY", "open-sesame")
+    monkeypatch.setattr("hpt.rollout.vllm.arguments.import_vllm", imported)
+    names = ("vllm", "vllm.engine", "vllm.engine.arg_utils")
+    for name in names:
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules[names[-1]].EngineArgs = EngineArgs  # type: ignore[attr-defined]
+    assert main(["serve", str(world), "rollout.vllm.options={max_seqs: 3}"]) == 2
+    assert "vLLM has no 'max_seqs'" in capsys.readouterr().err
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    with pytest.raises(SystemExit):
+        main(["serve", str(world), "rollout.vllm.options={max_num_seqs: 3}"])
+    assert started[0][1]["VLLM_ENABLE_V1_MULTIPROCESSING"] == "1"
+
+
+def test_the_command_for_a_gpu_can_be_printed_without_one(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", str(world), "--host", "::1", "--print", "device=cuda"]) == 0  # a setting after options
+    words = printed(capsys)
+    assert words[1:3] == ["vllm", "serve"]
+    assert flags_of(words)["host"] == "::1"
+    if not torch.cuda.is_available():
+        assert main(["serve", str(world), "device=cuda"]) == 2
+        assert "torch sees no GPU" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("port", ["0", "99999", "http"])
+def test_a_port_that_is_none_is_refused(world: Path, capsys: pytest.CaptureFixture[str], port: str) -> None:
+    with pytest.raises(SystemExit):
+        main(["serve", str(world), "--print", "--port", port])
+    assert f"must be a port from 1 to 65535, got '{port}'" in capsys.readouterr().err
+
+
 def test_a_key_of_the_users_is_not_shown(
     world: Path,
     started: list[tuple[list[str], dict[str, str]]],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("VLLM_API_KEY", "open sesame")
+    monkeypatch.setenv("VLLM_API_KEY", "open-sesame")
     with pytest.raises(SystemExit):
         main(["serve", str(world), "--host", "0.0.0.0"])
     output = capsys.readouterr()
-    assert "open sesame" not in output.out + output.err
+    assert "open-sesame" not in output.out + output.err
     assert "warning: --host 0.0.0.0: other machines reach this server" in output.err
-    assert started[0][1]["VLLM_API_KEY"] == "open sesame"
+    assert started[0][1]["VLLM_API_KEY"] == "open-sesame"
 
 
 @pytest.mark.parametrize(
@@ -144,7 +225,7 @@ def test_the_commands_settings_are_those_of_a_run_with_a_server(
     world: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["serve", str(world), "rollout.vllm.adapters=lora", "model.lora={rank: 4}", "--print"]) == 2
-    assert "merged weights" in " ".join(capsys.readouterr().err.split())
+    assert "merged weights: use rollout.vllm.adapters=merged" in " ".join(capsys.readouterr().err.split())
 
 
 def test_an_installation_without_the_plugin_is_named(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:

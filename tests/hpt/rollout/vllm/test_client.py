@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import signal
 import socket
 import threading
 import time
@@ -21,8 +23,7 @@ from hpt.config.recipe import load_config
 from hpt.records.checkpoints import checkpoints
 from hpt.records.files import read_metrics
 from hpt.rollout import Rollout, Sampling, engines
-from hpt.rollout.vllm import client as client_module
-from hpt.rollout.vllm import completions, connection, senders
+from hpt.rollout.vllm import completions, connection, senders, waiting
 from hpt.rollout.vllm.client import VllmClient
 from hpt.rollout.vllm.transfer import UPDATING
 from hpt.rollout.weights import named_weights
@@ -40,7 +41,7 @@ def key_and_quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "PROBE_SECONDS", 0.1)
     monkeypatch.setattr(connection, "HEALTH_SECONDS", 0.3)
     monkeypatch.setattr(senders, "MESSAGE_SECONDS", 0.5)
-    monkeypatch.setattr(client_module, "SECONDS_BETWEEN_LOOKS", 0.05)
+    monkeypatch.setattr(waiting, "SECONDS_BETWEEN_LOOKS", 0.05)
 
 
 @pytest.fixture
@@ -337,7 +338,7 @@ def not_json(handler: Handler) -> None:
     ("behave", "message"),
     [
         (answering(completion([3, 1], [-1.0, -2.0], "stop"), done=False), "broke off in the middle of an answer"),
-        (answering({"error": {"message": "the engine is dead"}}), "failed: .*the engine is dead"),
+        (answering({"error": {"message": "the engine is dead"}}), "failed: the engine is dead; its own output"),
         (lambda handler: handler.reply({"error": {"message": "out of memory"}}, 500), "answered 500 .*: out of memory"),
         (lambda handler: handler.reply({"error": {"message": "too long"}}, 400), "answered 400 .*: too long"),
         (not_json, "gave an answer that is not a completion: 12ab"),
@@ -478,6 +479,46 @@ def test_a_run_waits_for_a_server_that_is_gone(world: Path, server: FakeVllm) ->
         thread.join()
 
 
+def test_a_run_waits_for_a_server_that_starts_after_it(
+    world: Path, server: FakeVllm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+
+    def not_ready_yet(handler: Handler) -> None:
+        looks.append(1)
+        handler.reply({}, 503 if len(looks) < 3 else 200)
+
+    server.behave["/health"] = not_ready_yet
+    with pytest.raises(RolloutError, match="is not well"):
+        client_of(world, server.url, load(world))
+    settings = ["rollout.engine=vllm", f"rollout.vllm.url={server.url}", "rollout.vllm.wait=20"]
+    engines.check_rollout_engine(load_config(world, settings), STOPS)
+    assert len(looks) == 3
+    looks.clear()
+    client_of(world, server.url, load(world), "rollout.vllm.wait=20")
+    assert len(looks) == 3
+
+
+def test_a_run_that_waits_and_is_asked_to_stop_saves_a_checkpoint(
+    world: Path, tmp_path: Path, server: FakeVllm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+
+    def is_gone(handler: Handler) -> None:
+        if (run / "rollouts" / "step-000001.jsonl").exists():
+            os.kill(os.getpid(), signal.SIGTERM)
+            handler.reply({}, 503)
+        else:
+            handler.reply({})
+
+    server.behave["/pause"] = is_gone
+    assert train(world, run, server.url, "rollout.vllm.wait=20") == 2
+    error = shown(capsys)
+    assert "has waited for" not in error
+    assert f"Stopped after step 1; continue with: hpt train --resume {run}" in error
+    assert [path.name for path in checkpoints(run)] == ["step-000001"]
+
+
 def test_the_wait_ends(world: Path, server: FakeVllm) -> None:
     client = client_of(world, server.url, load(world), "rollout.vllm.wait=0.3")
     server.behave["/pause"] = lambda handler: handler.reply({}, 503)
@@ -530,7 +571,6 @@ def test_a_server_that_dies_stops_the_run_with_a_checkpoint_from_which_it_resume
         (["rollout.top_p=0.9", "rollout.temperature=0.7"], "rollout.top_p"),
         (["rollout.vllm.adapters=lora"], "needs model.lora"),
         (["rollout.vllm.tensor_parallel=2"], "engine=deepspeed, or a server"),
-        (["rollout.vllm.adapters=lora", "model.lora={rank: 4}", "rollout.vllm.url=http://there:1"], "merged"),
     ],
 )
 def test_settings_that_vllm_does_not_support_are_named(world: Path, settings: list[str], message: str) -> None:
@@ -539,7 +579,24 @@ def test_settings_that_vllm_does_not_support_are_named(world: Path, settings: li
         load_config(world, ["rollout.engine=vllm", *settings])
 
 
-@pytest.mark.parametrize("url", ["there:1", "ftp://there", "http://", "http://there/?a=1"])
+@pytest.mark.parametrize(
+    "setting",
+    ["rollout.vllm.url=http://there:1", "rollout.vllm.quantization=nf4", "rollout.vllm.url=https://[::1]:8/a"],
+)
+def test_settings_of_vllm_beside_another_engine_are_named(world: Path, setting: str) -> None:
+    load_config(world, ["rollout.vllm.wait=9", "rollout.vllm.adapters=lora"])
+    name = setting.partition("=")[0]
+    with pytest.raises(ConfigError, match=rf'{name} = .* is read by rollout.engine "vllm" only.*{name}=null'):
+        load_config(world, [setting])
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("there:1", "ftp://there", "http://", "http://there/?a=1", "http://there:abc", "http://there:99999"),
+        *("http://there:0", "http://[there", "http://the re:1", "http://:8000"),
+    ],
+)
 def test_a_url_that_is_none_is_named(world: Path, url: str) -> None:
-    with pytest.raises(ConfigError, match=r"rollout\.vllm\.url = "):
+    with pytest.raises(ConfigError, match=r"rollout\.vllm\.url = .*: must be http://HOST:PORT \(or https://\)"):
         load_config(world, [f"rollout.vllm.url={url}"])

@@ -5,11 +5,15 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from tiny_world import make_world
@@ -117,6 +121,33 @@ def test_a_response_depends_on_no_other_and_not_on_how_many_engines_there_are(fo
     assert evaluate(folder, tmp_path / "fewer", *flags, "--limit", "3") == sampled[:3]
     assert evaluate(folder, tmp_path / "seed", *flags, "--seed", "1") != sampled
     assert evaluate(folder, tmp_path / "parallel", *flags, "--data-parallel", "2") == sampled
+
+
+def test_sigterm_ends_every_process_of_an_evaluation(folder: Path, tmp_path: Path) -> None:
+    question = json.loads((folder / "eval.jsonl").read_text().splitlines()[0])
+    questions = tmp_path / "many.jsonl"
+    questions.write_text("".join(json.dumps(question | {"id": str(i)}) + "\n" for i in range(400)))
+    flags = [*FLAGS, "--engine", "vllm", "--data-parallel", "2", "--n", "4", "--output", str(tmp_path)]
+    command = [sys.executable, "-m", "hpt", "eval", str(folder / "model"), "--data", str(questions), *flags]
+    tests = str(Path(__file__).parents[2])  # where rewards.py is
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")])}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environment, start_new_session=True, stderr=pipe, text=True) as running:
+        try:
+            assert running.stderr
+            seen = [next(line for line in running.stderr if "question 40/400" in line)]
+            started = psutil.Process(running.pid).children(recursive=True)
+            assert len(started) > 2
+            running.terminate()
+            seen += running.stderr
+            assert running.wait() == 130, "".join(seen)
+            assert "Interrupted.\n" in seen
+            assert "Exception ignored" not in "".join(seen)
+            _, left = psutil.wait_procs(started, timeout=10)
+            assert not [process for process in left if process.status() != psutil.STATUS_ZOMBIE]
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(running.pid, signal.SIGKILL)
 
 
 def test_an_interruption_keeps_what_is_complete(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

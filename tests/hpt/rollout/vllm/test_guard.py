@@ -10,8 +10,9 @@ import pytest
 
 from hpt.rollout.vllm import guard
 from hpt.rollout.vllm.guard import MAX_BODY_BYTES, Guard
+from hpt.support.errors import ConfigError
 
-KEY = "a key"
+KEY = "a-key"
 RIGHT = {"authorization": f"Bearer {KEY}"}
 
 
@@ -82,6 +83,14 @@ def test_websockets_are_closed_and_the_servers_own_events_pass() -> None:
     assert [message["type"] for message in sent] == ["websocket.close"]
     assert not reached
     assert ask("", {}, kind="lifespan")[1] == [""]
+
+
+@pytest.mark.parametrize("value", ["sesame\n", "open sesame", "sésame", "\tsesame"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(guard.KEY_VARIABLE, value)
+    with pytest.raises(ConfigError, match="VLLM_API_KEY must hold printable ASCII without spaces") as caught:
+        ask("/health", {})
+    assert "same" not in str(caught.value)
 
 
 @pytest.mark.parametrize("value", ["", None])
