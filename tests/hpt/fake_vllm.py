@@ -27,6 +27,7 @@ class FakeVllm(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = 512  # rollouts connect all at once, and a full queue resets some of them
 
     def __init__(self, world: Path, port: int = 0) -> None:
         config = load_config(world)
