@@ -193,8 +193,8 @@ def test_offloaded_states_cross_the_link_to_cpu_memory() -> None:
 def test_weights_reach_vllm_by_a_copy_and_merged_by_more() -> None:
     size = (5000 + 2 * 1000) * 2
     assert sync_seconds(recipe("rollout.vllm.sleep_level=0"), SHAPE, machine()) == pytest.approx(2 * size / 1000)
-    level_1 = sync_seconds(recipe("rollout.vllm.sleep_level=1"), SHAPE, machine(host_link=100.0))
-    assert level_1 == pytest.approx(2 * size / 1000 + SLEEP_AND_WAKE + 2 * size / 100)
+    level_1 = sync_seconds(recipe("rollout.vllm.sleep_level=1"), SHAPE, machine(host_link=100.0), asleep=5000)
+    assert level_1 == pytest.approx(2 * size / 1000 + SLEEP_AND_WAKE + 2 * 5000 / 100)
     merged = recipe("model.lora={rank: 8}", "rollout.vllm.sleep_level=0")
     assert sync_seconds(merged, SHAPE, machine()) == pytest.approx(MERGING_PASSES * size / 1000)
     assert sync_seconds(recipe("rollout.engine=transformers"), SHAPE, machine()) == 0
