@@ -1,4 +1,4 @@
-"""The rates of this machine's CPU, measured in about a second.
+"""The rates of this machine's CPU, measured in about a second; in a few with continuous batching.
 
 Matrix products are timed at the widths of the recipe's model. What is not a matrix product dominates small models: the
 seconds that Python and the start of operations take per layer and per decoding step are measured on a model too small
@@ -23,6 +23,7 @@ from hpt.config.sections.model import ModelConfig
 from hpt.model.adapters import with_adapters
 from hpt.model.loading import prepare_for_training
 from hpt.rollout import Sampling
+from hpt.rollout.continuous import ContinuousEngine
 from hpt.rollout.transformers import TransformersEngine
 from hpt.timing.machine import Machine
 from hpt.timing.shape import ModelShape
@@ -40,10 +41,10 @@ def cpu_machine(config: Config, shape: ModelShape) -> Machine:
     sequences = min(config.rollout.batch_size, config.batch.questions * config.sampled)
     dtype = getattr(torch, config.model.dtype)
     with _threads(threads):
-        general = _overheads(threads, _structure(config.model).model_dump_json())
+        general = _overheads(threads, _structure(config.model).model_dump_json(), config.rollout.batching)
         decoding = _product_rate(sequences, shape, dtype, trained=False)
         training = _product_rate(min(config.batch.tokens, 1024), shape, dtype, trained=True)
-    bandwidth, (layer, step, sampling), (training_layer, activation), loss = general
+    bandwidth, (layer, step, sequence, sampling), (training_layer, activation), loss = general
     name = f"this CPU, {threads} thread{'s' if threads > 1 else ''} of {os.cpu_count()} cores"
     return Machine(
         name=name,
@@ -55,6 +56,7 @@ def cpu_machine(config: Config, shape: ModelShape) -> Machine:
         host_link=bandwidth,
         decoding_layer=layer,
         decoding_step=step,
+        decoding_sequence=sequence,
         training_layer=training_layer,
         sampling_logit=sampling,
         loss_logit=loss,
@@ -69,10 +71,12 @@ def _structure(settings: ModelConfig) -> ModelConfig:
 
 
 @lru_cache(maxsize=8)
-def _overheads(threads: int, structure: str) -> tuple[float, tuple[float, float, float], tuple[float, float], float]:
+def _overheads(
+    threads: int, structure: str, batching: str
+) -> tuple[float, tuple[float, float, float, float], tuple[float, float], float]:
     """Bandwidth, and the seconds of decoding, training and the loss, measured once per process."""
     settings = ModelConfig.model_validate_json(structure)
-    return _bandwidth(), _decoding_overheads(settings), _training_overheads(settings), _loss_per_logit()
+    return _bandwidth(), _decoding_overheads(settings, batching), _training_overheads(settings), _loss_per_logit()
 
 
 @contextmanager
@@ -137,19 +141,31 @@ def _small_model(settings: ModelConfig, layers: int, vocabulary: int, width: int
         return with_adapters(model.requires_grad_(False), settings, None)
 
 
-def _decoding_overheads(settings: ModelConfig) -> tuple[float, float, float]:
-    """Seconds per decoding step: of each layer, of everything else, and of each logit that is sampled from."""
+def _decoding_overheads(settings: ModelConfig, batching: str) -> tuple[float, float, float, float]:
+    """Seconds per decoding step: of each layer, of everything else, of each sequence, of each logit sampled from.
 
-    def seconds(layers: int, vocabulary: int) -> float:
+    What a sequence costs beside its logits is told apart for continuous batching alone, which schedules in Python.
+    """
+    continuous = batching == "continuous"
+
+    def seconds(layers: int, vocabulary: int, sequences: int = SEQUENCES) -> float:
         model = _small_model(settings, layers, vocabulary, 16)
-        engine = TransformersEngine(model, stop_ids=[vocabulary - 1], batch_size=SEQUENCES)  # hardly ever all drawn
-        prompts = [[1] * (2 + index % 2) for index in range(SEQUENCES)]  # of different lengths: with a mask
-        return _best(lambda: engine.generate(prompts, Sampling(1, STEPS), seed=0)) / STEPS
+        kind = ContinuousEngine if continuous else TransformersEngine
+        engine = kind(model, stop_ids=[vocabulary - 1], batch_size=sequences)  # hardly ever all drawn
+        prompts = [[1] * (2 + index % 2) for index in range(sequences)]  # of different lengths: with a mask
+
+        def generate(steps: int) -> float:
+            return _best(lambda: engine.generate(prompts, Sampling(1, steps), seed=0))
+
+        if continuous:  # a call starts a thread and a scheduler, which a whole batch of questions shares
+            return (generate(3 * STEPS) - generate(STEPS)) / (2 * STEPS)
+        return generate(STEPS) / STEPS
 
     few, many, wide = seconds(1, NARROW), seconds(5, NARROW), seconds(1, WIDE_VOCABULARY)
     layer = max(0.0, (many - few) / 4)
+    sequence = max(0.0, (seconds(1, NARROW, 3 * SEQUENCES) - few) / (2 * SEQUENCES)) if continuous else 0.0
     sampling = max(0.0, (wide - few) / (SEQUENCES * (WIDE_VOCABULARY - NARROW)))
-    return layer, max(0.0, few - layer), sampling
+    return layer, max(0.0, few - layer - SEQUENCES * sequence), sequence, sampling
 
 
 def _training_overheads(settings: ModelConfig) -> tuple[float, float]:

@@ -54,6 +54,7 @@ class Machine:
     host_link: float  # bytes/s between GPU and CPU memory
     decoding_layer: float
     decoding_step: float
+    decoding_sequence: float  # per running sequence and decoding step
     training_layer: float
     sampling_logit: float
     loss_logit: float
@@ -79,6 +80,7 @@ def gpu_machine(config: Config, hardware: Hardware) -> Machine:
         host_link=LINK_SHARE * card.host_link,
         decoding_layer=layer,
         decoding_step=VLLM_STEP if vllm else EAGER_STEP,
+        decoding_sequence=0.0,
         training_layer=TRAINING_LAYER,
         # Logits in 16 and 32 bits, log-probabilities, softmax and the draw: about ten float32 passes.
         sampling_logit=40 / bandwidth,

@@ -15,6 +15,7 @@ from hpt.config.schema import Config
 from hpt.memory.hardware import GIB, Hardware
 from hpt.memory.plan import PROMPT_TOKENS, MemoryPlan
 from hpt.memory.rollout import VLLM_CACHE, VLLM_WEIGHTS
+from hpt.memory.trace import MASKED
 from hpt.timing import machine as assumed
 from hpt.timing.cpu import cpu_machine
 from hpt.timing.generation import Decoder, continuously, in_batches, kv_passes_of_generate, slots_of
@@ -166,7 +167,9 @@ class _Generation:
         adapters = config.model.lora is not None
         if config.rollout.engine == "transformers":
             passes = kv_passes_of_generate(shape)
-            decoder = Decoder(shape, machine, shape.quantized, adapters, kv_passes=passes)
+            masked = plan.hardware.card is None or plan.attention == MASKED
+            joint = config.rollout.batching == "continuous" and masked
+            decoder = Decoder(shape, machine, shape.quantized, adapters, kv_passes=passes, joint=joint)
             return cls(config, decoder, machine.gpus, float("inf"), config.rollout.batch_size)
         weights, cache = plan.named(VLLM_WEIGHTS), plan.named(VLLM_CACHE)
         split = settings.tensor_parallel
@@ -297,6 +300,8 @@ def _assumptions(step: StepTime, hardware: Hardware) -> list[str]:
             f"{step.machine.name}, measured just now: {step.machine.training_flops / 1e9:.0f} GFLOP/s in training, "
             f"{step.machine.decoding_flops / 1e9:.0f} in generation, {step.machine.bandwidth / 1e9:.0f} GB/s"
         )
+    if config.rollout.batching == "continuous" and hardware.card:
+        lines.append("continuous batching delays a decoding step by no more than `generate`, which nobody has measured")
     if config.gate.needs_rollouts:
         lines.append(
             f"{1e3 * VERIFY_SECONDS:.0f} ms to verify a response, while others are generated; in mathematics "

@@ -39,7 +39,7 @@ def machine(**changed: float) -> Machine:
     """No overheads, rates of 1,000 unless `changed`."""
     rates = {
         **dict.fromkeys(("training_flops", "decoding_flops", "bandwidth", "link", "host_link"), 1000.0),
-        **dict.fromkeys(("decoding_layer", "decoding_step", "training_layer"), 0.0),
+        **dict.fromkeys(("decoding_layer", "decoding_step", "decoding_sequence", "training_layer"), 0.0),
         **dict.fromkeys(("sampling_logit", "loss_logit", "activation"), 0.0),
     }
     return Machine(name="made up", **{"gpus": 1, **rates, **changed})  # type: ignore[arg-type]
@@ -72,6 +72,11 @@ def test_a_decoding_step_counts_overheads_sampling_and_other_gpus() -> None:
     free = {"decoding_flops": math.inf, "bandwidth": math.inf}
     own = machine(**free, decoding_layer=3.0, decoding_step=1.0, sampling_logit=0.01)
     assert Decoder(SHAPE, own).step(4, 3) == pytest.approx(2 * 3 + 1 + 4 * 100 * 0.01)
+    scheduled = machine(**free, decoding_sequence=0.5)
+    assert Decoder(SHAPE, scheduled).step(4, 3) == pytest.approx(4 * 0.5)
+    # Products of 4 queries with 30 tokens, 10 wide, in two layers, forth and back.
+    joint = Decoder(SHAPE, machine(bandwidth=math.inf), joint=True).step(4, 30)
+    assert joint - Decoder(SHAPE, machine(bandwidth=math.inf)).step(4, 30) == pytest.approx(4 * 10 * 2 * 4 * 30 / 1000)
     # Two results of a layer, of 4 sequences, 10 wide, in 2 bytes, over the link.
     split = Decoder(SHAPE, machine(**free), gpus=2)
     assert split.step(4, 3) == pytest.approx(2 * 2 * 4 * 10 * 2 / 1000 + 2 * ALL_REDUCE)
