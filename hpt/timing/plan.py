@@ -301,7 +301,7 @@ def _assumptions(step: StepTime, hardware: Hardware) -> list[str]:
             f"{step.machine.decoding_flops / 1e9:.0f} in generation, {step.machine.bandwidth / 1e9:.0f} GB/s"
         )
     if config.rollout.batching == "continuous" and hardware.card:
-        lines.append("continuous batching delays a decoding step by no more than `generate`, which nobody has measured")
+        lines.append("the overhead of continuous batching on a GPU is not known: that of `generate` is taken")
     if config.gate.needs_rollouts:
         lines.append(
             f"{1e3 * VERIFY_SECONDS:.0f} ms to verify a response, while others are generated; in mathematics "
