@@ -52,6 +52,7 @@ class Machine:
     bandwidth: float  # bytes/s
     link: float  # bytes/s between GPUs
     host_link: float  # bytes/s between GPU and CPU memory
+    generation_start: float  # per call of the rollout engine
     decoding_layer: float
     decoding_step: float
     decoding_sequence: float  # per running sequence and decoding step
@@ -78,6 +79,7 @@ def gpu_machine(config: Config, hardware: Hardware) -> Machine:
         bandwidth=bandwidth,
         link=LINK_SHARE * card.link,
         host_link=LINK_SHARE * card.host_link,
+        generation_start=0.0,
         decoding_layer=layer,
         decoding_step=VLLM_STEP if vllm else EAGER_STEP,
         decoding_sequence=0.0,

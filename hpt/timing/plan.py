@@ -192,7 +192,7 @@ class _Generation:
         """Of responses of `lengths` tokens to `questions` prompts by one copy."""
         if self.config.rollout.engine == "transformers":
             if self.config.rollout.batching == "continuous":
-                seconds = self.decoder.prefill(len(lengths) * prompt)
+                seconds = self.decoder.machine.generation_start + self.decoder.prefill(len(lengths) * prompt)
                 seconds += continuously(lengths, prompt, self.most, self.decoder)
             else:
                 seconds = in_batches(lengths, prompt, self.most, self.decoder)

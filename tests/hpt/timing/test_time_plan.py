@@ -17,7 +17,6 @@ from hpt.memory.meta_model import ArchitectureNotFound, read_architecture
 from hpt.memory.plan import plan_stages
 from hpt.support.errors import ConfigError
 from hpt.timing import StepTime, TimePlan, make_time_plan, speedups, why_no_speedups
-from hpt.timing.machine import Machine
 from hpt.timing.plan import DAY, EVAL_QUESTIONS
 from hpt.timing.table import speedup_lines
 from hpt.timing.transfer import SLEEP_AND_WAKE
@@ -228,18 +227,6 @@ def test_a_cpu_is_measured(world: Path) -> None:
     assert "measured just now" in str(plan)
     assert "GPUs" not in str(plan)
     assert plan.time.stages[0].phases["rollout"] > 0
-
-
-def test_continuous_batches_are_measured_with_their_own_engine(world: Path) -> None:
-    fixed, continuous = (cpu_machine_of(world, batching) for batching in ("fixed", "continuous"))
-    assert fixed.decoding_sequence == 0
-    # Scheduling in Python: at least a twentieth of a millisecond per response and step.
-    assert continuous.decoding_sequence > 5e-5
-
-
-def cpu_machine_of(recipe: Path, batching: str) -> Machine:
-    config = load_config(recipe, ["device=cpu", f"rollout.batching={batching}"])
-    return make_time_plan(plan_stages(config)).stages[0].machine
 
 
 COMMITTED = {row["recipe"]: row for row in json.loads(bench.RESULTS.with_suffix(".json").read_text())}
