@@ -36,6 +36,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "wide, RL": ("wide", {"batch": {"questions": 1}, "rollout": {"max_tokens": 32}}),
     "wide, SFT": ("wide", SFT),
+    "narrow, continuous batches": ("narrow", {"rollout": {"batching": "continuous"}}),
 }
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpt.api.settings import GivenSettings
-from hpt.support.errors import HptError
+from hpt.support.errors import ConfigError, HptError
 from hpt.support.messages import printing_messages
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from hpt.config.schema import Config
     from hpt.memory import MemoryPlan
     from hpt.timing import Speedup, TimePlan
 
@@ -40,14 +41,16 @@ class Plan:
         """What `hpt plan` prints: tables, sums, what was assumed, and what would make the run fit or faster."""
         from hpt.memory import advice_lines
         from hpt.memory.table import plan_table, summary
-        from hpt.timing import table
+        from hpt.timing import table, why_no_speedups
 
         parts: list[RenderableType] = [plan_table(self.memory), summary(self.memory)]
         parts += [*self.memory.notes, *advice_lines(self.memory)]
         for step in self.time.stages:
             parts += ["", table.time_table(step), table.time_summary(step)]
-        parts += [table.run_summary(self.time), *table.assumption_lines(self.time), *table.speedup_lines(self.speedups)]
-        return parts
+        parts += [table.run_summary(self.time), *table.assumption_lines(self.time)]
+        if reason := why_no_speedups(self.memory, self.time):
+            return [*parts, reason]
+        return [*parts, *table.speedup_lines(self.speedups)]
 
     def __repr__(self) -> str:
         from hpt.support.terminal import as_text
@@ -67,6 +70,9 @@ def plan(recipe: str | Path | None = None, *, response_tokens: int | None = None
 
     with printing_messages():
         config = read_config(recipe, GivenSettings(settings).changes)
+        _check_response_tokens(config, response_tokens)
+        if config.prepare is not None and _is_missing_here(config):
+            raise _not_prepared(config)
         logger.info(f"Planning {recipe or 'the settings'}, loading PyTorch")
 
         from hpt.memory.meta_model import ArchitectureNotFound
@@ -82,9 +88,34 @@ def plan(recipe: str | Path | None = None, *, response_tokens: int | None = None
             except ArchitectureNotFound as error:
                 if config.prepare is None:
                     raise
-                raise HptError(
-                    f"model.path = {config.model.path!r} does not exist yet: this recipe's prepare ({config.prepare}) "
-                    "makes it. hpt train runs that first, and checks the plan before it loads the model."
-                ) from error
+                raise _not_prepared(config) from error
             time = make_time_plan(plans, response_tokens=response_tokens)
             return Plan(largest(plans), time, speedups(plans, time))
+
+
+def _check_response_tokens(config: Config, given: Any) -> None:
+    """ConfigError if `given` is no mean length that the responses of every stage may have; and for wrong stages."""
+    from hpt.config.stages import stages_of
+
+    limit = min(stage.config.rollout.max_tokens for stage in stages_of(config))
+    if given is not None and (type(given) is not int or not 1 <= given <= limit):
+        raise ConfigError(f"response_tokens = {given!r}: must be a whole number from 1 to rollout.max_tokens = {limit}")
+
+
+def _is_missing_here(config: Config) -> bool:
+    """Whether the model can only be meant as a folder, and is not there. The run's own top folder is one ("runs")."""
+    from hpt.config.recipe import shipped_model_config
+    from hpt.support.hub import missing_local_path
+
+    path = config.model.path
+    if Path(path).expanduser().exists() or shipped_model_config(path).is_file():
+        return False
+    beside_the_run = "/" in path and Path(path).parts[0] == Path(config.output).parts[0]
+    return beside_the_run or missing_local_path(path) is not None
+
+
+def _not_prepared(config: Config) -> HptError:
+    return HptError(
+        f"model.path = {config.model.path!r} does not exist yet: this recipe's prepare ({config.prepare}) makes it. "
+        "hpt train runs that first, and checks the plan before it loads the model."
+    )

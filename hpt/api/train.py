@@ -71,9 +71,11 @@ def only_one_run() -> Iterator[None]:
 
 def _start(recipe: str | Path | None, given: GivenSettings, began: float) -> Run:
     from hpt.config.recipe import read_config
+    from hpt.config.stages import stages_of
     from hpt.records.checks import check_trackers, check_unused
 
     config = read_config(recipe, given.changes)
+    stages_of(config)  # a rule that a stage breaks is refused before PyTorch is loaded
     records = {Path(path.replace("{output}", config.output)): data for path, data in given.records.items()}
     if rank() == 0:
         check_trackers(config.track)

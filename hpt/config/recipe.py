@@ -90,6 +90,11 @@ def _read_recipe(recipe: str | Path, below: tuple[str, ...] = ()) -> dict[str, A
     )
 
 
+def shipped_model_config(path: str) -> Path:
+    """Where hpt ships the config.json of the model of that hub name or folder, if it ships one."""
+    return RECIPES / "models" / f"{path.rpartition('/')[2].lower()}.json"
+
+
 def read_method(name: Any) -> dict[str, Any]:
     if Path(str(name)).suffix in (".yaml", ".yml"):
         return _read_yaml(Path(name)) | {"method": str(name)}

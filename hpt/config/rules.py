@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from hpt.config.sections.rewards import VERIFIER
+from hpt.support.cards import CARDS, GB
 
 if TYPE_CHECKING:
     from hpt.config.schema import Config
@@ -209,6 +210,13 @@ def _run_rules(config: Config) -> Iterator[str]:
         yield f"batch.updates = {config.batch.updates} must not exceed batch.questions = {config.batch.questions}"
     if config.eval.every > 0 and config.data.eval is None:
         yield f"eval.every = {config.eval.every} needs data.eval, a file of held-out questions"
+    card, memory = config.hardware.gpu, config.hardware.gpu_memory_gib
+    # A card's "GB" may be GiB.
+    if card and memory and memory > CARDS[card].memory / GB:
+        yield (
+            f"hardware.gpu = {card!r} has {CARDS[card].memory / GB:g} GB, and hardware.gpu_memory_gib = {memory:g}: "
+            "give at most what the card has, or null for all of it"
+        )
 
 
 def _vllm_rules(config: Config) -> Iterator[str]:

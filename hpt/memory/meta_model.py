@@ -8,15 +8,14 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from hpt.config.recipe import RECIPES
+from hpt.config.recipe import shipped_model_config
 from hpt.config.sections.model import ModelConfig
 from hpt.model.adapters import with_adapters
 from hpt.model.loading import prepare_for_training
 from hpt.support.errors import HptError
+from hpt.support.hub import missing_local_path
 from hpt.support.model_config import read_model_config
 from hpt.support.optional_packages import require
-
-SHIPPED = RECIPES / "models"
 
 # Bytes of a 4-bit weight with its scales: one 8-bit scale per 64 weights, one float32 per 256 scales (bitsandbytes'
 # double quantization, arXiv 2305.14314).
@@ -55,9 +54,11 @@ def read_architecture(settings: ModelConfig) -> Architecture:
         return Architecture(found, path)
     except (OSError, ValueError):
         pass
-    shipped = SHIPPED / f"{path.rpartition('/')[2].lower()}.json"
+    shipped = shipped_model_config(path)
     if shipped.is_file():
         return Architecture(read_model_config(str(shipped), settings.config), f"{path}, by the config shipped with hpt")
+    if problem := missing_local_path(path):
+        raise ArchitectureNotFound(f"model.path = {path!r}: {problem}")
     try:
         return Architecture(read_model_config(path, settings.config, trust_remote_code=trusted), path)
     except (OSError, ValueError) as error:

@@ -13,7 +13,7 @@ from hpt.memory.plan import MemoryPlan, attention_of, largest, plan_stages
 from hpt.memory.savings import Change, with_change
 from hpt.support.errors import HptError
 from hpt.timing.lengths import mean_under
-from hpt.timing.plan import StepTime, TimePlan, Workload, step_time
+from hpt.timing.plan import TimePlan, Workload, step_time
 
 Kind = Literal["settings", "hardware", "method"]
 KINDS: tuple[Kind, ...] = ("settings", "hardware", "method")
@@ -27,11 +27,13 @@ class Speedup:
     """A change of settings, and the share of the run's time that it saves.
 
     kind: settings leave what is learnt as it is; hardware needs more GPUs; method changes what is learnt.
+    response_tokens: the mean length that the change leads to, where it leads to another one.
     """
 
     kind: Kind
     change: Change
     gain: float
+    response_tokens: int | None = None
 
 
 def speedups(plans: Sequence[MemoryPlan], time: TimePlan) -> list[Speedup]:
@@ -40,14 +42,16 @@ def speedups(plans: Sequence[MemoryPlan], time: TimePlan) -> list[Speedup]:
     plans: the memory plans of the run's stages. Changes that do not fit into memory are left out; where the run itself
     does not fit, there are none.
     """
-    if not largest(plans).fits or len(plans) > 1:  # a stage's settings may override a change of the run's
+    if why_no_speedups(largest(plans), time):
         return []
     (plan,), (step,) = plans, time.stages
     faster: list[Speedup] = []
     for kind, change in _changes(plan):
-        seconds = _seconds_with(plan, change, step)
+        workload = _workload_with(change, step.workload)
+        seconds = _seconds_with(plan, change, workload)
         if seconds is not None and (gain := 1 - seconds / step.seconds) >= LEAST_GAIN:
-            faster.append(Speedup(kind, change, gain))
+            mean = None if workload is step.workload else round(workload.response)
+            faster.append(Speedup(kind, change, gain, mean))
     faster.sort(key=lambda speedup: -speedup.gain)
     found = []
     for kind in KINDS:
@@ -56,13 +60,32 @@ def speedups(plans: Sequence[MemoryPlan], time: TimePlan) -> list[Speedup]:
     return found
 
 
-def _seconds_with(plan: MemoryPlan, change: Change, step: StepTime) -> float | None:
+def why_no_speedups(memory: MemoryPlan, time: TimePlan) -> str | None:
+    """Why no change is looked for, as a sentence. memory: the plan of the stage that needs most."""
+    if not memory.fits:
+        return "What would make it faster is planned for runs that fit only."
+    if len(time.stages) > 1:
+        return (
+            "What would make it faster is not planned for runs in stages, whose settings may override a change of the "
+            "run's."
+        )
+    return None
+
+
+def _workload_with(change: Change, workload: Workload) -> Workload:
+    """The same lengths, cut where the change has the limit; the mean as --response-tokens takes it."""
+    limit = change.get("rollout.max_tokens", workload.limit)
+    if limit == workload.limit:
+        return workload
+    mean = max(1, round(mean_under(workload.response, workload.limit, limit)))
+    return Workload(workload.prompt, mean, limit)
+
+
+def _seconds_with(plan: MemoryPlan, change: Change, workload: Workload) -> float | None:
     """Seconds of a step with the change, whether it fits or not; None if it is not possible."""
     try:
         config = with_change(plan.config, change)
-        limit = config.rollout.max_tokens
-        mean = mean_under(step.workload.response, step.workload.limit, limit)
-        return step_time(_changed(plan, config), Workload(step.workload.prompt, mean, limit)).seconds
+        return step_time(_changed(plan, config), workload).seconds
     except HptError:  # the recipe rules this change out, or a package for it is not installed
         return None
 
@@ -112,6 +135,9 @@ def _changes(plan: MemoryPlan) -> Iterator[tuple[Kind, Change]]:
         yield "settings", {"model.gradient_checkpointing": True}
     if on_gpus and config.model.attention == "auto":
         yield "settings", {"model.attention": "flash_attention_2"}
+    if settings.probe is None and settings.n >= 4 and config.gate.needs_rollouts:
+        # As planned, with training alone shorter: the expectation of the gradient stays, its variance grows.
+        yield "settings", {"rollout.probe": settings.n // 2}
     yield "settings", {"batch.tokens": 2 * config.batch.tokens}
     yield "settings", {"batch.tokens": max(1, config.batch.tokens // 2)}
     if config.optimizer.offload:

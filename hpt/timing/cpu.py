@@ -1,4 +1,4 @@
-"""The rates of this machine's CPU, measured in about a second.
+"""The rates of this machine's CPU, measured in about a second; in ten with continuous batching.
 
 Matrix products are timed at the widths of the recipe's model. What is not a matrix product dominates small models: the
 seconds that Python and the start of operations take per layer and per decoding step are measured on a model too small
@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -23,12 +24,14 @@ from hpt.config.sections.model import ModelConfig
 from hpt.model.adapters import with_adapters
 from hpt.model.loading import prepare_for_training
 from hpt.rollout import Sampling
+from hpt.rollout.continuous import ContinuousEngine
 from hpt.rollout.transformers import TransformersEngine
 from hpt.timing.machine import Machine
 from hpt.timing.shape import ModelShape
 
 REPEATS = 4
 STEPS, SEQUENCES = 8, 8  # of the decoding that is timed
+LONG_STEPS = 64  # of continuous batches, beside STEPS: the difference is without the start of a call
 NARROW, WIDE_VOCABULARY = 32, 8192  # vocabularies of the two models that tell what sampling costs
 ROWS = 256  # tokens of the training that is timed
 COPIED = 2**23  # elements: 32 MiB, more than caches hold
@@ -40,10 +43,10 @@ def cpu_machine(config: Config, shape: ModelShape) -> Machine:
     sequences = min(config.rollout.batch_size, config.batch.questions * config.sampled)
     dtype = getattr(torch, config.model.dtype)
     with _threads(threads):
-        general = _overheads(threads, _structure(config.model).model_dump_json())
+        general = _overheads(threads, _structure(config.model).model_dump_json(), config.rollout.batching)
         decoding = _product_rate(sequences, shape, dtype, trained=False)
         training = _product_rate(min(config.batch.tokens, 1024), shape, dtype, trained=True)
-    bandwidth, (layer, step, sampling), (training_layer, activation), loss = general
+    bandwidth, overheads, (training_layer, activation), loss = general
     name = f"this CPU, {threads} thread{'s' if threads > 1 else ''} of {os.cpu_count()} cores"
     return Machine(
         name=name,
@@ -53,10 +56,12 @@ def cpu_machine(config: Config, shape: ModelShape) -> Machine:
         bandwidth=bandwidth,
         link=bandwidth,
         host_link=bandwidth,
-        decoding_layer=layer,
-        decoding_step=step,
+        generation_start=overheads.start,
+        decoding_layer=overheads.layer,
+        decoding_step=overheads.step,
+        decoding_sequence=overheads.sequence,
         training_layer=training_layer,
-        sampling_logit=sampling,
+        sampling_logit=overheads.logit,
         loss_logit=loss,
         activation=activation,
     )
@@ -69,10 +74,11 @@ def _structure(settings: ModelConfig) -> ModelConfig:
 
 
 @lru_cache(maxsize=8)
-def _overheads(threads: int, structure: str) -> tuple[float, tuple[float, float, float], tuple[float, float], float]:
+def _overheads(threads: int, structure: str, batching: str) -> tuple[float, _Decoding, tuple[float, float], float]:
     """Bandwidth, and the seconds of decoding, training and the loss, measured once per process."""
     settings = ModelConfig.model_validate_json(structure)
-    return _bandwidth(), _decoding_overheads(settings), _training_overheads(settings), _loss_per_logit()
+    decoding = _continuous_overheads if batching == "continuous" else _decoding_overheads
+    return _bandwidth(), decoding(settings), _training_overheads(settings), _loss_per_logit()
 
 
 @contextmanager
@@ -85,14 +91,14 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _best(work: Callable[[], object]) -> float:
+def _best(work: Callable[[], object], repeats: int = REPEATS) -> float:
     """The shortest of a few times, in seconds, after one that does not count.
 
     One thread is timed by its CPU time, so that other work on this machine is not counted.
     """
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     seconds = []
-    for _ in range(REPEATS + 1):
+    for _ in range(repeats + 1):
         began = clock()
         work()
         seconds.append(clock() - began)
@@ -137,19 +143,57 @@ def _small_model(settings: ModelConfig, layers: int, vocabulary: int, width: int
         return with_adapters(model.requires_grad_(False), settings, None)
 
 
-def _decoding_overheads(settings: ModelConfig) -> tuple[float, float, float]:
-    """Seconds per decoding step: of each layer, of everything else, and of each logit that is sampled from."""
+@dataclass(frozen=True)
+class _Decoding:
+    """Seconds that generation takes beside its products: of a call, and in each decoding step."""
 
+    start: float
+    layer: float
+    step: float
+    sequence: float  # beside its logits
+    logit: float  # that is sampled from
+
+
+def _decoding_overheads(settings: ModelConfig) -> _Decoding:
     def seconds(layers: int, vocabulary: int) -> float:
         model = _small_model(settings, layers, vocabulary, 16)
         engine = TransformersEngine(model, stop_ids=[vocabulary - 1], batch_size=SEQUENCES)  # hardly ever all drawn
-        prompts = [[1] * (2 + index % 2) for index in range(SEQUENCES)]  # of different lengths: with a mask
-        return _best(lambda: engine.generate(prompts, Sampling(1, STEPS), seed=0)) / STEPS
+        return _best(lambda: engine.generate(_prompts(SEQUENCES), Sampling(1, STEPS), seed=0)) / STEPS
 
     few, many, wide = seconds(1, NARROW), seconds(5, NARROW), seconds(1, WIDE_VOCABULARY)
     layer = max(0.0, (many - few) / 4)
-    sampling = max(0.0, (wide - few) / (SEQUENCES * (WIDE_VOCABULARY - NARROW)))
-    return layer, max(0.0, few - layer), sampling
+    return _Decoding(0.0, layer, max(0.0, few - layer), 0.0, _per_logit(wide - few))
+
+
+def _continuous_overheads(settings: ModelConfig) -> _Decoding:
+    """As `_decoding_overheads`. A call starts a thread and a scheduler, which plans each sequence in Python."""
+
+    def seconds(layers: int, vocabulary: int, sequences: int = SEQUENCES) -> tuple[float, float]:
+        """Of a call, and of a decoding step."""
+        model = _small_model(settings, layers, vocabulary, 16)
+        engine = ContinuousEngine(model, stop_ids=[vocabulary], batch_size=sequences)  # never drawn: all run to the end
+        short, long = (
+            _best(lambda steps=steps: engine.generate(_prompts(sequences), Sampling(1, steps), seed=0), repeats=1)
+            for steps in (STEPS, LONG_STEPS)
+        )
+        step = max(0.0, (long - short) / (LONG_STEPS - STEPS))
+        return max(0.0, short - STEPS * step), step
+
+    start, few = seconds(1, NARROW)
+    (_, many), (_, wide) = seconds(5, NARROW), seconds(1, WIDE_VOCABULARY)
+    _, crowded = seconds(1, NARROW, 3 * SEQUENCES)
+    layer = max(0.0, (many - few) / 4)
+    sequence = max(0.0, (crowded - few) / (2 * SEQUENCES))
+    return _Decoding(start, layer, max(0.0, few - layer - SEQUENCES * sequence), sequence, _per_logit(wide - few))
+
+
+def _prompts(count: int) -> list[list[int]]:
+    """Of different lengths: with a mask."""
+    return [[1] * (2 + index % 2) for index in range(count)]
+
+
+def _per_logit(seconds: float) -> float:
+    return max(0.0, seconds / (SEQUENCES * (WIDE_VOCABULARY - NARROW)))
 
 
 def _training_overheads(settings: ModelConfig) -> tuple[float, float]:

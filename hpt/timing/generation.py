@@ -3,9 +3,10 @@
 A decoding step of B sequences that hold C tokens (prompts and responses so far) takes
 
     max(weight bytes / bandwidth, 2 weights B / FLOP/s) + passes C (KV bytes per token) / bandwidth
-    + B vocabulary (seconds per logit of sampling) + overhead per layer + overhead per step
+    + B vocabulary (seconds per logit of sampling) + overheads per layer, per sequence and per step
 
-and prefill 2 body tokens / FLOP/s. `generate` runs a batch until its longest response ends, every row padded; vLLM
+where all responses are multiplied with the tokens of all, 4 layers query_width B C / FLOP/s are added.
+Prefill takes 2 body tokens / FLOP/s. `generate` runs a batch until its longest response ends, every row padded; vLLM
 starts the next response where one ends.
 """
 
@@ -25,6 +26,8 @@ class Decoder:
 
     quantized: its body has 4-bit weights. adapters: adapters are applied beside the weights.
     gpus: share the copy (tensor parallel). kv_passes: how often a step moves all keys and values.
+    joint: every running response is multiplied with the tokens of all, and masked (continuous batching without flash
+    attention).
     """
 
     shape: ModelShape
@@ -33,6 +36,7 @@ class Decoder:
     adapters: bool = False
     gpus: int = 1
     kv_passes: float = 1.0
+    joint: bool = False
 
     @property
     def _weights(self) -> int:
@@ -42,13 +46,14 @@ class Decoder:
         """Seconds of a decoding step of `sequences` sequences that hold `held` tokens together."""
         shape, machine = self.shape, self.machine
         products = 2 * (self._weights + shape.head) * sequences / machine.decoding_flops
+        pairs = 4 * shape.query_width * shape.layers * sequences * held / machine.decoding_flops if self.joint else 0.0
         reading = shape.bytes_read(self.quantized) / machine.bandwidth
         cache = self.kv_passes * held * shape.kv_bytes / machine.bandwidth
-        seconds = (max(products, reading) + cache) / self.gpus
+        seconds = (max(products, reading) + cache + pairs) / self.gpus
         if self.gpus > 1:
             exchanged = 2 * shape.layers * sequences * shape.width * shape.itemsize / machine.link
             seconds += exchanged + shape.layers * ALL_REDUCE
-        sampling = sequences * shape.vocabulary * machine.sampling_logit
+        sampling = sequences * (shape.vocabulary * machine.sampling_logit + machine.decoding_sequence)
         return seconds + sampling + shape.layers * machine.decoding_layer + machine.decoding_step
 
     def prefill(self, tokens: float) -> float:

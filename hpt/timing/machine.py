@@ -52,8 +52,10 @@ class Machine:
     bandwidth: float  # bytes/s
     link: float  # bytes/s between GPUs
     host_link: float  # bytes/s between GPU and CPU memory
+    generation_start: float  # per call of the rollout engine
     decoding_layer: float
     decoding_step: float
+    decoding_sequence: float  # per running sequence and decoding step
     training_layer: float
     sampling_logit: float
     loss_logit: float
@@ -77,8 +79,10 @@ def gpu_machine(config: Config, hardware: Hardware) -> Machine:
         bandwidth=bandwidth,
         link=LINK_SHARE * card.link,
         host_link=LINK_SHARE * card.host_link,
+        generation_start=0.0,
         decoding_layer=layer,
         decoding_step=VLLM_STEP if vllm else EAGER_STEP,
+        decoding_sequence=0.0,
         training_layer=TRAINING_LAYER,
         # Logits in 16 and 32 bits, log-probabilities, softmax and the draw: about ten float32 passes.
         sampling_logit=40 / bandwidth,

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from hpt.config.schema import Config
 from hpt.memory.hardware import GIB, Hardware
 from hpt.memory.plan import PROMPT_TOKENS, MemoryPlan
 from hpt.memory.rollout import VLLM_CACHE, VLLM_WEIGHTS
-from hpt.support.errors import ConfigError
+from hpt.memory.trace import MASKED
 from hpt.timing import machine as assumed
 from hpt.timing.cpu import cpu_machine
 from hpt.timing.generation import Decoder, continuously, in_batches, kv_passes_of_generate, slots_of
@@ -28,7 +29,7 @@ from hpt.timing.transfer import sync_seconds
 RESPONSE_SHARE, PROMPT_SHARE = 1 / 4, 1 / 4
 # Seconds to verify a response; and the share of responses with which math-verify reaches verify.timeout.
 VERIFY_SECONDS, TIMEOUT_SHARE = 0.005, 0.01
-# Questions of an evaluation: as many as MATH-500 has.
+# Questions of an evaluation where they cannot be counted: as many as MATH-500 has.
 EVAL_QUESTIONS = 500
 # Batches of questions per step with dynamic sampling: half of the questions are taken to have mixed outcomes.
 DYNAMIC_BATCHES = 2
@@ -46,12 +47,8 @@ class Workload:
 
     @classmethod
     def of(cls, config: Config, response_tokens: int | None = None) -> Workload:
-        """response_tokens: the mean, if known. ConfigError if it is more than rollout.max_tokens."""
+        """response_tokens: the mean, if known."""
         limit = config.rollout.max_tokens
-        if response_tokens is not None and not 1 <= response_tokens <= limit:
-            raise ConfigError(
-                f"response_tokens = {response_tokens}: must be a whole number from 1 to rollout.max_tokens = {limit}"
-            )
         prompt = PROMPT_SHARE * (config.data.max_prompt_tokens or PROMPT_TOKENS)
         return cls(prompt, response_tokens or RESPONSE_SHARE * limit, limit)
 
@@ -135,10 +132,11 @@ def step_time(plan: MemoryPlan, workload: Workload) -> StepTime:
         generated = workload.lengths(questions * config.sampled)
         phases["rollout"] = generation.seconds(generated, questions, workload.prompt)
         phases["verify"] = _verify_seconds(config, len(generated) * generation.engines, machine.gpus, phases["rollout"])
-    phases["weight sync"] = sync_seconds(config, shape, machine)
+    weights = plan.named(VLLM_WEIGHTS)
+    phases["weight sync"] = sync_seconds(config, shape, machine, weights.rollout if weights else 0)
     trained, phases["train"] = _train_seconds(plan, Trainer(config, shape, machine), workload)
     if config.eval.every:
-        per_engine = -(-EVAL_QUESTIONS // generation.engines)
+        per_engine = -(-(held_out_questions(config) or EVAL_QUESTIONS) // generation.engines)
         lengths = workload.lengths(per_engine * config.eval.n, config.eval_max_tokens)
         evaluations = 1 + -(-config.steps // config.eval.every)
         phases["evaluation"] = generation.seconds(lengths, per_engine, workload.prompt) * evaluations / config.steps
@@ -169,7 +167,9 @@ class _Generation:
         adapters = config.model.lora is not None
         if config.rollout.engine == "transformers":
             passes = kv_passes_of_generate(shape)
-            decoder = Decoder(shape, machine, shape.quantized, adapters, kv_passes=passes)
+            masked = plan.hardware.card is None or plan.attention == MASKED
+            joint = config.rollout.batching == "continuous" and masked
+            decoder = Decoder(shape, machine, shape.quantized, adapters, kv_passes=passes, joint=joint)
             return cls(config, decoder, machine.gpus, float("inf"), config.rollout.batch_size)
         weights, cache = plan.named(VLLM_WEIGHTS), plan.named(VLLM_CACHE)
         split = settings.tensor_parallel
@@ -192,7 +192,7 @@ class _Generation:
         """Of responses of `lengths` tokens to `questions` prompts by one copy."""
         if self.config.rollout.engine == "transformers":
             if self.config.rollout.batching == "continuous":
-                seconds = self.decoder.prefill(len(lengths) * prompt)
+                seconds = self.decoder.machine.generation_start + self.decoder.prefill(len(lengths) * prompt)
                 seconds += continuously(lengths, prompt, self.most, self.decoder)
             else:
                 seconds = in_batches(lengths, prompt, self.most, self.decoder)
@@ -222,13 +222,27 @@ def _verify_seconds(config: Config, responses: int, gpus: int, rollout: float) -
     return max(VERIFY_SECONDS, whole - rollout)
 
 
+def held_out_questions(config: Config) -> int | None:
+    """The lines of data.eval, all sources together; None where one of them is not a JSONL file that exists here."""
+    files = [Path(source.path).expanduser() for source in config.data.eval_sources]
+    if not files or not all(file.suffix == ".jsonl" and file.is_file() for file in files):
+        return None
+    return sum(_lines(file) for file in files)
+
+
+def _lines(file: Path) -> int:
+    with file.open("rb") as lines:
+        return sum(1 for line in lines if line.strip())
+
+
 def _train_seconds(plan: MemoryPlan, trainer: Trainer, workload: Workload) -> tuple[int, float]:
     """(tokens of all rows, seconds). Every question has signal; rows of an update are those of its questions."""
     config, machine = plan.config, trainer.machine
     packed = config.packs_rows(plan.hardware.device)
     questions = config.batch.questions // config.batch.updates
     prompt = round(workload.prompt)
-    lengths = workload.lengths(questions * config.sampled) if config.gate.needs_rollouts else []
+    rollouts = config.rollout.probe or config.sampled  # a probed question trains on its first ones
+    lengths = workload.lengths(questions * rollouts) if config.gate.needs_rollouts else []
     if config.gate.kind != "switch" and config.gate.needs_demonstrations:
         lengths += workload.lengths(questions, config.max_demonstration_tokens)
     rows = [row_of(prompt, length) for length in lengths]
@@ -260,12 +274,13 @@ def _assumptions(step: StepTime, hardware: Hardware) -> list[str]:
             f"{reached:.0%} reach the limit of {workload.limit:,}; prompts of {workload.prompt:,.0f}"
         )
         lines.append(
-            "every question has signal, so all rollouts are trained on; groups without signal and questions that are "
+            "every question has signal, so its rollouts are trained on; groups without signal and questions that are "
             "learnt from a demonstration make a step shorter"
         )
         if config.rollout.probe is not None:
             lines.append(
-                "rollout.probe: every question goes on to all its rollouts; those that stop make a step shorter"
+                f"rollout.probe: every question goes on to all {config.rollout.n} rollouts and trains on the first "
+                f"{config.rollout.probe}; those that stop make a step shorter"
             )
     if hardware.card:
         training = assumed.ADAPTER_SHARE if config.model.lora else assumed.TRAINING_SHARE
@@ -285,13 +300,20 @@ def _assumptions(step: StepTime, hardware: Hardware) -> list[str]:
             f"{step.machine.name}, measured just now: {step.machine.training_flops / 1e9:.0f} GFLOP/s in training, "
             f"{step.machine.decoding_flops / 1e9:.0f} in generation, {step.machine.bandwidth / 1e9:.0f} GB/s"
         )
+    if config.rollout.batching == "continuous" and hardware.card:
+        lines.append("the overhead of continuous batching on a GPU is not known: that of `generate` is taken")
     if config.gate.needs_rollouts:
         lines.append(
             f"{1e3 * VERIFY_SECONDS:.0f} ms to verify a response, while others are generated; in mathematics "
             f"{TIMEOUT_SHARE:.0%} reach verify.timeout"
         )
     if config.eval.every:
-        lines.append(f"{EVAL_QUESTIONS} questions in an evaluation")
+        counted = held_out_questions(config)
+        lines.append(
+            f"{counted:,} questions in an evaluation, the lines of data.eval"
+            if counted
+            else f"{EVAL_QUESTIONS} questions in an evaluation (data.eval is not a JSONL file here, and not counted)"
+        )
     if config.rollout.engine == "vllm" and config.rollout.vllm.url is not None:
         lines.append("the server has one GPU of the same kind, and room for all sequences")
     return lines

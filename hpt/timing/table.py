@@ -53,10 +53,20 @@ def assumption_lines(time: TimePlan) -> list[str]:
 
 def speedup_lines(found: Sequence[Speedup]) -> list[str]:
     """The best change of each kind."""
-    lines = [f"{_KINDS[each.kind]}: {as_settings(each.change)}: {each.gain:.0%} less time" for each in found]
+    lines = [f"{_KINDS[each.kind]}: {_as_options(each)}: {each.gain:.0%} less time" for each in found]
     if found and found[0].kind != "settings":
-        lines.insert(0, f"No single setting on the same GPUs is known to save {LEAST_GAIN:.0%}.")
+        lines.insert(
+            0, f"No single setting that leaves hardware and method as they are is known to save {LEAST_GAIN:.0%}."
+        )
     return lines
+
+
+def _as_options(speedup: Speedup) -> str:
+    """The change as `hpt plan` takes it, so that it says the same gain."""
+    options = as_settings(speedup.change)
+    if "rollout.probe" in speedup.change:
+        options += " (RL trains on fewer rollouts, with more variance)"
+    return options if speedup.response_tokens is None else f"{options} --response-tokens {speedup.response_tokens}"
 
 
 def count_text(count: float) -> str:

@@ -12,8 +12,11 @@ SLEEP_AND_WAKE = 2.0
 MERGING_PASSES = 10
 
 
-def sync_seconds(config: Config, shape: ModelShape, machine: Machine) -> float:
-    """0 for the transformers engine, which generates with the model that is trained."""
+def sync_seconds(config: Config, shape: ModelShape, machine: Machine, asleep: int = 0) -> float:
+    """0 for the transformers engine, which generates with the model that is trained.
+
+    asleep: bytes of vLLM's own weights on each GPU, which sleep level 1 moves to CPU memory and back.
+    """
     if config.rollout.engine != "vllm":
         return 0.0
     settings = config.rollout.vllm
@@ -30,5 +33,5 @@ def sync_seconds(config: Config, shape: ModelShape, machine: Machine) -> float:
     if settings.sleep_level:
         seconds += SLEEP_AND_WAKE
     if settings.sleep_level == 1:
-        seconds += 2 * (shape.body + 2 * shape.head) * shape.itemsize / settings.tensor_parallel / machine.host_link
+        seconds += 2 * asleep / machine.host_link
     return seconds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,9 +12,14 @@ import hpt
 from bench.commands import plans as bench
 from hpt.commands.main import main
 from hpt.config.recipe import load_config
+from hpt.config.sections.model import ModelConfig
+from hpt.memory.meta_model import ArchitectureNotFound, read_architecture
 from hpt.memory.plan import plan_stages
-from hpt.timing import StepTime, TimePlan, make_time_plan, speedups
+from hpt.support.errors import ConfigError
+from hpt.timing import StepTime, TimePlan, make_time_plan, speedups, why_no_speedups
 from hpt.timing.plan import DAY, EVAL_QUESTIONS
+from hpt.timing.table import speedup_lines
+from hpt.timing.transfer import SLEEP_AND_WAKE
 
 RECIPE = "qwen2.5-math-1.5b-1x80gb"
 
@@ -43,8 +49,46 @@ def test_the_card_and_the_lengths_decide() -> None:
     slower = step("hardware.gpu=A100-80")
     assert slower.phases["train"] == pytest.approx(base.phases["train"] * 989 / 312, rel=0.1)
     assert step(response_tokens=4096).phases["rollout"] > 1.8 * base.phases["rollout"]
-    with pytest.raises(hpt.HptError, match="response_tokens = 9000: must be a whole number from 1 to"):
-        step(response_tokens=9000)
+
+
+@pytest.mark.parametrize("given", [9000, 0, True, 300.0, "300"])
+def test_wrong_response_tokens_are_refused_before_anything_is_planned(
+    given: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hpt.memory.plan.plan_stages", None)
+    with pytest.raises(ConfigError, match=f"response_tokens = {given!r}: must be a whole number from 1 to .* 8192"):
+        hpt.plan(RECIPE, response_tokens=given)
+
+
+def test_a_card_must_have_the_memory_that_is_planned_with() -> None:
+    with pytest.raises(ConfigError, match=r"hardware.gpu = 'RTX4090' has 24 GB, and hardware.gpu_memory_gib = 78: "):
+        load_config(RECIPE, ["hardware.gpu=RTX4090"])
+    config = load_config(RECIPE, ["hardware.gpu=RTX4090", "hardware.gpu_memory_gib=24"])
+    assert config.hardware.gpu_memory_gib == 24
+
+
+def test_stages_are_checked_before_anything_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hpt.memory.plan.plan_stages", None)
+    for command in (hpt.plan, hpt.train):
+        with pytest.raises(ConfigError, match=r"stages.0 \(sft\):\n  rollout.probe = 4 stops where"):
+            command(RECIPE, method="sft-then-grpo", rollout={"probe": 4})
+
+
+def test_a_missing_local_model_is_not_looked_for_on_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)  # without a folder "runs"
+    monkeypatch.setattr("hpt.memory.plan.plan_stages", None)
+    for recipe in ("smollm2", "demo"):
+        with pytest.raises(hpt.HptError, match=r"does not exist yet: this recipe's prepare \(hpt.demos"):
+            hpt.plan(recipe)
+    monkeypatch.undo()
+    monkeypatch.setattr("hpt.memory.meta_model.read_model_config", _only_local)
+    with pytest.raises(ArchitectureNotFound, match="there is no such file or folder"):
+        read_architecture(ModelConfig(path=str(tmp_path / "mine")))
+
+
+def _only_local(*_: object, local_files_only: bool = False, **__: object) -> None:
+    assert local_files_only
+    raise OSError
 
 
 def test_continuous_batches_do_not_wait_for_the_longest_response() -> None:
@@ -53,12 +97,31 @@ def test_continuous_batches_do_not_wait_for_the_longest_response() -> None:
     # Mean lengths of 2,048 under a limit of 8,192, which nearly every batch of 32 comes close to.
     assert continuous.phases["rollout"] < 0.5 * fixed.phases["rollout"]
     assert continuous.phases["train"] == fixed.phases["train"]
+    assert "the overhead of continuous batching on a GPU is not known" in str(
+        planned(*by_transformers, "rollout.batching=continuous").assumptions
+    )
 
 
-def test_probing_is_counted_as_if_every_question_went_on() -> None:
-    plan = planned("rollout.probe=4")
-    assert plan.seconds == planned().seconds
-    assert any(line.startswith("rollout.probe") for line in plan.assumptions)
+def test_probing_generates_all_rollouts_and_trains_on_the_first() -> None:
+    plan, without = planned("rollout.probe=4"), step()
+    (found,) = plan.stages
+    assert found.phases["rollout"] == without.phases["rollout"]
+    assert found.trained == pytest.approx(without.trained / 2, rel=0.01)
+    assert found.phases["train"] < 0.6 * without.phases["train"]
+    assert "rollout.probe: every question goes on to all 8 rollouts and trains on the first 4" in str(plan.assumptions)
+
+
+def test_probing_is_advised_where_the_recipe_may_probe() -> None:
+    gains = {}
+    for settings in ([], ["rl.advantage=mean_std"]):
+        plans = plan_stages(load_config(RECIPE, settings))
+        gains[str(settings)] = [
+            each for each in speedups(plans, make_time_plan(plans)) if "rollout.probe" in each.change
+        ]
+    (advised,) = gains.pop("[]")
+    assert (advised.kind, advised.change) == ("settings", {"rollout.probe": 4})
+    assert advised.gain == pytest.approx(1 - step("rollout.probe=4").seconds / step().seconds)
+    assert not any(gains.values())
 
 
 def test_sft_generates_nothing_and_trains_on_demonstrations() -> None:
@@ -87,6 +150,25 @@ def test_evaluations_are_spread_over_the_steps() -> None:
     assert EVAL_QUESTIONS < 1024
 
 
+def test_held_out_questions_are_counted_where_they_are_here(tmp_path: Path) -> None:
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text('{"prompt": "1 + 1"}\n\n' * 50)
+    counted = planned("eval.every=100", f"data.eval={held_out}")
+    assumed = planned("eval.every=100", f"data.eval={tmp_path / 'other.jsonl'}")
+    assert counted.stages[0].phases["evaluation"] < 0.7 * assumed.stages[0].phases["evaluation"]
+    assert "50 questions in an evaluation, the lines of data.eval" in counted.assumptions
+    assert f"{EVAL_QUESTIONS} questions in an evaluation (data.eval is not" in str(assumed.assumptions)
+
+
+def test_weights_asleep_are_those_of_vllms_own_copy() -> None:
+    recipe = "qwen2.5-math-7b-1x24gb"
+    sizes = load_config(recipe).rollout.vllm
+    assert (sizes.quantization, sizes.sleep_level) == ("nf4", 1)
+    asleep, awake = step(recipe=recipe), step("rollout.vllm.sleep_level=0", recipe=recipe)
+    moved = asleep.phases["weight sync"] - awake.phases["weight sync"] - SLEEP_AND_WAKE
+    assert 4e9 < moved * asleep.machine.host_link / 2 < 7e9  # 7.6e9 weights: 15e9 bytes in 16 bits
+
+
 def test_verification_counts_where_it_takes_longer_than_the_rollouts() -> None:
     assert step().phases["verify"] < 0.01
     # 1,024 responses by one worker: 5 ms each, and a hundredth of them takes the time limit.
@@ -104,8 +186,27 @@ def test_the_change_that_helps_fits_and_is_as_good_as_said() -> None:
     changed = plan_stages(load_config(RECIPE, ["rollout.vllm.memory_share=0.2", *map("=".join, _texts(best.change))]))
     assert changed[0].fits
     assert make_time_plan(changed).seconds == pytest.approx((1 - best.gain) * time.seconds, rel=1e-6)
+
+
+def test_a_shorter_limit_is_named_with_the_mean_that_gives_its_gain() -> None:
+    plans = plan_stages(load_config(RECIPE))
+    time = make_time_plan(plans)
+    (shorter,) = (each for each in speedups(plans, time) if each.kind == "method")
+    assert shorter.change == {"rollout.max_tokens": 4096}
+    after = planned("rollout.max_tokens=4096", response_tokens=shorter.response_tokens)
+    assert after.seconds == pytest.approx((1 - shorter.gain) * time.seconds, rel=1e-9)
+    (line,) = (line for line in speedup_lines([shorter]) if "max_tokens" in line)
+    assert f"rollout.max_tokens=4096 --response-tokens {shorter.response_tokens}: {shorter.gain:.0%}" in line
+
+
+def test_it_says_why_no_change_is_named() -> None:
     too_large = plan_stages(load_config(RECIPE, ["hardware.gpu_memory_gib=10"]))
+    time = make_time_plan(too_large)
     assert speedups(too_large, time) == []
+    assert why_no_speedups(too_large[0], time) == "What would make it faster is planned for runs that fit only."
+    in_stages = hpt.plan(RECIPE, method="sft-then-grpo")
+    assert in_stages.speedups == []
+    assert "What would make it faster is not planned for runs in stages" in " ".join(str(in_stages).split())
 
 
 def _texts(change: dict[str, object]) -> list[tuple[str, str]]:
@@ -124,6 +225,7 @@ def test_the_command_says_how_long(capsys: pytest.CaptureFixture[str], world: Pa
 def test_a_cpu_is_measured(world: Path) -> None:
     plan = hpt.plan(world, device="cpu")
     assert "measured just now" in str(plan)
+    assert "GPUs" not in str(plan)
     assert plan.time.stages[0].phases["rollout"] > 0
 
 

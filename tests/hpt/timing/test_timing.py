@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
 from hpt.config.recipe import load_config
 from hpt.config.schema import Config
+from hpt.config.sections.model import ModelConfig
 from hpt.memory.trace import FLASH, MASKED
+from hpt.rollout import Sampling
 from hpt.support.cards import CARDS, card_of_device, typical_card
+from hpt.timing import cpu
 from hpt.timing.generation import Decoder, continuously, in_batches, kv_passes_of_generate, slots_of
 from hpt.timing.lengths import mean_under, share_at_limit, spread_lengths
 from hpt.timing.machine import ALL_REDUCE, Machine
@@ -39,7 +43,9 @@ def machine(**changed: float) -> Machine:
     """No overheads, rates of 1,000 unless `changed`."""
     rates = {
         **dict.fromkeys(("training_flops", "decoding_flops", "bandwidth", "link", "host_link"), 1000.0),
-        **dict.fromkeys(("decoding_layer", "decoding_step", "training_layer"), 0.0),
+        **dict.fromkeys(
+            ("generation_start", "decoding_layer", "decoding_step", "decoding_sequence", "training_layer"), 0.0
+        ),
         **dict.fromkeys(("sampling_logit", "loss_logit", "activation"), 0.0),
     }
     return Machine(name="made up", **{"gpus": 1, **rates, **changed})  # type: ignore[arg-type]
@@ -72,9 +78,33 @@ def test_a_decoding_step_counts_overheads_sampling_and_other_gpus() -> None:
     free = {"decoding_flops": math.inf, "bandwidth": math.inf}
     own = machine(**free, decoding_layer=3.0, decoding_step=1.0, sampling_logit=0.01)
     assert Decoder(SHAPE, own).step(4, 3) == pytest.approx(2 * 3 + 1 + 4 * 100 * 0.01)
+    scheduled = machine(**free, decoding_sequence=0.5)
+    assert Decoder(SHAPE, scheduled).step(4, 3) == pytest.approx(4 * 0.5)
+    # Products of 4 queries with 30 tokens, 10 wide, in two layers, forth and back.
+    joint = Decoder(SHAPE, machine(bandwidth=math.inf), joint=True).step(4, 30)
+    assert joint - Decoder(SHAPE, machine(bandwidth=math.inf)).step(4, 30) == pytest.approx(4 * 10 * 2 * 4 * 30 / 1000)
     # Two results of a layer, of 4 sequences, 10 wide, in 2 bytes, over the link.
     split = Decoder(SHAPE, machine(**free), gpus=2)
     assert split.step(4, 3) == pytest.approx(2 * 2 * 4 * 10 * 2 / 1000 + 2 * ALL_REDUCE)
+
+
+def test_overheads_of_continuous_batches_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Engine:
+        """Says what its calls take: 2 s to start, and in a step 0.3 s per layer, 0.5, 0.01 per sequence, 1e-5 a logit."""
+
+        def __init__(self, model: Any, *, stop_ids: list[int], batch_size: int) -> None:
+            self.config = model.config
+            assert stop_ids[0] >= self.config.vocab_size, "responses that end early would make steps cheaper"
+
+        def generate(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> float:
+            logits = len(prompts) * (self.config.vocab_size - cpu.NARROW)
+            step = 0.3 * self.config.num_hidden_layers + 0.5 + 0.01 * len(prompts) + 1e-5 * logits
+            return 2 + sampling.max_tokens * step
+
+    monkeypatch.setattr(cpu, "ContinuousEngine", Engine)
+    monkeypatch.setattr(cpu, "_best", lambda work, repeats: work())
+    found = cpu._continuous_overheads(ModelConfig(path="small", liger=False))
+    assert vars(found) == pytest.approx({"start": 2, "layer": 0.3, "step": 0.5, "sequence": 0.01, "logit": 1e-5})
 
 
 def test_4_bit_weights_are_written_and_read_again_in_16_bits() -> None:
@@ -193,8 +223,8 @@ def test_offloaded_states_cross_the_link_to_cpu_memory() -> None:
 def test_weights_reach_vllm_by_a_copy_and_merged_by_more() -> None:
     size = (5000 + 2 * 1000) * 2
     assert sync_seconds(recipe("rollout.vllm.sleep_level=0"), SHAPE, machine()) == pytest.approx(2 * size / 1000)
-    level_1 = sync_seconds(recipe("rollout.vllm.sleep_level=1"), SHAPE, machine(host_link=100.0))
-    assert level_1 == pytest.approx(2 * size / 1000 + SLEEP_AND_WAKE + 2 * size / 100)
+    level_1 = sync_seconds(recipe("rollout.vllm.sleep_level=1"), SHAPE, machine(host_link=100.0), asleep=5000)
+    assert level_1 == pytest.approx(2 * size / 1000 + SLEEP_AND_WAKE + 2 * 5000 / 100)
     merged = recipe("model.lora={rank: 8}", "rollout.vllm.sleep_level=0")
     assert sync_seconds(merged, SHAPE, machine()) == pytest.approx(MERGING_PASSES * size / 1000)
     assert sync_seconds(recipe("rollout.engine=transformers"), SHAPE, machine()) == 0
