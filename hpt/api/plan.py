@@ -26,11 +26,11 @@ class Plan:
     """A prediction of a run's memory and time. Printed, it is the tables of `hpt plan`.
 
     peak: bytes on a GPU, or in CPU memory where the run has no GPU. fits: whether the memory suffices.
-    memory: the prediction part by part. time: that of a step, phase by phase, and of the run. speedups: the single
-    changes that would help most.
+    memory: the prediction part by part. time: that of a step, phase by phase, and of the run; None where the run cannot
+    work with these settings, whatever memory there is. speedups: the single changes that would help most.
     """
 
-    def __init__(self, memory: MemoryPlan, time: TimePlan, speedups: Sequence[Speedup]) -> None:
+    def __init__(self, memory: MemoryPlan, time: TimePlan | None, speedups: Sequence[Speedup]) -> None:
         self.memory = memory
         self.peak = memory.peak
         self.fits = memory.fits
@@ -45,6 +45,8 @@ class Plan:
 
         parts: list[RenderableType] = [plan_table(self.memory), summary(self.memory)]
         parts += [*self.memory.notes, *advice_lines(self.memory)]
+        if self.time is None:
+            return [*parts, "", "How long a step takes is planned for runs that can work only."]
         for step in self.time.stages:
             parts += ["", table.time_table(step), table.time_summary(step)]
         parts += [table.run_summary(self.time), *table.assumption_lines(self.time)]
@@ -89,6 +91,8 @@ def plan(recipe: str | Path | None = None, *, response_tokens: int | None = None
                 if config.prepare is None:
                     raise
                 raise _not_prepared(config) from error
+            if any(plan.problems for plan in plans):
+                return Plan(largest(plans), None, [])
             time = make_time_plan(plans, response_tokens=response_tokens)
             return Plan(largest(plans), time, speedups(plans, time))
 

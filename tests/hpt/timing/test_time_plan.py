@@ -222,6 +222,13 @@ def test_the_command_says_how_long(capsys: pytest.CaptureFixture[str], world: Pa
     assert "fits into 22.4 GiB" in shown
 
 
+def test_a_run_that_cannot_work_has_no_time() -> None:
+    plan = hpt.plan(RECIPE, rollout={"vllm": {"memory_share": 0.05}})
+    assert plan.memory.problems
+    assert plan.time is None
+    assert "How long a step takes is planned for runs that can work only." in str(plan)
+
+
 def test_a_cpu_is_measured(world: Path) -> None:
     plan = hpt.plan(world, device="cpu")
     assert "measured just now" in str(plan)
