@@ -172,10 +172,11 @@ def _continuous_overheads(settings: ModelConfig) -> _Decoding:
         """Of a call, and of a decoding step."""
         model = _small_model(settings, layers, vocabulary, 16)
         engine = ContinuousEngine(model, stop_ids=[vocabulary], batch_size=sequences)  # never drawn: all run to the end
-        short, long = (
-            _best(lambda steps=steps: engine.generate(_prompts(sequences), Sampling(1, steps), seed=0), repeats=1)
-            for steps in (STEPS, LONG_STEPS)
-        )
+
+        def generate(steps: int) -> float:
+            return _best(lambda: engine.generate(_prompts(sequences), Sampling(1, steps), seed=0), repeats=1)
+
+        short, long = generate(STEPS), generate(LONG_STEPS)
         step = max(0.0, (long - short) / (LONG_STEPS - STEPS))
         return max(0.0, short - STEPS * step), step
 

@@ -90,7 +90,7 @@ def test_a_decoding_step_counts_overheads_sampling_and_other_gpus() -> None:
 
 def test_overheads_of_continuous_batches_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     class Engine:
-        """Says what its calls take: 2 s to start, and in a step 0.3 s per layer, 0.5, 0.01 per sequence, 1e-5 a logit."""
+        """Says what its calls take, in seconds: 2 to start; a step 0.5, 0.3 a layer, 0.01 a sequence, 1e-5 a logit."""
 
         def __init__(self, model: Any, *, stop_ids: list[int], batch_size: int) -> None:
             self.config = model.config
