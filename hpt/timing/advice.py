@@ -15,8 +15,8 @@ from hpt.support.errors import HptError
 from hpt.timing.lengths import mean_under
 from hpt.timing.plan import TimePlan, Workload, step_time
 
-Kind = Literal["settings", "hardware", "method"]
-KINDS: tuple[Kind, ...] = ("settings", "hardware", "method")
+Kind = Literal["settings", "variance", "hardware", "method"]
+KINDS: tuple[Kind, ...] = ("settings", "variance", "hardware", "method")
 
 # A change that saves less than this share of a run's time is not named.
 LEAST_GAIN = 0.03
@@ -26,7 +26,8 @@ LEAST_GAIN = 0.03
 class Speedup:
     """A change of settings, and the share of the run's time that it saves.
 
-    kind: settings leave what is learnt as it is; hardware needs more GPUs; method changes what is learnt.
+    kind: settings leave what is learnt as it is; variance keeps the expectation of the gradient only; hardware needs more
+        GPUs; method changes what is learnt.
     response_tokens: the mean length that the change leads to, where it leads to another one.
     """
 
@@ -37,7 +38,7 @@ class Speedup:
 
 
 def speedups(plans: Sequence[MemoryPlan], time: TimePlan) -> list[Speedup]:
-    """The change of each kind that helps most, if one does: on the same GPUs, with more of them, and of the method.
+    """The change of each kind that helps most, where one does.
 
     plans: the memory plans of the run's stages. Changes that do not fit into memory are left out; where the run itself
     does not fit, there are none.
@@ -136,8 +137,8 @@ def _changes(plan: MemoryPlan) -> Iterator[tuple[Kind, Change]]:
     if on_gpus and config.model.attention == "auto":
         yield "settings", {"model.attention": "flash_attention_2"}
     if settings.probe is None and settings.n >= 4 and config.gate.needs_rollouts:
-        # As planned, with training alone shorter: the expectation of the gradient stays, its variance grows.
-        yield "settings", {"rollout.probe": settings.n // 2}
+        # As planned, with training alone shorter.
+        yield "variance", {"rollout.probe": settings.n // 2}
     yield "settings", {"batch.tokens": 2 * config.batch.tokens}
     yield "settings", {"batch.tokens": max(1, config.batch.tokens // 2)}
     if config.optimizer.offload:

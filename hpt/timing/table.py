@@ -13,6 +13,7 @@ from hpt.timing.plan import PHASES, StepTime, TimePlan
 
 _KINDS = {
     "settings": "Would help most",
+    "variance": "With a gradient of the same expectation and more variance",
     "hardware": "With more GPUs",
     "method": "With another method (it changes what is learnt)",
 }
@@ -64,8 +65,6 @@ def speedup_lines(found: Sequence[Speedup]) -> list[str]:
 def _as_options(speedup: Speedup) -> str:
     """The change as `hpt plan` takes it, so that it says the same gain."""
     options = as_settings(speedup.change)
-    if "rollout.probe" in speedup.change:
-        options += " (RL trains on fewer rollouts, with more variance)"
     return options if speedup.response_tokens is None else f"{options} --response-tokens {speedup.response_tokens}"
 
 

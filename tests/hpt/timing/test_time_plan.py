@@ -119,7 +119,7 @@ def test_probing_is_advised_where_the_recipe_may_probe() -> None:
             each for each in speedups(plans, make_time_plan(plans)) if "rollout.probe" in each.change
         ]
     (advised,) = gains.pop("[]")
-    assert (advised.kind, advised.change) == ("settings", {"rollout.probe": 4})
+    assert (advised.kind, advised.change) == ("variance", {"rollout.probe": 4})
     assert advised.gain == pytest.approx(1 - step("rollout.probe=4").seconds / step().seconds)
     assert not any(gains.values())
 
