@@ -26,8 +26,8 @@ LEAST_GAIN = 0.03
 class Speedup:
     """A change of settings, and the share of the run's time that it saves.
 
-    kind: settings leave what is learnt as it is; variance keeps the expectation of the gradient only; hardware needs more
-        GPUs; method changes what is learnt.
+    kind: settings leave what is learnt as it is; variance keeps the expectation of the gradient only; hardware needs
+        more GPUs; method changes what is learnt.
     response_tokens: the mean length that the change leads to, where it leads to another one.
     """
 
