@@ -173,6 +173,7 @@ def main(shard: str, folder: str) -> None:
         found[tied] = {name: 2 * gradient for name, gradient in gradients.items()}
     if rank == 0:
         torch.save(found, f"{folder}/gradients.pt")
+    dist.barrier()  # gloo may abort where it is taken down while the other rank still uses it
     dist.destroy_process_group()
 
 
