@@ -93,12 +93,14 @@ def page(rows: Sequence[dict[str, Any]], conditions: dict[str, Any]) -> str:
     head = ["case", *(cell for phase in PHASES for cell in (f"{phase}, seconds", "planned (ratio)"))]
     ratios = [row[phase]["ratio"] for row in rows for phase in PHASES if phase in row]
     said = ", ".join(f"{name} {value}" for name, value in conditions.items())
+    command = f"python -m bench step_time --rounds {conditions['rounds']} --out bench/results/step-time-cpu"
     return "\n".join(
         [
             "# The time of a step, as planned and as measured",
             "",
-            "`python -m bench step_time --out bench/results/step-time-cpu` wrote this. Seconds of CPU time: best to",
-            "worst measured, best planned, and the ratio of the best ones.",
+            f"`{command}` wrote this.",
+            "Seconds of CPU time: best to worst measured, best planned, and the ratio of the best ones. A round is two",
+            "steps, and one plan.",
             "",
             f"Conditions: {said}.",
             "",
