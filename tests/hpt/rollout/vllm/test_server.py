@@ -42,7 +42,7 @@ from hpt.rollout.weights import named_weights
 BOUND = 1e-4
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [3]]
 STOPS = [1, 2]
-KEY = "a key of the tests"
+KEY = "a-key-of-the-tests"
 
 
 class Server:
