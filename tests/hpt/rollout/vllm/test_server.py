@@ -233,7 +233,7 @@ def test_a_server_that_hangs_stops_the_run_which_resumes_and_waits_for_one_that_
     killer = after_step(done + 2, partial(server.kill), partial(server.start))
     assert main(["train", "--resume", str(run), f"steps={done + 12}", "rollout.vllm.wait=300"]) == 0
     killer.join()
-    assert "Waiting for a server that is started again" in " ".join(capsys.readouterr().err.split())
+    assert "Waiting for a server to be started" in " ".join(capsys.readouterr().err.split())
     lines = read_metrics(run)
     assert [line["step"] for line in lines] == list(range(1, done + 13))
     # A step whose rows all have advantage 0 trains on no rollout, and has none to compare.
