@@ -32,14 +32,14 @@ import yaml
 from hpt.config.recipe import build_config
 from hpt.config.schema import Config
 from hpt.rollout import RolloutEngine, Sampling
-from hpt.rollout.vllm.completions import Completions, Request
+from hpt.rollout.vllm.completions import Completions
 from hpt.rollout.vllm.connection import ServerConnection
 from hpt.rollout.vllm.engine import VllmEngine
 from hpt.rollout.vllm.guard import KEY_VARIABLE
+from hpt.rollout.vllm.requests import requests_for
 from hpt.rollout.vllm.responses import logprobs_mode
 from hpt.support.device import pick_device
 from hpt.support.errors import HptError
-from hpt.support.seeds import request_seeds
 from hpt.training.trainer import Trainer
 
 from ..commit import last_commit
@@ -159,16 +159,14 @@ def served_alone(config: Config) -> dict[str, Any]:
     vocabulary = architecture_vocabulary(config)
     prompts = Renderer(vocabulary, PROMPT, 1).encode_prompts(random_questions(config))
     sampling = Sampling.for_training(config)
-    completions = Completions(ServerConnection(config), [vocabulary - 1], vocabulary, logprobs_mode(1.0))
-    seeds = iter(request_seeds(0, 2 * len(prompts) * sampling.n))
+    completions = Completions(ServerConnection(config), [vocabulary - 1], vocabulary, logprobs_mode(config))
 
-    def sample() -> int:
-        places = [(index, place) for index in range(len(prompts)) for place in range(sampling.n)]
-        requests = [Request(index, place, list(prompts[index]), next(seeds)) for index, place in places]
+    def sample(seed: int) -> int:
+        requests = list(requests_for(prompts, sampling.n, seed))
         return sum(len(rollout.tokens) for _, rollout in completions.sample(requests, sampling, lambda: None))
 
-    sample()
-    tokens, seconds = timed(sample)
+    sample(seed=0)
+    tokens, seconds = timed(lambda: sample(seed=1))
     return {"tokens_per_second": tokens / seconds, "tokens": tokens, "rollout_seconds": seconds}
 
 

@@ -6,16 +6,16 @@ depends on the model and the machine: `python -m bench generate` measures both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import ContinuousBatchingConfig, PreTrainedModel
+from transformers import ContinuousBatchingConfig
 
-from hpt.rollout.engine import OnRollout, RolloutEngine, Sampling
+from hpt.rollout.engine import OnRollout, Sampling
+from hpt.rollout.groups import Groups
 from hpt.rollout.rollout import Rollout
-from hpt.rollout.transformers import generating, generation_config
+from hpt.rollout.transformers import TrainedModelEngine, generating, generation_config
 from hpt.support.errors import RolloutError
 
 PAGE_TOKENS = 64
@@ -25,21 +25,8 @@ PREFILL_TOKENS = 1024
 """Prompt tokens that a forward pass takes at most, beside one token of each running sequence."""
 
 
-class ContinuousEngine(RolloutEngine):
-    """Samples from `model`, at most `batch_size` sequences at a time; arguments as for `TransformersEngine`."""
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        *,
-        stop_ids: Sequence[int],
-        batch_size: int,
-        gathered_parameters: Callable[[], AbstractContextManager[None]] = nullcontext,
-    ) -> None:
-        self.model = model
-        self.stop_ids = list(stop_ids)
-        self.batch_size = batch_size
-        self.gathered_parameters = gathered_parameters
+class ContinuousEngine(TrainedModelEngine):
+    """Continuous batches: a response takes the place of one that has ended."""
 
     def generate(
         self,
@@ -48,7 +35,7 @@ class ContinuousEngine(RolloutEngine):
         seed: int,
         on_rollout: OnRollout | None = None,
     ) -> list[list[Rollout]]:
-        rollouts: list[list[Rollout | None]] = [[None] * sampling.n for _ in prompts]
+        groups = Groups(len(prompts), sampling.n, on_rollout)
         with self.gathered_parameters(), generating(self.model, seed):
             if not prompts:
                 return []
@@ -67,14 +54,11 @@ class ContinuousEngine(RolloutEngine):
                 for _ in range(len(prompts) * sampling.n):
                     output = _next_result(manager)
                     index, number = map(int, output.request_id.split())
-                    rollout = self._rollout(output, sampling)
-                    rollouts[index][number] = rollout
-                    if on_rollout:
-                        on_rollout(index, number, rollout)
+                    groups.add(index, number, self._rollout(output, sampling))
             finally:
                 manager.stop(block=True)
                 manager.destroy()
-        return [[rollout for rollout in group if rollout] for group in rollouts]
+        return groups.finished()
 
     def _settings(self, longest: int, seed: int) -> ContinuousBatchingConfig:
         """Room for `batch_size` sequences of `longest` tokens."""

@@ -12,8 +12,8 @@ from hpt.rollout.engine import OnRollout, RolloutEngine, Sampling
 from hpt.rollout.rollout import Rollout
 
 
-class TransformersEngine(RolloutEngine):
-    """Samples from `model`, `batch_size` sequences at a time.
+class TrainedModelEngine(RolloutEngine):
+    """Samples from `model`, which is the one that is trained, at most `batch_size` sequences at a time.
 
     stop_ids: at least one; any of them ends a response.
     gathered_parameters: context in which the model has all its weights (ZeRO-3 gathers them). Every rank enters it
@@ -29,11 +29,13 @@ class TransformersEngine(RolloutEngine):
         gathered_parameters: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.model = model
-        self.device = model.device
-        self.gathered_parameters = gathered_parameters
         self.stop_ids = list(stop_ids)
-        self.pad_id = self.stop_ids[0]  # padding is masked out, so any token will do
         self.batch_size = batch_size
+        self.gathered_parameters = gathered_parameters
+
+
+class TransformersEngine(TrainedModelEngine):
+    """`generate` in batches, each until its longest response ends."""
 
     def generate(
         self,
@@ -58,12 +60,13 @@ class TransformersEngine(RolloutEngine):
     def _sample(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Rollout]:
         """One rollout per prompt. Prompts are padded on the left."""
         width = max(len(prompt) for prompt in prompts)
-        ids = torch.tensor([[self.pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+        pad_id = self.stop_ids[0]  # padding is masked out, so any token will do
+        ids = torch.tensor([[pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts])
         attention_mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         recorder = _LogprobRecorder(sampling.temperature or 1.0)
         sequences = self.model.generate(  # type: ignore[operator]
-            ids.to(self.device),
-            attention_mask=attention_mask.to(self.device),
+            ids.to(self.model.device),
+            attention_mask=attention_mask.to(self.model.device),
             generation_config=generation_config(sampling, self.stop_ids),
             logits_processor=LogitsProcessorList([recorder]),
         )

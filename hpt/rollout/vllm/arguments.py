@@ -65,7 +65,7 @@ class EngineSettings:
             loads_weights=vllm.quantization is not None,
             quantization=vllm.quantization,
             lora_rank=lora.rank if lora and vllm.adapters == "lora" else None,
-            logprobs_mode=logprobs_mode(config.rollout.top_p),
+            logprobs_mode=logprobs_mode(config),
             options=vllm.options,
         )
 

@@ -12,10 +12,12 @@ import torch
 
 from hpt.config.schema import Config
 from hpt.rollout.engine import OnRollout, RolloutEngine, Sampling
+from hpt.rollout.groups import Groups
 from hpt.rollout.rollout import Rollout
-from hpt.rollout.vllm.completions import Completions, Request
+from hpt.rollout.vllm.completions import Completions
 from hpt.rollout.vllm.connection import ServerConnection, ServerLost
 from hpt.rollout.vllm.identity import check_server, transfer_backend
+from hpt.rollout.vllm.requests import requests_for
 from hpt.rollout.vllm.responses import logprobs_mode
 from hpt.rollout.vllm.senders import WeightDescription
 from hpt.rollout.vllm.transfer import WeightTransfer
@@ -23,7 +25,6 @@ from hpt.rollout.vllm.waiting import ensure_server, wait_for_server
 from hpt.rollout.weights import GetWeights
 from hpt.support.distributed import launched
 from hpt.support.errors import ConfigError, HptError
-from hpt.support.seeds import request_seeds
 
 
 class VllmClient(RolloutEngine):
@@ -59,8 +60,7 @@ class VllmClient(RolloutEngine):
                 f"{self._world.size}: use nccl"
             )
         self._transfer = WeightTransfer(self._server, backend, device)
-        mode = config.rollout.vllm.options.get("logprobs_mode", logprobs_mode(config.rollout.top_p))
-        self._completions = Completions(self._server, stop_ids, vocabulary, mode)
+        self._completions = Completions(self._server, stop_ids, vocabulary, logprobs_mode(config))
 
     def generate(
         self,
@@ -69,27 +69,20 @@ class VllmClient(RolloutEngine):
         seed: int,
         on_rollout: OnRollout | None = None,
     ) -> list[list[Rollout]]:
-        rollouts: list[list[Rollout | None]] = [[None] * sampling.n for _ in prompts]
-        seeds = iter(request_seeds(seed, len(prompts) * sampling.n))
-        requests = [
-            Request(index, place, list(prompt), next(seeds))
-            for index, prompt in enumerate(prompts)
-            for place in range(sampling.n)
-        ]
+        groups = Groups(len(prompts), sampling.n, on_rollout)
+        requests = list(requests_for(prompts, sampling.n, seed))
 
         def sample() -> tuple[ServerLost | None, int]:
             """Samples this rank's missing rollouts. Returns how the server was lost, if it was, and their number."""
-            missing = [request for request in requests if rollouts[request.index][request.place] is None]
+            missing = [request for request in requests if not groups.has(request.index, request.number)]
             sampled = 0
             try:
                 self._server.post("/reset_prefix_cache")  # otherwise the tokens could depend on earlier calls
                 self._confirm_version()
                 with closing(self._completions.sample(missing, sampling, self._confirm_version)) as finished:
                     for request, rollout in finished:
-                        rollouts[request.index][request.place] = rollout
                         sampled += 1
-                        if on_rollout:
-                            on_rollout(request.index, request.place, rollout)
+                        groups.add(request.index, request.number, rollout)
             except ServerLost as error:
                 return error, sampled
             return None, sampled
@@ -98,7 +91,7 @@ class VllmClient(RolloutEngine):
         while True:
             lost, sampled = self._attempt(sample)
             if lost is None:
-                return [[rollout for rollout in group if rollout] for group in rollouts]
+                return groups.finished()
             self._version = None
             self._transfer.close()
             if sampled or not deadline:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException, HTTPResponse
 from queue import Empty, SimpleQueue
@@ -19,6 +18,7 @@ from typing import Any
 from hpt.rollout.engine import Sampling
 from hpt.rollout.rollout import Rollout
 from hpt.rollout.vllm.connection import PROBE_SECONDS, ServerConnection, stated_reason
+from hpt.rollout.vllm.requests import Request
 from hpt.rollout.vllm.responses import LOWEST_LOGPROB, checked_rollout, logprobs_known
 from hpt.support.errors import RolloutError
 
@@ -26,16 +26,6 @@ REQUESTS_AT_ONCE = 512
 """Each is a thread and a connection, of which a process may often have no more than 1,024."""
 TOKENS_PER_MESSAGE = 64
 """A response arrives in parts of so many tokens, which show that there is progress."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """One response to sample: number `place` of the prompt number `index`."""
-
-    index: int
-    place: int
-    prompt: list[int]
-    seed: int
 
 
 class Completions:

@@ -17,10 +17,11 @@ import torch
 import torch.distributed as dist
 
 from hpt.rollout.engine import OnRollout, RolloutEngine, Sampling
+from hpt.rollout.groups import Groups
 from hpt.rollout.rollout import Rollout
 from hpt.rollout.vllm.arguments import EngineSettings, engine_arguments, import_vllm
-from hpt.rollout.vllm.requests import Request, errors_named, requests_for, sampling_params
-from hpt.rollout.vllm.responses import checked_rollout, logprobs_known
+from hpt.rollout.vllm.requests import Request, errors_named, requests_for, rollout_of, sampling_params
+from hpt.rollout.vllm.responses import logprobs_known
 from hpt.rollout.weights import GetWeights
 from hpt.support.errors import HptError
 
@@ -56,8 +57,6 @@ class VllmEngine(RolloutEngine):
         self._weights_outdated = weights is not None
         self._adapters_outdated = save_adapters is not None
         self._llm: Any = None
-        self.steps = 0
-        """Engine steps so far, in all calls: a heartbeat."""
         vllm = import_vllm()
         arguments = engine_arguments(settings)
         self._logprobs_mode = arguments["logprobs_mode"]
@@ -78,7 +77,7 @@ class VllmEngine(RolloutEngine):
         from vllm.inputs import TokensPrompt
 
         self.load_weights()
-        rollouts: list[list[Rollout | None]] = [[None] * sampling.n for _ in prompts]
+        groups = Groups(len(prompts), sampling.n, on_rollout)
         engine = self._llm.llm_engine
         known = logprobs_known(self._logprobs_mode, sampling)
         unfinished: dict[str, Request] = {}
@@ -95,25 +94,17 @@ class VllmEngine(RolloutEngine):
                         lora_request=adapters,
                     )
                 while engine.has_unfinished_requests():
-                    outputs = engine.step()
-                    self.steps += 1
-                    for output in outputs:
+                    for output in engine.step():
                         if not output.finished:
                             continue
                         request = unfinished.pop(output.request_id)
                         if request.rank != self._group_rank:
                             continue
-                        response = output.outputs[0]
-                        rollout = checked_rollout(
-                            response.token_ids, response.logprobs.logprobs, response.finish_reason, known=known
-                        )
-                        rollouts[request.prompt_index][request.sample_index] = rollout
-                        if on_rollout:
-                            on_rollout(request.prompt_index, request.sample_index, rollout)
+                        groups.add(request.index, request.number, rollout_of(output.outputs[0], known=known))
             finally:
                 if unfinished:
                     engine.abort_request(list(unfinished))
-        return [[rollout for rollout in group if rollout] for group in rollouts]
+        return groups.finished()
 
     def load_weights(self) -> None:
         """Wakes the engine up and loads the policy's weights if they changed; `generate` does this by itself."""

@@ -83,7 +83,7 @@ def _settings_for(config: Config, device: torch.device) -> dict[str, Any]:
         overrides = changed_entries(model.path, model.config, trust_remote_code=model.trust_remote_code)
     return {
         "dtype": options.get("dtype", model.dtype),
-        "logprobs_mode": options.get("logprobs_mode", logprobs_mode(config.rollout.top_p)),
+        "logprobs_mode": logprobs_mode(config),
         "hf_overrides": json.loads(json.dumps(overrides)),
         "rollout.vllm.weight_transfer": transfer_backend(config, device),
     }

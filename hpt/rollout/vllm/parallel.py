@@ -8,10 +8,11 @@ from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
 from hpt.rollout.engine import OnRollout, RolloutEngine, Sampling
+from hpt.rollout.groups import Groups
 from hpt.rollout.rollout import Rollout
 from hpt.rollout.vllm.arguments import EngineSettings, engine_arguments, import_vllm
-from hpt.rollout.vllm.requests import Request, errors_named, requests_for, sampling_params
-from hpt.rollout.vllm.responses import checked_rollout, logprobs_known
+from hpt.rollout.vllm.requests import Request, errors_named, requests_for, rollout_of, sampling_params
+from hpt.rollout.vllm.responses import logprobs_known
 from hpt.support.errors import HptError
 
 T = TypeVar("T")
@@ -48,21 +49,17 @@ class ParallelVllmEngine(RolloutEngine):
         known = logprobs_known(self._settings.logprobs_mode, sampling)
 
         async def sample(request: Request) -> tuple[Request, Rollout]:
-            response = await self._response(request, sampling)
-            logprobs = response.logprobs.logprobs
-            return request, checked_rollout(response.token_ids, logprobs, response.finish_reason, known=known)
+            return request, rollout_of(await self._response(request, sampling), known=known)
 
         async def sample_all() -> list[list[Rollout]]:
-            rollouts: list[list[Any]] = [[None] * sampling.n for _ in prompts]
+            groups = Groups(len(prompts), sampling.n, on_rollout)
             await self._engine.reset_prefix_cache()  # otherwise the sampled tokens could depend on earlier calls
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(sample(request)) for request in requests_for(prompts, sampling.n, seed)]
+            async with asyncio.TaskGroup() as running:
+                tasks = [running.create_task(sample(request)) for request in requests_for(prompts, sampling.n, seed)]
                 for finished in asyncio.as_completed(tasks):
                     request, rollout = await finished
-                    rollouts[request.prompt_index][request.sample_index] = rollout
-                    if on_rollout:
-                        on_rollout(request.prompt_index, request.sample_index, rollout)
-            return rollouts
+                    groups.add(request.index, request.number, rollout)
+            return groups.finished()
 
         with errors_named("generating"):
             try:

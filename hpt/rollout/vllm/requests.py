@@ -10,31 +10,33 @@ from typing import Any
 import torch
 
 from hpt.rollout.engine import Sampling
+from hpt.rollout.rollout import Rollout
+from hpt.rollout.vllm.responses import checked_rollout
 from hpt.support.errors import HptError, RolloutError
 from hpt.support.seeds import request_seeds
 
 
 @dataclass(frozen=True)
 class Request:
-    """One response to sample, for one rank of a tensor parallel group."""
+    """One response to sample: number `number` of the prompt at `index`. rank: of a tensor parallel group."""
 
     rank: int
-    prompt_index: int
-    sample_index: int
+    index: int
+    number: int
     prompt: list[int]
     seed: int
 
     @property
     def id(self) -> str:
-        return f"{self.rank}-{self.prompt_index}-{self.sample_index}"
+        return f"{self.rank}-{self.index}-{self.number}"
 
 
 def requests_for(prompts: Sequence[Sequence[int]], n: int, seed: int, rank: int = 0) -> Iterator[Request]:
     """`n` requests for each prompt. Each has its own seed, so that no response depends on which others run with it."""
     seeds = iter(request_seeds(seed, len(prompts) * n))
-    for prompt_index, prompt in enumerate(prompts):
-        for sample_index in range(n):
-            yield Request(rank, prompt_index, sample_index, list(prompt), next(seeds))
+    for index, prompt in enumerate(prompts):
+        for number in range(n):
+            yield Request(rank, index, number, list(prompt), next(seeds))
 
 
 def sampling_params(sampling: Sampling, seed: int, stop_ids: Sequence[int]) -> Any:
@@ -53,6 +55,11 @@ def sampling_params(sampling: Sampling, seed: int, stop_ids: Sequence[int]) -> A
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
+
+
+def rollout_of(response: Any, *, known: bool) -> Rollout:
+    """The rollout in vLLM's CompletionOutput; `known` and errors as in `checked_rollout`."""
+    return checked_rollout(response.token_ids, response.logprobs.logprobs, response.finish_reason, known=known)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, cast
 
+from hpt.config.schema import Config
 from hpt.rollout.engine import Sampling
 from hpt.rollout.rollout import Rollout
 from hpt.support.errors import RolloutError
@@ -14,9 +15,10 @@ LOWEST_LOGPROB = -9999.0
 """What vLLM's server reports in place of lower ones."""
 
 
-def logprobs_mode(top_p: float) -> str:
+def logprobs_mode(config: Config) -> str:
     """vLLM's `logprobs_mode` for a run: it reports either before temperature and top-p (raw) or after both."""
-    return "raw_logprobs" if top_p < 1 else "processed_logprobs"
+    chosen = "raw_logprobs" if config.rollout.top_p < 1 else "processed_logprobs"
+    return str(config.rollout.vllm.options.get("logprobs_mode", chosen))
 
 
 def logprobs_known(mode: str, sampling: Sampling) -> bool:
