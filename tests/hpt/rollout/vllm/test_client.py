@@ -3,94 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import signal
 import socket
-import threading
-import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from fake_vllm import KEY, FakeVllm, Handler, completion, listening
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from fake_vllm import FakeVllm
+from vllm_clients import PROMPTS, SAMPLING, client_of, load, mismatch, perturb, serve_another_model, shown, train
 
 from hpt.commands.main import main
 from hpt.config.recipe import load_config
-from hpt.records.checkpoints import checkpoints
-from hpt.records.files import read_metrics
-from hpt.rollout import Rollout, Sampling, engines
-from hpt.rollout.vllm import completions, connection, senders, waiting
-from hpt.rollout.vllm.client import VllmClient
+from hpt.rollout import Rollout, engines
 from hpt.rollout.vllm.transfer import UPDATING
-from hpt.rollout.weights import named_weights
 from hpt.support.errors import ConfigError, HptError, RolloutError
 
-PROMPTS = [[5, 6, 7], [8], [9, 10, 11]]
-STOPS = [1]  # the end token of the world's tokenizer
-SAMPLING = Sampling(n=2, max_tokens=6)
-
-
-@pytest.fixture(autouse=True)
-def key_and_quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VLLM_API_KEY", KEY)
-    for module in (connection, completions):
-        monkeypatch.setattr(module, "PROBE_SECONDS", 0.1)
-    monkeypatch.setattr(connection, "HEALTH_SECONDS", 0.3)
-    monkeypatch.setattr(senders, "MESSAGE_SECONDS", 0.5)
-    monkeypatch.setattr(waiting, "SECONDS_BETWEEN_LOOKS", 0.05)
-
-
-@pytest.fixture
-def server(world: Path) -> Iterator[FakeVllm]:
-    with listening(FakeVllm(world)) as server:
-        yield server
-
-
-def load(world: Path) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(world.parent / "model", dtype=torch.float32)
-
-
-def client_of(world: Path, url: str, model: PreTrainedModel, *settings: str) -> VllmClient:
-    config = load_config(world, ["rollout.engine=vllm", f"rollout.vllm.url={url}", *settings])
-    return VllmClient(
-        config,
-        partial(named_weights, model),
-        stop_ids=STOPS,
-        vocabulary=model.config.vocab_size,
-        device=torch.device("cpu"),
-        longest_prompt=3,
-    )
-
-
-def perturb(model: PreTrainedModel) -> None:
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-
-
-def mismatch(model: PreTrainedModel, groups: list[list[Rollout]]) -> float:
-    """Largest difference between the rollouts' log-probabilities and the model's."""
-    worst = 0.0
-    for prompt, group in zip(PROMPTS, groups, strict=True):
-        for rollout in group:
-            with torch.no_grad():
-                logits = model(torch.tensor([prompt + rollout.tokens])).logits[0, len(prompt) - 1 : -1]
-            expected = logits.log_softmax(-1).gather(1, torch.tensor(rollout.tokens)[:, None])[:, 0]
-            worst = max(worst, (expected - torch.tensor(rollout.logprobs)).abs().max().item())
-    return worst
-
-
-def train(world: Path, run: Path, url: str, *settings: str) -> int:
-    fixed = [f"output={run}", "eval.every=0", "checkpoint.every=0", "rollout.engine=vllm", f"rollout.vllm.url={url}"]
-    return main(["train", str(world), *fixed, *settings])
-
-
-def shown(capsys: pytest.CaptureFixture[str]) -> str:
-    return " ".join(capsys.readouterr().err.split())
+pytestmark = pytest.mark.usefixtures("key_and_quick_looks")
 
 
 def test_rollouts_are_sampled_from_the_policys_current_weights(world: Path, server: FakeVllm) -> None:
@@ -205,10 +134,6 @@ def test_weights_that_cannot_be_read_end_the_update(world: Path, server: FakeVll
     assert mismatch(model, client.generate(PROMPTS, SAMPLING, 3)) < 1e-5
 
 
-def serve_another_model(server: FakeVllm) -> None:
-    server.name = "hpt-0123456789abcdef"
-
-
 def serve_another_dtype(server: FakeVllm) -> None:
     server.settings["dtype"] = "torch.bfloat16"
 
@@ -311,258 +236,6 @@ def test_a_missing_vllm_is_reported_before_a_model_is_loaded(
 def test_a_transfer_between_gpus_is_refused_on_a_cpu(world: Path, server: FakeVllm) -> None:
     with pytest.raises(ConfigError, match=r'"ipc" is between GPUs; on a CPU use auto or gloo'):
         client_of(world, server.url, load(world), "rollout.vllm.weight_transfer=ipc")
-
-
-def answering(*parts: Any, done: bool = True) -> Callable[[Handler], None]:
-    """A completion of these parts, which ends without [DONE] unless it is `done`."""
-
-    def answer(handler: Handler) -> None:
-        events = handler.events()
-        send = events.__enter__()
-        for part in parts:
-            send(part)
-        if done:
-            events.__exit__(None, None, None)
-
-    return answer
-
-
-def not_json(handler: Handler) -> None:
-    handler.send_response(200)
-    handler.send_header("Content-Length", "10")
-    handler.end_headers()
-    handler.wfile.write(b"data: 12ab")
-
-
-@pytest.mark.parametrize(
-    ("behave", "message"),
-    [
-        (answering(completion([3, 1], [-1.0, -2.0], "stop"), done=False), "broke off in the middle of an answer"),
-        (answering({"error": {"message": "the engine is dead"}}), "failed: the engine is dead; its own output"),
-        (lambda handler: handler.reply({"error": {"message": "out of memory"}}, 500), "answered 500 .*: out of memory"),
-        (lambda handler: handler.reply({"error": {"message": "too long"}}, 400), "answered 400 .*: too long"),
-        (not_json, "gave an answer that is not a completion: 12ab"),
-        (answering({"choices": []}), "gave an answer that is not a completion"),
-        (answering(completion([], [], "abort")), "aborted a response.*does another run use it"),
-        (answering(completion([3, 1], [-1.0], "stop")), "2 tokens and 1 log-probabilities"),
-        (answering(completion([3, 1], [-1.0, float("nan")], "stop")), "nan is not a log-probability"),
-        (answering(completion([3, 1], [-1.0, None], "stop")), "None is not a log-probability"),
-        (answering(completion([3, 1], [-1.0, 0.5], "stop")), "0.5 is not a log-probability"),
-        (answering(completion([24, 1], [-1.0, -1.0], "stop")), "24 is not a token of the model's 24"),
-        (answering(completion(["3", 1], [-1.0, -1.0], "stop")), "'3' is not a token"),
-        (answering(completion([3, 4], [-1.0, -1.0], "stop")), r"stopped at \[4\], and the stop tokens are \[1\]"),
-        (answering(completion([3, 4], [-1.0, -1.0], "length")), "cut after 2 tokens, and the limit is 6"),
-        (answering(completion([3, 4], [-1.0, -1.0], None)), "finish reason None"),
-    ],
-)
-def test_an_answer_that_is_not_a_whole_response_is_named_and_never_used(
-    world: Path, server: FakeVllm, behave: Callable[[Handler], None], message: str
-) -> None:
-    client = client_of(world, server.url, load(world))
-    server.behave["/v1/completions"] = behave
-    used: list[Any] = []
-    with pytest.raises(RolloutError, match=message) as caught:
-        client.generate(PROMPTS, SAMPLING, 3, on_rollout=lambda *rollout: used.append(rollout))
-    assert server.url in str(caught.value)
-    assert not used
-
-
-def hang(handler: Handler) -> None:
-    time.sleep(2)
-
-
-def make_no_progress(handler: Handler) -> None:
-    with handler.events() as send:
-        send(completion([3], [-1.0], None))
-        time.sleep(2)
-
-
-@pytest.mark.parametrize("path", ["/v1/completions", "/pause", "/update_weights"])
-def test_a_server_that_hangs_is_named_within_seconds(world: Path, server: FakeVllm, path: str) -> None:
-    client = client_of(world, server.url, load(world))
-    server.behave |= {path: hang, "/health": hang}
-    began = time.monotonic()
-    with pytest.raises(RolloutError, match=r"hangs: /health has not answered for 0.3 s"):
-        client.generate(PROMPTS, SAMPLING, 3)
-    assert time.monotonic() - began < 2  # the limit without progress is 300 s
-
-
-@pytest.mark.parametrize(
-    ("path", "behave", "message"),
-    [
-        ("/v1/completions", make_no_progress, "has made no progress for 0.5 s"),
-        ("/resume", hang, "has not answered for"),
-    ],
-)
-def test_a_server_that_is_well_and_does_nothing_is_named_after_the_timeout(
-    world: Path, server: FakeVllm, path: str, behave: Callable[[Handler], None], message: str
-) -> None:
-    client = client_of(world, server.url, load(world), "rollout.vllm.timeout=0.5")
-    server.behave[path] = behave
-    with pytest.raises(RolloutError, match=message):
-        client.generate(PROMPTS, SAMPLING, 3)
-
-
-def test_a_slow_server_that_makes_progress_is_waited_for(world: Path, server: FakeVllm) -> None:
-    model = load(world)
-    client = client_of(world, server.url, model, "rollout.vllm.timeout=0.5")
-    sample = server.sample
-
-    def slowly(request: dict[str, Any]) -> Any:
-        for part in sample(request):
-            time.sleep(0.2)
-            yield part
-
-    server.sample = slowly  # type: ignore[method-assign]
-    assert mismatch(model, client.generate(PROMPTS, SAMPLING, 3)) < 1e-5
-
-
-def test_a_server_that_was_started_again_is_named(world: Path, server: FakeVllm) -> None:
-    model = load(world)
-    client = client_of(world, server.url, model)
-    for _ in range(2):
-        client.generate(PROMPTS, SAMPLING, 3)
-        server.start_again()
-        with pytest.raises(RolloutError, match="has been started again"):
-            client.generate(PROMPTS, SAMPLING, 3)
-        client.weights_changed()
-    client.generate(PROMPTS, SAMPLING, 3)
-    server.start_again()
-    client.weights_changed()
-    with pytest.raises(RolloutError, match="has been started again"):
-        client.generate(PROMPTS, SAMPLING, 3)
-
-
-def test_a_run_that_waits_goes_on_with_a_server_that_was_started_again(world: Path, server: FakeVllm) -> None:
-    model = load(world)
-    unbroken = client_of(world, server.url, model).generate(PROMPTS, SAMPLING, 3)
-    client = client_of(world, server.url, model, "rollout.vllm.wait=20")
-    sample, calls = server.sample, []
-
-    def fails_once(request: dict[str, Any]) -> Any:
-        calls.append(request["seed"])
-        if len(calls) == 3:
-            server.start_again()  # in the middle of the step, with dummy weights
-            raise ConnectionError
-        return sample(request)
-
-    server.sample = fails_once  # type: ignore[method-assign]
-    seen: list[tuple[int, int]] = []
-    groups = client.generate(PROMPTS, SAMPLING, 3, on_rollout=lambda index, place, _: seen.append((index, place)))
-    assert groups == unbroken
-    assert sorted(seen) == [(index, place) for index in range(3) for place in range(2)]  # each once
-
-
-def test_a_run_waits_for_a_server_that_is_gone(world: Path, server: FakeVllm) -> None:
-    model = load(world)
-    client = client_of(world, server.url, model, "rollout.vllm.wait=20")
-    groups = client.generate(PROMPTS, SAMPLING, 3)
-    server.shutdown()
-    server.socket.close()
-    back: list[FakeVllm] = []
-
-    def start_another() -> None:
-        time.sleep(0.3)
-        another = FakeVllm(world, server.server_port)
-        back.append(another)
-        another.serve_forever(0.02)
-
-    thread = threading.Thread(target=start_another)
-    thread.start()
-    try:
-        assert client.generate(PROMPTS, SAMPLING, 3) == groups
-        assert back
-    finally:
-        thread.join(0.5)
-        back[0].shutdown()
-        back[0].server_close()
-        thread.join()
-
-
-def test_a_run_waits_for_a_server_that_starts_after_it(
-    world: Path, server: FakeVllm, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    looks: list[int] = []
-
-    def not_ready_yet(handler: Handler) -> None:
-        looks.append(1)
-        handler.reply({}, 503 if len(looks) < 3 else 200)
-
-    server.behave["/health"] = not_ready_yet
-    with pytest.raises(RolloutError, match="is not well"):
-        client_of(world, server.url, load(world))
-    settings = ["rollout.engine=vllm", f"rollout.vllm.url={server.url}", "rollout.vllm.wait=20"]
-    engines.check_rollout_engine(load_config(world, settings), STOPS)
-    assert len(looks) == 3
-    looks.clear()
-    client_of(world, server.url, load(world), "rollout.vllm.wait=20")
-    assert len(looks) == 3
-
-
-def test_a_run_that_waits_and_is_asked_to_stop_saves_a_checkpoint(
-    world: Path, tmp_path: Path, server: FakeVllm, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = tmp_path / "run"
-
-    def is_gone(handler: Handler) -> None:
-        if (run / "rollouts" / "step-000001.jsonl").exists():
-            os.kill(os.getpid(), signal.SIGTERM)
-            handler.reply({}, 503)
-        else:
-            handler.reply({})
-
-    server.behave["/pause"] = is_gone
-    assert train(world, run, server.url, "rollout.vllm.wait=20") == 2
-    error = shown(capsys)
-    assert "has waited for" not in error
-    assert f"Stopped after step 1; continue with: hpt train --resume {run}" in error
-    assert [path.name for path in checkpoints(run)] == ["step-000001"]
-
-
-def test_the_wait_ends(world: Path, server: FakeVllm) -> None:
-    client = client_of(world, server.url, load(world), "rollout.vllm.wait=0.3")
-    server.behave["/pause"] = lambda handler: handler.reply({}, 503)
-    with pytest.raises(RolloutError, match=r"answered 503.*waited for rollout.vllm.wait = 0.3 s"):
-        client.generate(PROMPTS, SAMPLING, 3)
-
-
-def test_a_waiting_run_refuses_a_server_that_came_back_with_another_model(world: Path, server: FakeVllm) -> None:
-    client = client_of(world, server.url, load(world), "rollout.vllm.wait=20")
-    client.generate(PROMPTS, SAMPLING, 3)
-    server.start_again()
-    serve_another_model(server)
-    with pytest.raises(HptError, match="another model"):
-        client.generate(PROMPTS, SAMPLING, 3)
-
-
-def test_a_server_that_dies_stops_the_run_with_a_checkpoint_from_which_it_resumes(
-    world: Path, tmp_path: Path, server: FakeVllm, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = tmp_path / "run"
-
-    def dies(handler: Handler) -> None:
-        if (run / "rollouts" / "step-000002.jsonl").exists():
-            answering(completion([3], [-1.0], None), done=False)(handler)
-        else:
-            with handler.events() as send:
-                for token, logprob, reason in server.sample(handler.body):
-                    send(completion([token], [logprob], reason))
-
-    server.behave["/v1/completions"] = dies
-    assert train(world, run, server.url) == 2
-    error = shown(capsys)
-    assert "broke off in the middle of an answer" in error
-    assert f"Stopped after step 2; continue with: hpt train --resume {run}" in error
-    assert [path.name for path in checkpoints(run)] == ["step-000002"]
-    assert KEY not in (run / "config.yaml").read_text()
-    server.start_again()
-    server.behave.clear()
-    assert main(["train", "--resume", str(run)]) == 0
-    lines = read_metrics(run)
-    assert [line["step"] for line in lines] == [1, 2, 3, 4]
-    for line in lines:
-        assert line["rollout/mismatch_tokens"] > 0
-        assert abs(line["rollout/mismatch_kl"]) < 1e-6
 
 
 @pytest.mark.parametrize(

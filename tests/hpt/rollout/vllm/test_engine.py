@@ -17,9 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
-from tiny_world import make_world
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 if importlib.util.find_spec("vllm") is None:
@@ -42,22 +40,6 @@ from hpt.support.errors import ConfigError, RolloutError
 BOUND = 1e-4
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [3]]
 STOPS = [1, 2]
-
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A world with tied embeddings, a head size that vLLM supports on a CPU, and a KV cache of 64 MiB."""
-    path = make_world(
-        tmp_path_factory.mktemp("world"),
-        hidden_size=64,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        tie_word_embeddings=True,
-    )
-    settings = yaml.safe_load(path.read_text())
-    settings["rollout"] |= {"engine": "vllm", "vllm": {"options": {"kv_cache_memory_bytes": 64 << 20}}}
-    path.write_text(yaml.safe_dump(settings))
-    return path
 
 
 def load(config: Config) -> PreTrainedModel:

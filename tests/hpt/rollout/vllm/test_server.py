@@ -23,8 +23,6 @@ from urllib.request import Request, urlopen
 
 import pytest
 import torch
-import yaml
-from tiny_world import make_world
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 if importlib.util.find_spec("vllm") is None:
@@ -75,22 +73,6 @@ class Server:
     def kill(self) -> None:
         self.signal(signal.SIGKILL)
         self.process.wait()
-
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A world with tied embeddings, a head size that vLLM supports on a CPU, and a KV cache of 64 MiB."""
-    path = make_world(
-        tmp_path_factory.mktemp("world"),
-        hidden_size=64,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        tie_word_embeddings=True,
-    )
-    settings = yaml.safe_load(path.read_text())
-    settings["rollout"] |= {"engine": "vllm", "vllm": {"options": {"kv_cache_memory_bytes": 64 << 20}}}
-    path.write_text(yaml.safe_dump(settings))
-    return path
 
 
 @pytest.fixture(scope="module")
