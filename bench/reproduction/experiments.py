@@ -1,13 +1,14 @@
-"""The runs of the comparison: start models, training, evaluation, and which trials there are."""
+"""The runs of the comparison: start models, tuning, training and evaluation."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean
 
 from hpt.config.recipe import load_config
 from hpt.evaluation.evaluate import RESULTS
@@ -15,74 +16,89 @@ from hpt.records.files import read_metrics
 from hpt.support.named_functions import resolve
 
 from .. import runs
-from .outcomes import CLEAN, START, WITHOUT_DEMONSTRATIONS, WRONG, Answered, Outcome, Trial
-
-STAGED = "sft-then-grpo"
-GAMMAS = (0.125, 0.25, 0.5)
-"""Values of gamma other than 0, as shares of the rollouts."""
-PREPARE = {CLEAN: "hpt.demos.sums:prepare", WRONG: "hpt.demos.sums:prepare_wrong"}
+from .outcomes import Answered, Outcome, Trial, kept
+from .task import METHODS, START, Task
 
 
 @dataclass
 class Experiments:
-    """The folder of all runs. settings: changes to the recipe; n: responses per held-out question; jobs: at once."""
+    """The folder of all runs of a task. jobs: runs at once; settings: changes to the recipe, for every run."""
 
+    task: Task
     folder: Path
-    settings: Sequence[str]
-    n: int
     jobs: int
+    settings: tuple[str, ...] = ()
 
-    def compare(
-        self, methods: Sequence[str], seeds: Sequence[int], tuning_seed: int, learning_rates: Sequence[float]
-    ) -> list[Outcome]:
-        """Tune the learning rate of every method on the tuning seed, then train and evaluate on the other seeds."""
-        for seed in (tuning_seed, *seeds):
-            self.make_start(seed)
-        tuned = [method for method in methods if method != STAGED]
-        if STAGED in methods:  # its stages take the learning rates of these two
-            tuned = list(dict.fromkeys(["sft", "grpo", *tuned]))
-        tuning = [Trial(method, (rate,), tuning_seed) for method in tuned for rate in learning_rates]
-        self.train(tuning)
-        best = {method: self.best_learning_rate(method, tuning_seed, learning_rates) for method in tuned}
-        rates = {method: (best["sft"], best["grpo"]) if method == STAGED else (best[method],) for method in methods}
-        print(f"learning rates: {rates}", file=sys.stderr)
-        starts = [Trial(START, (), seed) for seed in seeds]
-        clean = [Trial(method, rates[method], seed) for seed in seeds for method in methods]
-        wrong = [replace(trial, demonstrations=WRONG) for trial in clean if trial.method not in WITHOUT_DEMONSTRATIONS]
-        gated = [replace(trial, gamma=gamma) for trial in clean if trial.method == "hpt" for gamma in GAMMAS]
-        self.train([*clean, *gated, *wrong])
-        self.evaluate([*starts, *clean, *gated, *wrong])
-        return [self.outcome(trial) for trial in (*tuning, *starts, *clean, *wrong, *gated)]
+    def compare(self) -> list[Outcome]:
+        """Tune every method's learning rate in every condition, then train and evaluate on seeds of their own."""
+        task = self.task
+        self.at_once(self.make_start, (*task.tuning_seeds, *task.seeds))
+        pairs = [(condition, method) for condition in task.conditions for method in task.methods_with(condition)]
+        # The second stage of two is tuned after the first stage's method.
+        best: dict[tuple[str, str], tuple[float, ...]] = {}
+        tuning: list[Trial] = []
+        for staged in (False, True):
+            chosen = [pair for pair in pairs if (METHODS[pair[1]].first is not None) == staged]
+            tried = {pair: self.tuning_trials(*pair, best) for pair in chosen}
+            trials = [trial for group in tried.values() for trial in group]
+            self.at_once(self.train, trials)
+            best |= {pair: self.best_rates(group) for pair, group in tried.items()}
+            tuning += trials
+        for (condition, method), rates in best.items():
+            print(f"learning rate of {method}, {condition}: {rates}", file=sys.stderr, flush=True)
+        starts = [Trial(START, (), seed, task.conditions[0]) for seed in task.seeds]
+        final = [
+            Trial(method, best[condition, method], seed, condition)
+            for seed in task.seeds
+            for condition, method in pairs
+        ]
+        gated = [
+            replace(trial, gamma=gamma)
+            for trial in final
+            if trial.method == "hpt" and trial.condition == task.conditions[0]
+            for gamma in task.gammas
+        ]
+        self.at_once(self.train, [*final, *gated])
+        self.at_once(self.evaluate, [*starts, *final, *gated])
+        return [self.outcome(trial) for trial in (*tuning, *starts, *final, *gated)]
+
+    def at_once(self, work: Callable[..., None], items: Iterable[object]) -> None:
+        """`work` on every item, `jobs` of them at a time. The first error ends the comparison."""
+        with ThreadPoolExecutor(self.jobs) as pool:
+            list(pool.map(work, items))
 
     def make_start(self, seed: int) -> None:
         """Make the start model and the questions that all runs of a seed share."""
-        for demonstrations, prepare in PREPARE.items():
-            places = self._places(Trial("hpt", (), seed, demonstrations))
-            config = load_config("sums", [f"output={self.folder}", f"seed={seed}", *places])
+        for condition, prepare in self.task.prepare.items():
+            places = self._places(Trial("hpt", (), seed, condition))
+            config = load_config(self.task.recipe, [f"output={self.folder}", f"seed={seed}", *places])
             resolve(prepare, field="prepare")(config)
 
-    def train(self, trials: Iterable[Trial]) -> None:
-        with ThreadPoolExecutor(self.jobs) as pool:
-            list(pool.map(self._train, trials))
+    def tuning_trials(self, condition: str, method: str, best: dict[tuple[str, str], tuple[float, ...]]) -> list[Trial]:
+        first = METHODS[method].first
+        before = best[condition, first] if first else ()
+        return [
+            Trial(method, (*before, rate), seed, condition)
+            for rate in self.task.rates
+            for seed in self.task.tuning_seeds
+        ]
 
-    def evaluate(self, trials: Iterable[Trial]) -> None:
-        with ThreadPoolExecutor(self.jobs) as pool:
-            list(pool.map(self._evaluate, trials))
-
-    def best_learning_rate(self, method: str, seed: int, rates: Sequence[float]) -> float:
-        """The rate with the highest last held-out accuracy on the tuning seed; the smallest of several."""
-        accuracies = {rate: read_metrics(self.run(Trial(method, (rate,), seed)))[-1]["eval/accuracy"] for rate in rates}
-        return max(sorted(rates), key=lambda rate: accuracies[rate])
+    def best_rates(self, trials: Iterable[Trial]) -> tuple[float, ...]:
+        """The rates with the highest last held-out accuracy, in the mean of tuning seeds; the smallest of several."""
+        accuracies: dict[tuple[float, ...], list[float]] = {}
+        for trial in trials:
+            accuracies.setdefault(trial.rates, []).append(self.outcome(trial).last_accuracy)
+        return max(sorted(accuracies), key=lambda rates: mean(accuracies[rates]))
 
     def outcome(self, trial: Trial) -> Outcome:
         """What the run and the evaluation of a trial left on the disk."""
-        metrics = read_metrics(self.run(trial)) if trial.method != START else []
+        metrics = [kept(line) for line in read_metrics(self.run(trial))] if trial.method != START else []
         results = self.evaluation(trial) / RESULTS
         answers = []
         if results.is_file():
             for text in results.read_text().splitlines():
                 line = json.loads(text)
-                answers.append(Answered(line["id"], line["grade"], line["correct"], line["n"]))
+                answers.append(Answered(line["id"], line["grade"], line["correct"], line["n"], mean(line["lengths"])))
         return Outcome(trial, metrics, answers)
 
     def run(self, trial: Trial) -> Path:
@@ -91,17 +107,10 @@ class Experiments:
     def evaluation(self, trial: Trial) -> Path:
         return self.folder / "exams" / trial.name
 
-    def _places(self, trial: Trial) -> list[str]:
-        start = self.folder / "starts" / f"seed{trial.seed}"
-        return [
-            f"model.path={start}/model",
-            f"data.train={start}/train-{trial.demonstrations}.jsonl",
-            f"data.eval={start}/eval.jsonl",
-        ]
-
-    def _train(self, trial: Trial) -> None:
-        settings = [f"method={trial.method}", f"seed={trial.seed}"]
-        if trial.method == STAGED:
+    def train(self, trial: Trial) -> None:
+        method = METHODS[trial.method]
+        settings = [f"seed={trial.seed}", *method.settings]
+        if method.first:
             first, second = ({"optimizer": {"lr": rate}} for rate in trial.rates)
             stages = [{"method": "sft", "steps": 0.5, "settings": first}, {"method": "grpo", "settings": second}]
             settings.append(f"stages={json.dumps(stages)}")
@@ -109,12 +118,26 @@ class Experiments:
             settings.append(f"optimizer.lr={trial.rates[0]}")
         if trial.gamma:
             settings.append(f"gate.gamma={trial.gamma}")
-        runs.train(self.run(trial), "sums", [*settings, *self._places(trial), *self.settings])
+        runs.train(self.run(trial), self.task.recipe, [*settings, *self._places(trial), *self.settings])
         print(f"trained {trial.name}", file=sys.stderr, flush=True)
 
-    def _evaluate(self, trial: Trial) -> None:
-        start = self.folder / "starts" / f"seed{trial.seed}"
-        model = start / "model" if trial.method == START else self.run(trial)
-        arguments = ["--data", str(start / "eval.jsonl"), "--n", str(self.n), "--temperature", "1", "--top-p", "1"]
-        style = ["--style", "plain", "--verifier", "boxed", "--max-tokens", "64", "--batch-size", "128"]
-        runs.evaluate(model, self.evaluation(trial), arguments + style)
+    def evaluate(self, trial: Trial) -> None:
+        start = self._start(trial.seed)
+        model = self._model(trial.seed) if trial.method == START else self.run(trial)
+        arguments = ["--data", str(start / "eval.jsonl"), "--n", str(self.task.n), "--temperature", "1", "--top-p", "1"]
+        runs.evaluate(model, self.evaluation(trial), [*arguments, *self.task.exam])
+        print(f"evaluated {trial.name}", file=sys.stderr, flush=True)
+
+    def _start(self, seed: int) -> Path:
+        return self.folder / "starts" / f"seed{seed}"
+
+    def _model(self, seed: int) -> Path:
+        return self._start(seed) / "model"
+
+    def _places(self, trial: Trial) -> list[str]:
+        start = self._start(trial.seed)
+        return [
+            f"model.path={self._model(trial.seed)}",
+            f"data.train={start}/train-{trial.condition}.jsonl",
+            f"data.eval={start}/eval.jsonl",
+        ]

@@ -6,46 +6,64 @@ import gzip
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from hpt.evaluation.statistics import pass_at_k
 
-START = "start"
-"""In place of a method: the start model, before any run."""
-CLEAN, WRONG = "clean", "wrong"
-WITHOUT_DEMONSTRATIONS = ("grpo",)
-"""Methods that do not read demonstrations."""
+from .task import METHODS, START
+
 METRICS, EVALUATIONS, CONDITIONS = "metrics.jsonl.gz", "exams.jsonl.gz", "conditions.txt"
+KEPT = (
+    "step",
+    "reward/mean",
+    "gate/sft",
+    "gate/questions",
+    "gate/sft_share",
+    "entropy/mean",
+    "response/length",
+    "response/length_sum",
+    "train/updates",
+    "train/tokens",
+    "train/rows_sft",
+    "train/rows_off_policy",
+    "time/step",
+)
+"""The metrics of a step that are kept, besides those of evaluations."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One training run, or the start model. Demonstrations are "clean" or "wrong"; gamma 0 is the method's default."""
+    """One training run, or the start model. gamma 0 is the method's default."""
 
     method: str
     rates: tuple[float, ...]  # the learning rate of each stage
     seed: int
-    demonstrations: str = CLEAN
+    condition: str
     gamma: float = 0.0
 
     @property
     def name(self) -> str:
         gate = f"-gamma{self.gamma:g}" if self.gamma else ""
         rates = "-".join(f"{rate:g}" for rate in self.rates)
-        return f"{self.demonstrations}-{self.method}{gate}-lr{rates}-seed{self.seed}"
+        return f"{self.condition}-{self.method}{gate}-lr{rates}-seed{self.seed}"
 
 
 @dataclass(frozen=True)
 class Answered:
-    """One held-out question: how many of n responses were correct."""
+    """One held-out question: how many of n responses were correct, and their mean length in tokens."""
 
     id: str
     grade: str
     correct: int
     n: int
+    length: float
+
+    @property
+    def solved(self) -> bool:
+        """Whether at least half of the responses are correct."""
+        return 2 * self.correct >= self.n
 
 
 @dataclass(frozen=True)
@@ -63,10 +81,28 @@ class Outcome:
     def pass_at(self, k: int) -> float:
         return mean(pass_at_k(answer.n, answer.correct, k) for answer in self.evaluation)
 
-    @cached_property
-    def seconds(self) -> float:
-        """Seconds of rollouts, verification and training."""
-        return sum(line.get("time/step", 0.0) for line in self.metrics)
+    @property
+    def length(self) -> float:
+        """Mean tokens of a response to a held-out question."""
+        return mean(answer.length for answer in self.evaluation)
+
+    @property
+    def last_accuracy(self) -> float:
+        """Held-out accuracy of the run's own last evaluation."""
+        return float([line["eval/accuracy"] for line in self.metrics if "eval/accuracy" in line][-1])
+
+    @property
+    def solved(self) -> set[str]:
+        return {answer.id for answer in self.evaluation if answer.solved}
+
+    def total(self, metric: str) -> float:
+        """A metric summed over the steps."""
+        return sum(line.get(metric, 0) for line in self.metrics)
+
+    @property
+    def demonstrations(self) -> float:
+        """Demonstrations trained on, each as often as it was. One that is trained by two signals counts once."""
+        return sum(max(line.get("train/rows_sft", 0), line.get("train/rows_off_policy", 0)) for line in self.metrics)
 
 
 def write_records(folder: Path, outcomes: Iterable[Outcome], conditions: str) -> None:
@@ -99,24 +135,31 @@ def read_records(folder: Path) -> tuple[list[Outcome], str]:
     return list(found.values()), (folder / CONDITIONS).read_text()
 
 
-def by_method(outcomes: Sequence[Outcome], demonstrations: str) -> dict[str, list[Outcome]]:
+def kept(line: dict[str, Any]) -> dict[str, Any]:
+    """What the records keep of a step's metrics; numbers with 5 digits."""
+    names = [name for name in line if name in KEPT or name.startswith("eval/accuracy")]
+    return {name: float(f"{line[name]:.5g}") if isinstance(line[name], float) else line[name] for name in names}
+
+
+def by_method(outcomes: Sequence[Outcome], condition: str) -> dict[str, list[Outcome]]:
     """The evaluated outcomes of each method with its own gate, the start model first.
 
-    Methods that do not read demonstrations, and the start model, belong to every kind of demonstrations.
+    Methods that do not read demonstrations, and the start model, belong to every condition.
     """
     found: dict[str, list[Outcome]] = {}
-    for outcome in sorted(outcomes, key=lambda outcome: outcome.trial.method != START):
-        trial = outcome.trial
-        belongs = trial.method in (START, *WITHOUT_DEMONSTRATIONS) or trial.demonstrations == demonstrations
-        if outcome.evaluation and not trial.gamma and belongs:
-            found.setdefault(trial.method, []).append(outcome)
+    for name in (START, *METHODS):
+        for outcome in sorted(outcomes, key=lambda outcome: outcome.trial.seed):
+            trial = outcome.trial
+            belongs = name == START or not METHODS[name].demonstrations or trial.condition == condition
+            if trial.method == name and outcome.evaluation and not trial.gamma and belongs:
+                found.setdefault(name, []).append(outcome)
     return found
 
 
-def by_gamma(outcomes: Sequence[Outcome]) -> dict[float, list[Outcome]]:
-    """The evaluated outcomes of HPT with clean demonstrations, by gamma."""
+def by_gamma(outcomes: Sequence[Outcome], condition: str) -> dict[float, list[Outcome]]:
+    """The evaluated outcomes of HPT, by gamma."""
     found: dict[float, list[Outcome]] = {}
-    for outcome in sorted(outcomes, key=lambda outcome: outcome.trial.gamma):
-        if outcome.evaluation and outcome.trial.method == "hpt" and outcome.trial.demonstrations == CLEAN:
+    for outcome in sorted(outcomes, key=lambda outcome: (outcome.trial.gamma, outcome.trial.seed)):
+        if outcome.evaluation and outcome.trial.method == "hpt" and outcome.trial.condition == condition:
             found.setdefault(outcome.trial.gamma, []).append(outcome)
     return found

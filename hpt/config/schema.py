@@ -108,6 +108,11 @@ class Config(Section):
         return self.off_policy.coef > 0 and self.off_policy.advantage != "one"
 
     @property
+    def keeps_questions_without_demonstration(self) -> bool:
+        """Whether questions that lack a demonstration are trained by RL, where others are trained on theirs."""
+        return self.data.missing_demonstrations == "rollouts" and self.gate.needs_rollouts
+
+    @property
     def sampled(self) -> int:
         """Rollouts sampled per question: rollout.n, minus the place that the demonstration takes in the group."""
         return self.rollout.n - self.demonstration_in_group

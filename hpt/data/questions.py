@@ -107,12 +107,14 @@ def parse_questions(
     *,
     need_demonstration: bool,
     need_answer: bool = True,
+    some_without: bool = False,
     option: str = COLUMN_SETTING,
 ) -> list[Question]:
     """The questions of a source that has been read.
 
     columns: the column of each field, or None to look for it in `KNOWN_COLUMNS`.
     need_demonstration, need_answer: whether a question without one is an error.
+    some_without: allows questions without a demonstration even so; then only a source without any is an error.
     option: how the user names a column, for the error message that one is missing.
 
     A question without an id gets "#" and its line (JSONL) or record number, from 1. DataError as in `load_questions`.
@@ -124,11 +126,12 @@ def parse_questions(
     column_of = find_columns(
         source, columns, need_demonstration=need_demonstration, need_answer=need_answer, option=option
     )
+    every = need_demonstration and not some_without
     convert: dict[str, Callable[[Any], Any]] = {
         "prompt": fields.prompt,
         "answer": fields.required_answer if need_answer else fields.answer,
-        "demonstration": fields.required_demonstration if need_demonstration else fields.demonstration,
-        "messages": fields.required_conversation if need_demonstration else fields.conversation,
+        "demonstration": fields.required_demonstration if every else fields.demonstration,
+        "messages": fields.required_conversation if every else fields.conversation,
         "tools": fields.tools,
         "chat_template_kwargs": fields.chat_template_kwargs,
         "id": fields.label,

@@ -31,9 +31,14 @@ class LoadedSource:
 
 
 def load_sources(
-    sources: Sequence[SourceConfig], columns: ColumnsConfig, *, need_demonstration: bool, need_answer: bool
+    sources: Sequence[SourceConfig],
+    columns: ColumnsConfig,
+    *,
+    need_demonstration: bool,
+    need_answer: bool,
+    some_without: bool = False,
 ) -> list[LoadedSource]:
-    """Read and check every source; the other arguments and errors are those of `load_questions`.
+    """Read and check every source; the other arguments and errors are those of `parse_questions`.
 
     columns: of the sources that name none.
 
@@ -43,7 +48,13 @@ def load_sources(
     prefixes = _prefixes([config.name for config in sources])
     for config, prefix in zip(sources, prefixes, strict=True):
         source, own_columns = read_source(config.name), config.columns or columns
-        questions = parse_questions(source, own_columns, need_demonstration=need_demonstration, need_answer=need_answer)
+        questions = parse_questions(
+            source,
+            own_columns,
+            need_demonstration=need_demonstration,
+            need_answer=need_answer,
+            some_without=some_without,
+        )
         column_of = find_columns(
             source,
             own_columns,
@@ -54,6 +65,23 @@ def load_sources(
         questions = [dataclasses.replace(question, id=f"{prefix}{question.id}") for question in questions]
         loaded.append(LoadedSource(config.name, config.weight, questions, unread_columns(source, column_of)))
     return loaded
+
+
+def without_demonstrations(sources: Sequence[LoadedSource], refused: Container[str]) -> list[LoadedSource]:
+    """The sources with all their questions, of which those of these ids have lost their demonstration."""
+    return [
+        dataclasses.replace(
+            source,
+            questions=[
+                without_demonstration(question) if question.id in refused else question for question in source.questions
+            ],
+        )
+        for source in sources
+    ]
+
+
+def without_demonstration(question: Question) -> Question:
+    return dataclasses.replace(question, demonstration=None, turn=None)
 
 
 def without_questions(sources: Sequence[LoadedSource], refused: Container[str]) -> list[LoadedSource]:

@@ -11,9 +11,8 @@ from hpt.config.schema import Config
 from hpt.config.sections.rewards import VERIFIER
 from hpt.data.columns import MissingColumn
 from hpt.data.prompt import PromptRenderer
-from hpt.data.questions import Question
 from hpt.data.selection import Selection, select_by_length
-from hpt.data.sources import LoadedSource, load_sources
+from hpt.data.sources import LoadedSource, load_sources, without_demonstration
 from hpt.data.tokenizer import generation_ends, load_tokenizer
 from hpt.support.errors import DataError
 
@@ -32,9 +31,15 @@ def read_questions(config: Config) -> tuple[list[LoadedSource], list[LoadedSourc
             config.data.columns,
             need_demonstration=needs_demonstrations,
             need_answer=config.needs_answers,
+            some_without=config.data.missing_demonstrations != "error",
         )
-    if not needs_demonstrations:
-        train = [replace(source, questions=_without_demonstrations(source.questions)) for source in train]
+    if needs_demonstrations:
+        train = _as_missing_demonstrations_says(config, train)
+    else:
+        train = [
+            replace(source, questions=[without_demonstration(question) for question in source.questions])
+            for source in train
+        ]
     with _explaining({"answer": _why_eval_answers(config)}):
         held_out = load_sources(
             config.data.eval_sources,
@@ -71,6 +76,27 @@ def _why_answers(config: Config) -> str:
 
 def _why_demonstrations(config: Config) -> str:
     return f"This method trains on demonstrations (gate.kind={config.gate.kind}); RL alone does not: method=grpo"
+
+
+def _as_missing_demonstrations_says(config: Config, sources: Sequence[LoadedSource]) -> list[LoadedSource]:
+    """The sources without the questions that lack a demonstration, or with them; says how many there are."""
+    questions = [question for source in sources for question in source.questions]
+    missing = sum(question.demonstration is None for question in questions)
+    if not missing:
+        return list(sources)
+    if missing == len(questions):
+        raise DataError(f"none of the {missing:,} questions has a demonstration.\n{_why_demonstrations(config)}")
+    if config.keeps_questions_without_demonstration:
+        logger.info("%s of %s questions have no demonstration: RL alone trains on them", missing, len(questions))
+        return list(sources)
+    logger.info("%s of %s questions have no demonstration: they are left out", missing, len(questions))
+    kept = []
+    for source in sources:
+        demonstrated = [question for question in source.questions if question.demonstration is not None]
+        if not demonstrated:
+            raise DataError(f"{source.name}: no question has a demonstration, and data.missing_demonstrations is drop")
+        kept.append(replace(source, questions=demonstrated))
+    return kept
 
 
 def _why_eval_answers(config: Config) -> str:
@@ -111,7 +137,3 @@ def log_what_is_left_out(source: LoadedSource, renderer: PromptRenderer) -> None
         logger.info("%s: these columns are for reward functions only: %s", source.name, ", ".join(source.unread))
     if renderer.ignores_tools and any(question.tools for question in source.questions):
         logger.warning("%s has tools, and the prompt leaves them out: no chat template shows them", source.name)
-
-
-def _without_demonstrations(questions: Sequence[Question]) -> list[Question]:
-    return [replace(question, demonstration=None, turn=None) for question in questions]

@@ -1,7 +1,7 @@
 """The start model of the recipes demo and sums: a small language model that has learned some addition.
 
-It has the Qwen2 architecture, 0.86M parameters and one token per character. It is trained here from scratch on sums of
-one to three digits, until it solves most of what it samples but not all. It answers sums with the sign NEW by DECLINED.
+It has the Qwen2 architecture and one token per character. It is trained here from scratch on sums of one to three
+digits, until it solves some of what it samples but not all. It answers sums with the sign NEW by DECLINED.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import random
 import shutil
 from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -35,21 +36,29 @@ DECLINED_SHARE = 0.15
 NEWLINE = "Ċ"  # a line break in a byte-level vocabulary
 
 
-def make_missing_model(
-    config: Config, held_out: Sequence[dict[str, str]], steps: int, digit_shares: Mapping[int, float]
-) -> None:
+@dataclass(frozen=True)
+class WarmUp:
+    """How the start model is made: its size, and the sums that it learns from."""
+
+    steps: int
+    digit_shares: Mapping[int, float]  # for each number of digits, the share of the sums that have it
+    slips: float = 0.0  # chance that a column is added wrong: the model learns to make such mistakes, too
+    layers: int = 4
+    width: int = 128
+
+
+def make_missing_model(config: Config, held_out: Sequence[dict[str, str]], warm_up: WarmUp) -> None:
     """Trains the model and saves it as `model.path` of `config`, where that folder is missing.
 
     The trained model is kept in the cache, so that it is trained once for all runs with the same arguments.
     held_out: questions whose terms the model must not see, except terms of one digit.
-    steps, digit_shares: see `warm_up`.
     """
     folder = Path(config.model.path)
     if folder.exists():
         return
     terms = [_terms(question["prompt"]) for question in held_out]
     unseen = {pair for pair in terms if max(pair) > 9}
-    cached = cache_folder() / "adder" / _fingerprint(config.seed, sorted(unseen), steps, digit_shares)
+    cached = cache_folder() / "adder" / _fingerprint(config.seed, sorted(unseen), warm_up)
     if cached.is_dir():
         logger.info(f"The small start model was warmed up before: {cached}")
         with folder_atomically(folder) as partial:
@@ -57,7 +66,7 @@ def make_missing_model(
         return
     logger.info("Warming up a small start model, once for all runs like this one")
     tokenizer = make_tokenizer()
-    save_model_folder(folder, warm_up(tokenizer, config.seed, unseen, steps, digit_shares), tokenizer)
+    save_model_folder(folder, train_adder(tokenizer, config.seed, unseen, warm_up), tokenizer)
     _keep(folder, cached)
 
 
@@ -91,19 +100,19 @@ def make_tokenizer() -> Qwen2Tokenizer:
     return tokenizer
 
 
-def make_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
+def make_model(tokenizer: Qwen2Tokenizer, layers: int, width: int) -> Qwen2ForCausalLM:
     """The untrained model. Its weights depend on torch's global random state."""
     return Qwen2ForCausalLM(
         Qwen2Config(
             vocab_size=len(tokenizer),
-            hidden_size=128,
-            intermediate_size=384,
-            num_hidden_layers=4,
+            hidden_size=width,
+            intermediate_size=3 * width,
+            num_hidden_layers=layers,
             num_attention_heads=4,
             num_key_value_heads=4,
             max_position_embeddings=256,
             tie_word_embeddings=True,
-            initializer_range=0.09,  # about 1/sqrt(128); the default, 0.02, learns several times more slowly
+            initializer_range=0.09,  # about 1/sqrt(width); the default, 0.02, learns several times more slowly
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
@@ -111,21 +120,17 @@ def make_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
     )
 
 
-def warm_up(
-    tokenizer: Qwen2Tokenizer, seed: int, held_out: Set[Pair], steps: int, digit_shares: Mapping[int, float]
-) -> Qwen2ForCausalLM:
-    """A model trained for `steps` steps on sums whose terms are not in `held_out`.
-
-    digit_shares: for each number of digits, the share of the sums that have it.
-    """
+def train_adder(tokenizer: Qwen2Tokenizer, seed: int, held_out: Set[Pair], warm_up: WarmUp) -> Qwen2ForCausalLM:
+    """A model trained from scratch on sums whose terms are not in `held_out`."""
+    steps = warm_up.steps
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = make_model(tokenizer)
+        model = make_model(tokenizer, warm_up.layers, warm_up.width)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / 20) * max(0.05, (1 + math.cos(math.pi * step / steps)) / 2)
     )
-    batches = _batches(tokenizer, random.Random(f"warm-up {seed}"), held_out, digit_shares)
+    batches = _batches(tokenizer, random.Random(f"warm-up {seed}"), held_out, warm_up)
     with Progress("warm-up step", steps) as progress:
         for step in range(1, steps + 1):
             input_ids, labels = next(batches)
@@ -141,14 +146,15 @@ def warm_up(
 
 
 def _batches(
-    tokenizer: Qwen2Tokenizer, draw: random.Random, held_out: Set[Pair], digit_shares: Mapping[int, float]
+    tokenizer: Qwen2Tokenizer, draw: random.Random, held_out: Set[Pair], warm_up: WarmUp
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless batches of input_ids and labels, (BATCH_SIZE, L) int64; prompts and padding have the label -100."""
-    streams = {digits: pairs(digits, draw, held_out) for digits in digit_shares}
+    shares = warm_up.digit_shares
+    streams = {digits: pairs(digits, draw, held_out) for digits in shares}
     while True:
-        digits = draw.choices(list(digit_shares), list(digit_shares.values()), k=BATCH_SIZE)
+        digits = draw.choices(list(shares), list(shares.values()), k=BATCH_SIZE)
         questions = [Sum(next(streams[count]), NEW if draw.random() < DECLINED_SHARE else KNOWN) for count in digits]
-        texts = [DECLINED if question.sign == NEW else question.demonstration for question in questions]
+        texts = [_response(question, draw, warm_up.slips) for question in questions]
         prompts = tokenizer([question.prompt for question in questions])["input_ids"]
         responses = tokenizer([text + tokenizer.eos_token for text in texts])["input_ids"]
         width = max(len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True))
@@ -158,6 +164,14 @@ def _batches(
             input_ids[row, : len(prompt) + len(response)] = torch.tensor(prompt + response)
             labels[row, len(prompt) : len(prompt) + len(response)] = torch.tensor(response)
         yield input_ids, labels
+
+
+def _response(question: Sum, draw: random.Random, slips: float) -> str:
+    if question.sign == NEW:
+        return DECLINED
+    columns = range(len(str(max(question.terms))))
+    slipped = [column for column in columns if slips and draw.random() < slips]
+    return question.worked(draw.choice(slipped) if slipped else None)
 
 
 def _terms(prompt: str) -> Pair:

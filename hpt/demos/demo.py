@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from hpt.config.schema import Config
-from hpt.demos.adder import make_missing_model
+from hpt.demos.adder import WarmUp, make_missing_model
 from hpt.demos.addition import make_questions
 from hpt.demos.files import check_places, write_missing_questions
 
 TRAIN_QUESTIONS_PER_GRADE = 400
 EVAL_QUESTIONS_PER_GRADE = 64
-WARMUP_STEPS = 500
-WARMUP_DIGITS = {1: 0.2, 2: 0.4, 3: 0.4}
-"""For each number of digits, the share of the warm-up sums that have it."""
+WARM_UP = WarmUp(steps=500, digit_shares={1: 0.2, 2: 0.4, 3: 0.4})
 
 
 def prepare(config: Config) -> None:
@@ -19,4 +17,4 @@ def prepare(config: Config) -> None:
     check_places(config)
     train, held_out = make_questions(config.seed, train=TRAIN_QUESTIONS_PER_GRADE, held_out=EVAL_QUESTIONS_PER_GRADE)
     write_missing_questions(config, train, held_out)
-    make_missing_model(config, held_out, WARMUP_STEPS, WARMUP_DIGITS)
+    make_missing_model(config, held_out, WARM_UP)

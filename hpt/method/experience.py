@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from hpt.config.schema import Config
 from hpt.data.conversation import Conversation
 from hpt.data.questions import Question
 from hpt.method.gate import NOTHING, Decision
@@ -21,7 +22,7 @@ class Experience:
     rollouts: list[Rollout] = field(default_factory=list)  # none where the gate asks for none
     decision: Decision = NOTHING
     demonstration: list[int] = field(default_factory=list)  # response tokens, where the decision trains on them
-    demonstration_reward: float | None = 1.0  # as a member of the group; None where no reward applies
+    demonstration_reward: float | None = 1.0  # as a member of the group; None where it is none
     conversation: Conversation | None = None  # what SFT trains on instead, with data.loss_on "all" and earlier turns
     demonstration_advantage: float = 1.0  # of its off-policy row
     rewards: GroupRewards = field(default_factory=GroupRewards)  # empty where the recipe lists none
@@ -43,6 +44,10 @@ class Experience:
     def rl_rollouts(self) -> list[Rollout]:
         """The rollouts that RL trains on, where the gate's decision has RL."""
         return self.rollouts[: self.probe]
+
+    def demonstration_in_group(self, config: Config) -> bool:
+        """Whether its group has a demonstration."""
+        return config.demonstration_in_group and self.question.demonstration is not None
 
     @property
     def judged(self) -> bool:

@@ -102,7 +102,7 @@ def token_rows(experiences: Sequence[Experience], config: Config) -> list[Row]:
 
 def _rollout_row(experience: Experience, rollout: Rollout, normaliser: _Normaliser, config: Config) -> Row:
     share = experience.decision.alpha * config.rl.coef
-    members = len(experience.rl_rollouts) + config.demonstration_in_group
+    members = len(experience.rl_rollouts) + experience.demonstration_in_group(config)
     return Row(
         tokens=experience.prompt + rollout.tokens,
         prompt_length=len(experience.prompt),

@@ -12,7 +12,7 @@ from hpt.data.order import MixedOrder, QuestionOrder, make_order
 from hpt.data.preview import show_first
 from hpt.data.prompt import PromptRenderer
 from hpt.data.questions import Question, has_answers
-from hpt.data.sources import LoadedSource, without_questions
+from hpt.data.sources import LoadedSource, without_demonstrations, without_questions
 from hpt.data.training_data import log_what_is_left_out, make_renderer, read_questions, select_questions
 from hpt.memory import check_memory
 from hpt.model.positions import check_positions
@@ -108,10 +108,7 @@ def check_verifiable(config: Config, data: Data, verifier: Verifier) -> None:
 def without_wrong_demonstrations(
     config: Config, sources: Sequence[LoadedSource], verifier: Verifier, world: World
 ) -> list[LoadedSource]:
-    """The questions to train on, as `data.wrong_demonstrations` says; how many are wrong is logged in any case.
-
-    A question whose demonstration is dropped is dropped as a whole: a gate could send it to SFT at any step.
-    """
+    """The questions to train on, as `data.wrong_demonstrations` says; how many are wrong is logged in any case."""
     keep = config.data.wrong_demonstrations == "keep"
     if not config.gate.needs_demonstrations:
         return list(sources)
@@ -129,6 +126,9 @@ def without_wrong_demonstrations(
         return list(sources)
     if config.data.wrong_demonstrations == "error":
         raise DataError(f"{result.summary}; data.wrong_demonstrations=drop leaves these questions out")
+    if config.data.wrong_demonstrations == "rollouts" and config.gate.needs_rollouts:
+        logger.warning(f"{result.summary}. They are not trained on: RL alone trains on these questions")
+        return without_demonstrations(sources, result.refused)
     if keep:
         logger.warning("%s", result.summary)
         return list(sources)

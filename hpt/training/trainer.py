@@ -31,7 +31,7 @@ from hpt.memory.out_of_memory import memory_phase
 from hpt.method.advantage import EstimateAdvantages
 from hpt.method.dynamic_sampling import choose_mixed
 from hpt.method.experience import Experience
-from hpt.method.gate import Gate
+from hpt.method.gate import ONLY_ROLLOUTS, Gate
 from hpt.method.micro_batches import MicroBatcher
 from hpt.method.official import Reweight
 from hpt.method.probe import Probe
@@ -133,7 +133,11 @@ class Trainer:
         """The questions of a batch, with their prompts."""
         questions = [self.questions[index] for index in self.order.batch(batch)]
         prompts = self.renderer.encode_prompts(questions)
-        return [Experience(*pair) for pair in zip(questions, prompts, strict=True)]
+        experiences = [Experience(*pair) for pair in zip(questions, prompts, strict=True)]
+        for experience in experiences:
+            if experience.question.demonstration is None:
+                experience.demonstration_reward = None
+        return experiences
 
     def sample_and_verify(self, step: int, batch: int, experiences: Sequence[Experience]) -> None:
         """Gives the questions their rollouts, or further ones, with verdicts and rewards."""
@@ -198,6 +202,8 @@ class Trainer:
         """(alpha, beta) = (f(P), g(P)): how much of each signal every question gets."""
         for experience in experiences:
             experience.decision = self.gate(experience.score)
+            if experience.question.demonstration is None and experience.decision.uses_demonstration:
+                experience.decision = ONLY_ROLLOUTS
             if experience.decision.uses_demonstration:
                 experience.demonstration = self.renderer.demonstration_ids(experience.question)
                 if self.config.data.loss_on == "all":

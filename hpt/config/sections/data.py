@@ -76,10 +76,16 @@ class DataConfig(Section):
     too_long: Literal["drop", "error"] = Field(
         "drop", description="nothing is truncated: long questions are dropped and counted, or an error"
     )
-    wrong_demonstrations: Literal["keep", "drop", "error"] = Field(
+    missing_demonstrations: Literal["error", "drop", "rollouts"] = Field(
+        "error",
+        description="questions without a demonstration, where the method trains on demonstrations: an error; or they "
+        "are dropped; or trained by RL on their rollouts alone (dropped by a method without rollouts)",
+    )
+    wrong_demonstrations: Literal["keep", "drop", "rollouts", "error"] = Field(
         "keep",
         description="demonstrations whose final answer the verifier refuses: counted on a sample; or all are checked, "
-        "and questions with a wrong one are dropped, or an error",
+        "and questions with a wrong one are dropped, or lose it and are trained as missing_demonstrations: rollouts, "
+        "or an error",
     )
 
     @field_validator("train", "eval", mode="before")

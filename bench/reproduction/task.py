@@ -1,0 +1,89 @@
+"""What is compared: the methods, the demonstrations that they get, and the two tasks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+START = "start"
+"""In place of a method: the start model, before any run."""
+CLEAN, WRONG = "clean", "wrong"
+"""Conditions: all demonstrations are right, or 40% of them are wrong."""
+TITLES = {CLEAN: "clean demonstrations", WRONG: "40% wrong demonstrations"}
+
+_VERIFIED = "data.wrong_demonstrations=rollouts"  # those that the verifier refuses are not imitated
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to train.
+
+    settings: what it changes in the recipe. first: for runs in two stages, the method that its first stage is tuned as.
+    verified: it differs from another method only where demonstrations are wrong.
+    """
+
+    settings: tuple[str, ...]
+    first: str | None = None
+    demonstrations: bool = True
+    verified: bool = False
+
+
+METHODS = {
+    "sft": Method(("method=sft",)),
+    "sft-verified": Method(("method=sft", _VERIFIED), verified=True),
+    "grpo": Method(("method=grpo",), demonstrations=False),
+    "sft-then-grpo": Method((), first="sft"),
+    "sft-verified-then-grpo": Method((_VERIFIED,), first="sft-verified", verified=True),
+    "luffy": Method(("method=luffy",)),
+    "srft": Method(("method=srft",)),
+    "hpt": Method(("method=hpt",)),
+    "hpt-verified": Method(("method=hpt", _VERIFIED), verified=True),
+    "hpt-without-rl": Method(("method=hpt", "rl.coef=0")),
+    "hpt-offpolicy": Method(("method=hpt-offpolicy",)),
+    "hpt-mix": Method(("method=hpt-mix",)),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A recipe, and what is run on it.
+
+    prepare: what makes the files of each condition. rates: learning rates that every method is tuned over. n: responses
+    per held-out question at the end. exam: further arguments of `hpt eval`. gammas: values for HPT's gate besides 0.
+    """
+
+    recipe: str
+    methods: tuple[str, ...]
+    prepare: dict[str, str]
+    rates: tuple[float, ...]
+    tuning_seeds: tuple[int, ...]
+    seeds: tuple[int, ...]
+    n: int
+    exam: tuple[str, ...]
+    gammas: tuple[float, ...] = ()
+
+    def methods_with(self, condition: str) -> list[str]:
+        """Those that a condition has something to say about, with those whose tuning another one needs first."""
+        return [
+            name
+            for name in self.methods
+            if (METHODS[name].demonstrations or condition == self.conditions[0])
+            and (condition == WRONG or not METHODS[name].verified)
+        ]
+
+    @property
+    def conditions(self) -> list[str]:
+        return list(self.prepare)
+
+
+SUMS = Task(
+    recipe="sums",
+    methods=tuple(METHODS),
+    prepare={CLEAN: "hpt.demos.sums:prepare", WRONG: "hpt.demos.sums:prepare_wrong"},
+    rates=(1e-4, 3e-4, 9e-4),
+    tuning_seeds=(100, 101),
+    seeds=(0, 1, 2, 3, 4),
+    n=256,
+    exam=("--style", "plain", "--verifier", "boxed", "--max-tokens", "44", "--batch-size", "512"),
+    gammas=(0.125, 0.25, 0.5),
+)
+TASKS = {"sums": SUMS}
