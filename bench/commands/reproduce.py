@@ -20,7 +20,9 @@ from pathlib import Path
 
 from .. import runs
 from ..reproduction.experiments import Experiments
+from ..reproduction.figures import accuracy, dynamics, questions
 from ..reproduction.outcomes import read_records, write_records
+from ..reproduction.tables import report
 from ..reproduction.task import METHODS, TASKS
 
 RESULTS = Path(__file__).parents[1] / "results" / "reproduce"
@@ -53,12 +55,21 @@ def main(argv: Sequence[str]) -> int:
         }
         task = replace(TASKS[options.task], **{name: value for name, value in changes.items() if value is not None})
         if shared := set(task.tuning_seeds) & set(task.seeds):
-            parser.error(
-                f"--tuning-seeds {shared.pop()}: must not be one of --seeds, since it chooses the rates"
-            )
+            parser.error(f"--tuning-seeds {shared.pop()}: must not be one of --seeds, since it chooses the rates")
         with runs.hold(options.runs):
             outcomes = Experiments(task, options.runs / options.task, options.jobs, tuple(options.settings)).compare()
         conditions = f"{' '.join([f'Recipe `{task.recipe}`', *options.settings])}; {runs.machine()}"
         write_records(folder, outcomes, conditions)
-    print(len(read_records(folder)[0]))
+    _show(folder)
     return 0
+
+
+def _show(folder: Path) -> None:
+    """Write and print the tables, and draw the figures, from the records in `folder`."""
+    outcomes, conditions = read_records(folder)
+    text = f"{report(outcomes)}\n{conditions}.\n"
+    (folder / "table.md").write_text(text)
+    accuracy.draw(outcomes, folder / "summary.png")
+    dynamics.draw(outcomes, folder / "dynamics.png")
+    questions.draw(outcomes, folder / "questions.png")
+    print(text)

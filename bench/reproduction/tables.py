@@ -5,100 +5,164 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import mean
 
-from hpt.evaluation.statistics import permutation_test
-
-from .outcomes import CLEAN, START, WRONG, Outcome, by_gamma, by_method
+from .outcomes import Outcome, by_gamma, by_method
+from .statistics import over_seeds
+from .task import START, TITLES, UNTRAINED
 
 
 def report(outcomes: Sequence[Outcome]) -> str:
     """All tables."""
     parts = []
-    for demonstrations, title in ((CLEAN, "Clean demonstrations"), (WRONG, "40% of the demonstrations wrong")):
-        methods = by_method(outcomes, demonstrations)
-        if len(methods) > 1:
-            parts += [f"## {title}", "", _ranking(methods), "", *_methods_table(methods), ""]
-            parts += [*_differences_table(methods), ""]
-    gammas = by_gamma(outcomes)
-    if len(gammas) > 1:
-        parts += ["## The gate of HPT: SFT where at most this share of the rollouts is right", ""]
-        parts += [*_gammas_table(gammas), ""]
-    tuning = [outcome for outcome in outcomes if not outcome.evaluation]
-    if tuning:
-        parts += ["## Learning rates tried, on a seed of their own", "", *_tuning_table(tuning), ""]
+    for condition, title in TITLES.items():
+        methods = by_method(outcomes, condition)
+        if not any(outcome.trial.condition == condition for name in methods for outcome in methods[name]):
+            continue
+        parts += [f"## {title.capitalize()}", "", *_accuracies(methods), ""]
+        parts += ["### HPT against the others", "", *_differences(methods), ""]
+        parts += ["### Questions", "", *_questions(methods), ""]
+        parts += ["### Costs", "", *_costs(methods), ""]
+        gammas = by_gamma(outcomes, condition)
+        if len(gammas) > 1:
+            parts += [
+                "### HPT's gate: SFT where at most a share gamma of the rollouts is right",
+                "",
+                *_gammas(gammas),
+                "",
+            ]
+        tuning = [each for each in outcomes if not each.evaluation and each.trial.condition == condition]
+        if tuning:
+            parts += ["### Learning rates tried, on seeds of their own", "", *_tuning(tuning), ""]
     return "\n".join(parts)
 
 
-def _ranking(methods: dict[str, list[Outcome]]) -> str:
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+
+
+def _label(method: str) -> str:
+    return "start model" if method == START else f"`{method}`"
+
+
+def _ranked(methods: dict[str, list[Outcome]]) -> list[str]:
+    """The start model, then the best method first."""
     accuracies = {name: mean(outcome.accuracy() for outcome in outcomes) for name, outcomes in methods.items()}
-    ranking = sorted(accuracies, key=lambda name: -accuracies[name])
-    labels = {name: "the start model" if name == START else f"`{name}`" for name in ranking}
-    return f"By mean accuracy: {', '.join(f'{labels[name]} {accuracies[name]:.3f}' for name in ranking)}."
+    return sorted(methods, key=lambda name: (name != START, -accuracies[name]))
 
 
-def _methods_table(methods: dict[str, list[Outcome]]) -> list[str]:
+def _accuracies(methods: dict[str, list[Outcome]]) -> list[str]:
     first = next(iter(methods.values()))[0]
     grades = list(dict.fromkeys(answer.grade for answer in first.evaluation))
     n = first.evaluation[0].n
-    head = ["method", "lr", "accuracy", *grades, f"pass@{n}", "rollouts + training, s"]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for method, outcomes in methods.items():
-        row = [
-            "start model" if method == START else f"`{method}`",
-            ", ".join(f"{rate:g}" for rate in outcomes[0].trial.rates),
-            _spread([outcome.accuracy() for outcome in outcomes]),
-            *(f"{mean(outcome.accuracy(grade) for outcome in outcomes):.2f}" for grade in grades),
-            f"{mean(outcome.pass_at(n) for outcome in outcomes):.2f}",
-            "" if method == START else f"{mean(outcome.seconds for outcome in outcomes):.0f}",
-        ]
-        lines.append(f"| {' | '.join(row)} |")
-    return lines
+    ks = [k for k in (8, 64, 256) if k <= n]
+    head = ["method", "lr", "seeds", "accuracy", *(f"{grade}*" if grade == UNTRAINED else grade for grade in grades)]
+    rows = []
+    for method in _ranked(methods):
+        outcomes = methods[method]
+        rows.append(
+            [
+                _label(method),
+                ", ".join(f"{rate:g}" for rate in outcomes[0].trial.rates),
+                str(len(outcomes)),
+                str(over_seeds([outcome.accuracy() for outcome in outcomes])),
+                *(f"{mean(outcome.accuracy(grade) for outcome in outcomes):.2f}" for grade in grades),
+                *(f"{mean(outcome.pass_at(k) for outcome in outcomes):.2f}" for k in ks),
+            ]
+        )
+    note = [f"Mean over seeds ± half of the 95% interval over seeds; {n} samples of each held-out question."]
+    if UNTRAINED in grades:
+        note.append(f"*: no training question has this grade ({UNTRAINED}).")
+    return [*_table([*head, *(f"pass@{k}" for k in ks)], rows), "", " ".join(note)]
 
 
-def _differences_table(methods: dict[str, list[Outcome]]) -> list[str]:
+def _differences(methods: dict[str, list[Outcome]]) -> list[str]:
     """HPT against every other method. Seeds and questions are the same, so the differences are paired."""
     hpt = {outcome.trial.seed: outcome for outcome in methods.get("hpt", [])}
-    lines = ["| HPT against | difference in accuracy | seeds where HPT is ahead | p |", "|---|---|---|---|"]
-    for method, outcomes in methods.items():
-        pairs = [(hpt[outcome.trial.seed], outcome) for outcome in outcomes if outcome.trial.seed in hpt]
+    rows = []
+    for method in _ranked(methods):
+        pairs = [(hpt[outcome.trial.seed], outcome) for outcome in methods[method] if outcome.trial.seed in hpt]
         if method in ("hpt", START) or not pairs:
             continue
         changes = [ours.accuracy() - theirs.accuracy() for ours, theirs in pairs]
-        questions = [
-            mine.correct - other.correct
-            for ours, theirs in pairs
-            for mine, other in zip(ours.evaluation, theirs.evaluation, strict=True)
+        change = over_seeds(changes)
+        ahead = sum(difference > 0 for difference in changes)
+        rows.append([_label(method), f"{change.mean:+.3f} ± {change.half_width:.3f}", f"{ahead} of {len(changes)}"])
+    return _table(["HPT against", "difference in accuracy", "seeds where HPT is ahead"], rows)
+
+
+def _questions(methods: dict[str, list[Outcome]]) -> list[str]:
+    """Questions solved by some and not by others: those of which at least half of the samples are right."""
+    starts = {outcome.trial.seed: outcome.solved for outcome in methods.get(START, [])}
+    hpt = {outcome.trial.seed: outcome.solved for outcome in methods.get("hpt", [])}
+    rows = []
+    for method in _ranked(methods):
+        outcomes = methods[method]
+        solved = mean(len(outcome.solved) for outcome in outcomes)
+        cells = [f"{solved:.1f}"]
+        for reference, lost in ((starts, True), (starts, False), (hpt, True), (hpt, False)):
+            pairs = [
+                (outcome.solved, reference[outcome.trial.seed])
+                for outcome in outcomes
+                if outcome.trial.seed in reference
+            ]
+            counts = [len(theirs - own) if lost else len(own - theirs) for own, theirs in pairs]
+            cells.append(f"{mean(counts):.1f}" if counts else "")
+        entropies = [
+            line["entropy/mean"] for outcome in outcomes for line in outcome.metrics[-5:] if "entropy/mean" in line
         ]
-        ahead = sum(change > 0 for change in changes)
-        lines.append(
-            f"| `{method}` | {mean(changes):+.3f} | {ahead} of {len(changes)} | {permutation_test(questions):.2g} |"
-        )
+        cells += [f"{mean(outcome.length for outcome in outcomes):.1f}", f"{mean(entropies):.3f}" if entropies else ""]
+        rows.append([_label(method), *cells])
+    count = len(next(iter(methods.values()))[0].evaluation)
+    head = ["method", f"solved of {count}", "forgotten", "newly solved", "HPT alone", "not HPT", "length", "entropy"]
     return [
-        *lines,
+        *_table(head, rows),
         "",
-        "p: exact paired permutation test over the held-out questions of all seeds. It covers the chance in the choice "
-        "of questions, not the chance in training.",
+        "Solved: at least half of the samples are right. Forgotten and newly solved: against the start model. HPT alone: "
+        "solved by HPT and not by the method; not HPT: the reverse. Length: mean tokens of a sample. Entropy: nats per "
+        "token that is trained on, over the last five steps.",
     ]
 
 
-def _gammas_table(gammas: dict[float, list[Outcome]]) -> list[str]:
-    lines = ["| gamma | accuracy | questions sent to SFT | rollouts + training, s |", "|---|---|---|---|"]
+def _costs(methods: dict[str, list[Outcome]]) -> list[str]:
+    rows = []
+    for method in _ranked(methods):
+        if method == START:
+            continue
+        outcomes = methods[method]
+        totals = [
+            mean(outcome.total("train/updates") for outcome in outcomes),
+            mean(outcome.demonstrations for outcome in outcomes),
+            mean(outcome.total("train/tokens") for outcome in outcomes),
+            mean(outcome.total("response/length_sum") for outcome in outcomes),
+            mean(outcome.total("time/step") for outcome in outcomes),
+        ]
+        rows.append([_label(method), *(f"{total:,.0f}" for total in totals)])
+    head = ["method", "updates", "demonstrations trained on", "tokens trained", "tokens generated", "seconds"]
+    return [
+        *_table(head, rows),
+        "",
+        "A demonstration counts as often as it is trained on. Seconds: of rollouts, verification and training.",
+    ]
+
+
+def _gammas(gammas: dict[float, list[Outcome]]) -> list[str]:
+    rows = []
     for gamma, outcomes in gammas.items():
-        steps = [line for outcome in outcomes for line in outcome.metrics if "gate/sft" in line]
-        share = sum(line["gate/sft"] for line in steps) / sum(line["gate/questions"] for line in steps)
-        accuracy = _spread([outcome.accuracy() for outcome in outcomes])
-        lines.append(f"| {gamma:g} | {accuracy} | {share:.0%} | {mean(outcome.seconds for outcome in outcomes):.0f} |")
-    return lines
+        sft = sum(outcome.total("gate/sft") for outcome in outcomes)
+        questions = sum(outcome.total("gate/questions") for outcome in outcomes)
+        accuracy = over_seeds([outcome.accuracy() for outcome in outcomes])
+        rows.append([f"{gamma:g}", str(accuracy), f"{sft / questions:.1%}"])
+    return _table(["gamma", "accuracy", "questions trained by SFT"], rows)
 
 
-def _tuning_table(tuning: Sequence[Outcome]) -> list[str]:
-    rates = sorted({outcome.trial.rates for outcome in tuning})
-    lines = [f"| method | {' | '.join(f'{rate:g}' for (rate,) in rates)} |", "|---" * (len(rates) + 1) + "|"]
+def _tuning(tuning: Sequence[Outcome]) -> list[str]:
+    rates = sorted({outcome.trial.rates[-1] for outcome in tuning})
+    rows = []
     for method in dict.fromkeys(outcome.trial.method for outcome in tuning):
-        last = {o.trial.rates: o.metrics[-1]["eval/accuracy"] for o in tuning if o.trial.method == method}
-        lines.append(f"| `{method}` | {' | '.join(f'{last[rate]:.3f}' for rate in rates)} |")
-    return lines
-
-
-def _spread(values: Sequence[float]) -> str:
-    """The mean over seeds (lowest to highest)."""
-    return f"{mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+        cells = []
+        for rate in rates:
+            found = [o.last_accuracy for o in tuning if o.trial.method == method and o.trial.rates[-1] == rate]
+            cells.append(f"{mean(found):.3f}" if found else "")
+        rows.append([_label(method), *cells])
+    seeds = len({outcome.trial.seed for outcome in tuning})
+    note = f"Held-out accuracy after the run, mean over {seeds} seed{'s' if seeds > 1 else ''}; of two stages, the second's rate."
+    return [*_table(["method", *(f"{rate:g}" for rate in rates)], rows), "", note]

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hpt.demos import sums
+
 START = "start"
 """In place of a method: the start model, before any run."""
 CLEAN, WRONG = "clean", "wrong"
 """Conditions: all demonstrations are right, or 40% of them are wrong."""
+UNTRAINED = sums.UNTRAINED
+"""The grade of held-out questions that no training question has."""
 TITLES = {CLEAN: "clean demonstrations", WRONG: "40% wrong demonstrations"}
 
 _VERIFIED = "data.wrong_demonstrations=rollouts"  # those that the verifier refuses are not imitated

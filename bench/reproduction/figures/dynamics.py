@@ -1,0 +1,61 @@
+"""What happens during training: held-out accuracy, reward, share of offline data, entropy and length by step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+
+from matplotlib.axes import Axes
+
+from ..outcomes import Outcome, by_method
+from ..task import START, TITLES
+from .style import IN_LINES, colours, figure
+
+PANELS = {
+    "eval/accuracy": "Held-out accuracy",
+    "reward/mean": "Reward",
+    "gate/sft_share": "Share of questions trained by SFT",
+    "entropy/mean": "Entropy, nats per token trained on",
+    "response/length": "Tokens of a rollout",
+}
+SMOOTHED_OVER = 10
+"""Steps: a batch of 16 questions says little by itself."""
+
+
+def draw(outcomes: Sequence[Outcome], path: Path) -> None:
+    conditions = {title: by_method(outcomes, condition) for condition, title in TITLES.items()}
+    conditions = {title: methods for title, methods in conditions.items() if len(methods) > 1}
+    with figure(path, len(PANELS), len(conditions), (6.5 * len(conditions), 14)) as axes:
+        for column, (title, methods) in enumerate(conditions.items()):
+            for row, (metric, name) in enumerate(PANELS.items()):
+                _curves(axes[row][column], methods, metric)
+                axes[row][column].set_title(f"{name}, {title}")
+            axes[-1][column].set_xlabel("step")
+            axes[0][column].legend(ncols=2)
+
+
+def _curves(axes: Axes, methods: dict[str, list[Outcome]], metric: str) -> None:
+    """The mean over seeds, and between the lowest and the highest seed."""
+    shown = [method for method in methods if method in IN_LINES and method != START]
+    colour = colours(shown)
+    for method in shown:
+        by_step: dict[int, list[float]] = {}
+        for outcome in methods[method]:
+            for step, value in _smoothed(outcome, metric):
+                by_step.setdefault(step, []).append(value)
+        steps = sorted(by_step)
+        axes.plot(steps, [mean(by_step[step]) for step in steps], color=colour[method], label=method, lw=1.5)
+        low, high = ([choose(by_step[step]) for step in steps] for choose in (min, max))
+        axes.fill_between(steps, low, high, color=colour[method], alpha=0.12, lw=0)
+
+
+def _smoothed(outcome: Outcome, metric: str) -> list[tuple[int, float]]:
+    """Evaluations as they are; other metrics as means over a few steps. Steps without a rollout have none."""
+    points = [(line["step"], line[metric]) for line in outcome.metrics if metric in line]
+    if metric == "response/length":
+        points = [(step, value) for step, value in points if value]
+    if metric.startswith("eval/"):
+        return points
+    starts = range(0, len(points), SMOOTHED_OVER)
+    return [(points[start][0], mean(value for _, value in points[start : start + SMOOTHED_OVER])) for start in starts]
