@@ -62,7 +62,11 @@ class Probe:
 
     def open(self, experiences: Sequence[Experience]) -> list[Experience]:
         """Those that go on, in launch order."""
-        probed = [experience for experience in self._in_launch_order(experiences) if experience.probe]
+        probed = [
+            experience
+            for experience in self._in_launch_order(experiences)
+            if experience.probe and experience.question.demonstration is not None  # without one it is RL in any case
+        ]
         return [each for each in probed if not settled(self._gate, each.score * self._k, self._k, self._n)]
 
     def missing(self, experience: Experience) -> int:

@@ -72,7 +72,7 @@ def test_rows_are_those_that_remain_where_wrong_demonstrations_are_dropped(
     shown = {line.split(":")[0] for line in text.splitlines() if line.startswith("Prompt of question")}
     assert code == 0
     if check == "0":
-        assert "Not verified: the rows may be of questions that data.wrong_demonstrations=drop leaves out" in text
+        assert "Not verified: the rows may show what data.wrong_demonstrations=drop leaves out" in text
         return
     assert "data.wrong_demonstrations=drop leaves them out: 1 of 4 questions remain" in text
     assert shown == {"Prompt of question #3"}
