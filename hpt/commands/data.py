@@ -46,7 +46,7 @@ examples:
         default=2000,
         metavar="N",
         help="answers and demonstrations to verify at most, evenly spaced over the data (default: 2000; 0: none); as "
-        "in a run, all demonstrations where data.wrong_demonstrations is drop or error",
+        "in a run, all demonstrations unless data.wrong_demonstrations is keep",
     )
 
 
@@ -157,7 +157,7 @@ def _verified(
 
     fitting: the questions of `train` that are not too long.
     """
-    from hpt.data.sources import without_questions
+    from hpt.data.demonstrations import as_wrong_demonstrations_says, demonstration_count
     from hpt.verify import make_verifier
     from hpt.verify.answers import unusable_answers
     from hpt.verify.demonstrations import check_demonstrations, evenly_spaced
@@ -166,8 +166,8 @@ def _verified(
     wrong = config.data.wrong_demonstrations
     verifier = make_verifier(config.verify)
     if check == 0 or not any(question.answer for source in [*train, *held_out] for question in source.questions):
-        if check == 0 and wrong == "drop":
-            lines.append("Not verified: the rows may be of questions that data.wrong_demonstrations=drop leaves out")
+        if check == 0 and wrong in ("drop", "rollouts"):
+            lines.append(f"Not verified: the rows may show what data.wrong_demonstrations={wrong} leaves out")
         return lines, [], fitting
     with verifier:
         parts = [(source, config.needs_answers) for source in train]
@@ -188,14 +188,18 @@ def _verified(
         lines.append(result.summary[0].upper() + result.summary[1:])
     if result.refused and wrong == "error":
         problems.append("the verifier refuses demonstrations, and data.wrong_demonstrations is error")
-    if not result.refused or wrong != "drop":
+    if not result.refused or wrong not in ("drop", "rollouts"):
         return lines, problems, fitting
-    left = len(questions) - len(result.refused)
-    lines.append(f"data.wrong_demonstrations=drop leaves them out: {left:,} of {len(questions):,} questions remain")
     try:
-        return lines, problems, without_questions(fitting, result.refused)
+        trained = as_wrong_demonstrations_says(config, fitting, result.refused)
     except DataError as error:
         return lines, [*problems, str(error)], []
+    left = sum(len(source.questions) for source in trained)
+    lines.append(
+        f"data.wrong_demonstrations={wrong} leaves them out: {left:,} of {len(questions):,} questions remain, "
+        f"{demonstration_count(trained):,} of them with a demonstration"
+    )
+    return lines, problems, trained
 
 
 def _first_rows(

@@ -112,6 +112,12 @@ def _signal_rules(config: Config) -> Iterator[str]:
             f"rollout.n = {rollout.n} leaves no rollout besides the demonstration, which "
             f'off_policy.advantage "{config.off_policy.advantage}" puts in the group; use rollout.n >= 2'
         )
+    alone = config.demonstration_in_group and config.sampled == 1
+    if alone and config.some_without_demonstration and config.rl.advantage in GROUP_ADVANTAGES:
+        yield (
+            f"rollout.n = {rollout.n} leaves questions without a demonstration a group of 1 rollout, in which "
+            f'rl.advantage "{config.rl.advantage}" is always 0; use rollout.n >= 3'
+        )
     if gate.kind != "rl" and config.sft.coef == 0 and config.off_policy.coef == 0:
         yield f'gate.kind "{gate.kind}" sends questions to their demonstration, but sft.coef = off_policy.coef = 0'
     if rollout.dynamic_rounds > 1 and gate.kind != "rl":

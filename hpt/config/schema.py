@@ -108,9 +108,11 @@ class Config(Section):
         return self.off_policy.coef > 0 and self.off_policy.advantage != "one"
 
     @property
-    def keeps_questions_without_demonstration(self) -> bool:
-        """Whether questions that lack a demonstration are trained by RL, where others are trained on theirs."""
-        return self.data.missing_demonstrations == "rollouts" and self.gate.needs_rollouts
+    def some_without_demonstration(self) -> bool:
+        """Whether questions without a demonstration may be trained beside others with one, by RL on their rollouts."""
+        if not (self.gate.needs_rollouts and self.gate.needs_demonstrations):
+            return False
+        return "rollouts" in (self.data.missing_demonstrations, self.data.wrong_demonstrations)
 
     @property
     def sampled(self) -> int:

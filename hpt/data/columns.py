@@ -44,11 +44,18 @@ _INDEX = re.compile(r"-?\d{1,9}")
 
 
 def find_columns(
-    source: Source, columns: ColumnsConfig, *, need_demonstration: bool, need_answer: bool, option: str
+    source: Source,
+    columns: ColumnsConfig,
+    *,
+    need_demonstration: bool,
+    need_answer: bool,
+    some_without: bool = False,
+    option: str,
 ) -> dict[str, str]:
     """The column of each field of `KNOWN_COLUMNS` that any record has.
 
     columns: the names that the user gave; None for a field that is to be looked for.
+    some_without: the column of a needed demonstration may be missing even so.
     option: how the user names a column, for the error message: "data.columns.{field}=NAME".
 
     "messages" holds both prompt and demonstration. Where it is found and not named, prompt and demonstration columns
@@ -69,7 +76,7 @@ def find_columns(
     # One recipe names the columns of training and test data, and test data may have no demonstrations.
     optional = ("id", "answer", "tools", "chat_template_kwargs", "grade")
     needed = {form, *(field for field in optional if getattr(columns, field))}
-    if need_demonstration and form == "prompt":
+    if need_demonstration and not some_without and form == "prompt":
         needed.add("demonstration")
     if need_answer:
         needed.add("answer")

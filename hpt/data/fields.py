@@ -120,7 +120,10 @@ def required_demonstration(value: Any) -> str | tuple[Message, ...]:
     """As `demonstration`, but there must be one."""
     found = demonstration(value)
     if found is None:
-        raise ValueError(f"{_is(value)}; training on demonstrations needs one for every question")
+        raise ValueError(
+            f"{_is(value)}; training on demonstrations needs one for every question, unless "
+            "data.missing_demonstrations says otherwise: drop or rollouts"
+        )
     return found
 
 
@@ -130,7 +133,8 @@ def required_conversation(value: Any) -> tuple[tuple[Message, ...], Message | No
     if turn is None:
         raise ValueError(
             f"has messages in the order {_roles(messages)}; training on demonstrations needs an assistant message, "
-            "not of weight 0, as the last of every question"
+            "not of weight 0, as the last of every question, unless data.missing_demonstrations says otherwise: drop "
+            "or rollouts"
         )
     return messages, turn
 

@@ -114,7 +114,7 @@ def parse_questions(
 
     columns: the column of each field, or None to look for it in `KNOWN_COLUMNS`.
     need_demonstration, need_answer: whether a question without one is an error.
-    some_without: allows questions without a demonstration even so; then only a source without any is an error.
+    some_without: questions may lack a needed demonstration even so.
     option: how the user names a column, for the error message that one is missing.
 
     A question without an id gets "#" and its line (JSONL) or record number, from 1. DataError as in `load_questions`.
@@ -124,7 +124,12 @@ def parse_questions(
         problems.raise_if_any()
         raise DataError(f"{source.name} holds no questions: it is empty")
     column_of = find_columns(
-        source, columns, need_demonstration=need_demonstration, need_answer=need_answer, option=option
+        source,
+        columns,
+        need_demonstration=need_demonstration,
+        need_answer=need_answer,
+        some_without=some_without,
+        option=option,
     )
     every = need_demonstration and not some_without
     convert: dict[str, Callable[[Any], Any]] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from hpt.data.columns import find_columns, unread_columns
 from hpt.data.questions import COLUMN_SETTING, Question, parse_questions
 from hpt.data.readers import read_source
-from hpt.support.errors import DataError
 
 if TYPE_CHECKING:
     from hpt.config.sections.data import ColumnsConfig, SourceConfig
@@ -60,42 +59,12 @@ def load_sources(
             own_columns,
             need_demonstration=need_demonstration,
             need_answer=need_answer,
+            some_without=some_without,
             option=COLUMN_SETTING,
         )
         questions = [dataclasses.replace(question, id=f"{prefix}{question.id}") for question in questions]
         loaded.append(LoadedSource(config.name, config.weight, questions, unread_columns(source, column_of)))
     return loaded
-
-
-def without_demonstrations(sources: Sequence[LoadedSource], refused: Container[str]) -> list[LoadedSource]:
-    """The sources with all their questions, of which those of these ids have lost their demonstration."""
-    return [
-        dataclasses.replace(
-            source,
-            questions=[
-                without_demonstration(question) if question.id in refused else question for question in source.questions
-            ],
-        )
-        for source in sources
-    ]
-
-
-def without_demonstration(question: Question) -> Question:
-    return dataclasses.replace(question, demonstration=None, turn=None)
-
-
-def without_questions(sources: Sequence[LoadedSource], refused: Container[str]) -> list[LoadedSource]:
-    """The sources without the questions of these ids, whose demonstrations the verifier refuses.
-
-    DataError where nothing of a source is left.
-    """
-    kept = []
-    for source in sources:
-        questions = [question for question in source.questions if question.id not in refused]
-        if not questions:
-            raise DataError(f"{source.name}: the verifier refuses every demonstration")
-        kept.append(dataclasses.replace(source, questions=questions))
-    return kept
 
 
 def _prefixes(names: Sequence[str]) -> list[str]:

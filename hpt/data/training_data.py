@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
 from hpt.config.schema import Config
 from hpt.config.sections.rewards import VERIFIER
 from hpt.data.columns import MissingColumn
+from hpt.data.demonstrations import as_missing_demonstrations_says, demonstration_count, undemonstrated
 from hpt.data.prompt import PromptRenderer
 from hpt.data.selection import Selection, select_by_length
-from hpt.data.sources import LoadedSource, load_sources, without_demonstration
+from hpt.data.sources import LoadedSource, load_sources
 from hpt.data.tokenizer import generation_ends, load_tokenizer
 from hpt.support.errors import DataError
 
@@ -24,22 +25,9 @@ def read_questions(config: Config) -> tuple[list[LoadedSource], list[LoadedSourc
 
     Demonstrations that nothing trains on are left out.
     """
-    needs_demonstrations = config.gate.needs_demonstrations
-    with _explaining({"answer": _why_answers(config), "demonstration": _why_demonstrations(config)}):
-        train = load_sources(
-            config.data.train_sources,
-            config.data.columns,
-            need_demonstration=needs_demonstrations,
-            need_answer=config.needs_answers,
-            some_without=config.data.missing_demonstrations != "error",
-        )
-    if needs_demonstrations:
-        train = _as_missing_demonstrations_says(config, train)
-    else:
-        train = [
-            replace(source, questions=[without_demonstration(question) for question in source.questions])
-            for source in train
-        ]
+    train = _training_sources(config)
+    if not config.gate.needs_demonstrations:
+        train = [replace(source, questions=[*map(undemonstrated, source.questions)]) for source in train]
     with _explaining({"answer": _why_eval_answers(config)}):
         held_out = load_sources(
             config.data.eval_sources,
@@ -48,6 +36,31 @@ def read_questions(config: Config) -> tuple[list[LoadedSource], list[LoadedSourc
             need_answer=config.eval.every > 0 and config.gate.reads == VERIFIER,
         )
     return train, held_out
+
+
+def _training_sources(config: Config) -> list[LoadedSource]:
+    """The sources of `data.train`, as `data.missing_demonstrations` says."""
+
+    def read(*, some_without: bool) -> list[LoadedSource]:
+        with _explaining({"answer": _why_answers(config), "demonstration": _why_demonstrations(config)}):
+            return load_sources(
+                config.data.train_sources,
+                config.data.columns,
+                need_demonstration=config.gate.needs_demonstrations,
+                need_answer=config.needs_answers,
+                some_without=some_without,
+            )
+
+    missing = config.data.missing_demonstrations
+    if missing == "error" or not config.gate.needs_demonstrations:
+        return read(some_without=False)
+    sources = read(some_without=True)
+    if demonstration_count(sources):
+        return as_missing_demonstrations_says(config, sources)
+    try:
+        return read(some_without=False)  # says where demonstrations were looked for
+    except DataError as error:
+        raise DataError(f"No question has a demonstration (data.missing_demonstrations={missing}): {error}") from error
 
 
 @contextmanager
@@ -75,28 +88,10 @@ def _why_answers(config: Config) -> str:
 
 
 def _why_demonstrations(config: Config) -> str:
-    return f"This method trains on demonstrations (gate.kind={config.gate.kind}); RL alone does not: method=grpo"
-
-
-def _as_missing_demonstrations_says(config: Config, sources: Sequence[LoadedSource]) -> list[LoadedSource]:
-    """The sources without the questions that lack a demonstration, or with them; says how many there are."""
-    questions = [question for source in sources for question in source.questions]
-    missing = sum(question.demonstration is None for question in questions)
-    if not missing:
-        return list(sources)
-    if missing == len(questions):
-        raise DataError(f"none of the {missing:,} questions has a demonstration.\n{_why_demonstrations(config)}")
-    if config.keeps_questions_without_demonstration:
-        logger.info("%s of %s questions have no demonstration: RL alone trains on them", missing, len(questions))
-        return list(sources)
-    logger.info("%s of %s questions have no demonstration: they are left out", missing, len(questions))
-    kept = []
-    for source in sources:
-        demonstrated = [question for question in source.questions if question.demonstration is not None]
-        if not demonstrated:
-            raise DataError(f"{source.name}: no question has a demonstration, and data.missing_demonstrations is drop")
-        kept.append(replace(source, questions=demonstrated))
-    return kept
+    return (
+        f"This method trains on demonstrations (gate.kind={config.gate.kind}); RL alone does not: method=grpo. Where "
+        "only some questions have one: data.missing_demonstrations=rollouts or =drop"
+    )
 
 
 def _why_eval_answers(config: Config) -> str:

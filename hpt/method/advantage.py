@@ -133,7 +133,10 @@ def group_advantages(config: Config) -> EstimateAdvantages:
     def estimate(experiences: Sequence[Experience]) -> None:
         rewards = [[reward for _, reward in _rewarded(experience)] for experience in experiences]
         if config.demonstration_in_group:
-            demonstrations = [experience.demonstration_reward for experience in experiences]
+            demonstrations = [
+                experience.demonstration_reward if experience.demonstration_in_group(config) else None
+                for experience in experiences
+            ]
             estimates, others = advantages_with_demonstrations(rewards, demonstrations, estimator, off_policy_estimator)
             for experience, advantage in zip(experiences, others, strict=True):
                 experience.demonstration_advantage = advantage

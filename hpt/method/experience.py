@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from hpt.config.schema import Config
 from hpt.data.conversation import Conversation
 from hpt.data.questions import Question
-from hpt.method.gate import NOTHING, Decision
+from hpt.method.gate import NOTHING, ONLY_ROLLOUTS, Decision, Gate
 from hpt.rollout import Rollout
 from hpt.verify import GroupRewards, Judgement
 
@@ -22,12 +22,13 @@ class Experience:
     rollouts: list[Rollout] = field(default_factory=list)  # none where the gate asks for none
     decision: Decision = NOTHING
     demonstration: list[int] = field(default_factory=list)  # response tokens, where the decision trains on them
-    demonstration_reward: float | None = 1.0  # as a member of the group; None where it is none
+    demonstration_reward: float | None = 1.0  # as a member of the group; None where no reward applies
     conversation: Conversation | None = None  # what SFT trains on instead, with data.loss_on "all" and earlier turns
     demonstration_advantage: float = 1.0  # of its off-policy row
     rewards: GroupRewards = field(default_factory=GroupRewards)  # empty where the recipe lists none
     trained: bool = True  # dynamic sampling leaves questions out
     probe: int | None = None  # with rollout.probe: RL trains on the first so many rollouts only; None: on all
+    overruled: bool = False  # the gate asked for a demonstration, and the question has none
 
     def add(self, rollouts: Sequence[Rollout], judgement: Judgement) -> None:
         """Takes rollouts with what is known about them and, if it is in their group, about the demonstration."""
@@ -45,8 +46,15 @@ class Experience:
         """The rollouts that RL trains on, where the gate's decision has RL."""
         return self.rollouts[: self.probe]
 
+    def decide(self, gate: Gate) -> None:
+        """Takes the gate's decision. Without a demonstration it is RL on its rollouts, whatever the gate says."""
+        self.decision = gate(self.score)
+        if self.question.demonstration is None:
+            self.overruled = self.decision.uses_demonstration
+            self.decision = ONLY_ROLLOUTS
+
     def demonstration_in_group(self, config: Config) -> bool:
-        """Whether its group has a demonstration."""
+        """Whether its demonstration belongs to the group that its advantages are computed over."""
         return config.demonstration_in_group and self.question.demonstration is not None
 
     @property

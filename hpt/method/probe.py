@@ -3,7 +3,8 @@
 Which questions go on. Scores are in [0, 1]. With c the sum of the first k, the mean P of all n will be in
 [c/n, (c + n - k)/n]. The gates that go with probing are monotone in P: where they decide the same at both ends they
 decide so for every outcome, and the question stops. The mean of the k, c/k, lies in that interval, too, so the gate
-reads the mean of what was sampled, and every decision is the one that n rollouts would have led to.
+reads the mean of what was sampled, and every decision is the one that n rollouts would have led to. A question without
+a demonstration goes to RL in any case, and stops.
 
 What RL trains on. The estimate of every probed question, stopped or not, comes from its first k rollouts alone. Those
 that a question goes on for inform the gate and are not trained on. This leaves the expectation as it is. Let U_n be the
@@ -62,7 +63,11 @@ class Probe:
 
     def open(self, experiences: Sequence[Experience]) -> list[Experience]:
         """Those that go on, in launch order."""
-        probed = [experience for experience in self._in_launch_order(experiences) if experience.probe]
+        probed = [
+            experience
+            for experience in self._in_launch_order(experiences)
+            if experience.probe and experience.question.demonstration is not None  # without one it is RL in any case
+        ]
         return [each for each in probed if not settled(self._gate, each.score * self._k, self._k, self._n)]
 
     def missing(self, experience: Experience) -> int:

@@ -128,7 +128,7 @@ def _sft_row(experience: Experience, normaliser: _Normaliser, config: Config) ->
 
 def _off_policy_row(experience: Experience, normaliser: _Normaliser, config: Config) -> Row:
     share = experience.decision.off * config.off_policy.coef
-    members = len(experience.rollouts) + 1 if config.demonstration_in_group else 1
+    members = len(experience.rollouts) + 1 if experience.demonstration_in_group(config) else 1
     return Row(
         tokens=experience.prompt + experience.demonstration,
         prompt_length=len(experience.prompt),

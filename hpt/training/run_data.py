@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hpt.config.schema import Config
+from hpt.data.demonstrations import as_wrong_demonstrations_says, demonstration_count
 from hpt.data.order import MixedOrder, QuestionOrder, make_order
 from hpt.data.preview import show_first
 from hpt.data.prompt import PromptRenderer
 from hpt.data.questions import Question, has_answers
-from hpt.data.sources import LoadedSource, without_demonstrations, without_questions
+from hpt.data.sources import LoadedSource
 from hpt.data.training_data import log_what_is_left_out, make_renderer, read_questions, select_questions
 from hpt.memory import check_memory
 from hpt.model.positions import check_positions
@@ -77,6 +78,8 @@ def load_data(config: Config) -> Data:
         sources.append(replace(source, questions=selection.questions))
         longest_prompt = max(longest_prompt, selection.longest_prompt)
         longest_example = max(longest_example, selection.longest_example)
+    if config.gate.needs_demonstrations and not demonstration_count(sources):
+        raise DataError("every question with a demonstration is longer than the limits in data")
     trained_prompt = longest_prompt
     needed = {"the longest prompt and its demonstration": longest_example}
     if config.gate.needs_rollouts:
@@ -93,8 +96,8 @@ def load_data(config: Config) -> Data:
 
 
 def show_first_question(config: Config, data: Data) -> None:
-    """Shows the first question that is trained on as the model sees it."""
-    show(logger, show_first(data.renderer, data.questions[0], all_turns=config.data.loss_on == "all"))
+    """Shows a question that is trained on as the model sees it, with its demonstration where any has one."""
+    show(logger, show_first(data.renderer, data.example, all_turns=config.data.loss_on == "all"))
 
 
 def check_verifiable(config: Config, data: Data, verifier: Verifier) -> None:
@@ -125,14 +128,15 @@ def without_wrong_demonstrations(
     if not result.refused:
         return list(sources)
     if config.data.wrong_demonstrations == "error":
-        raise DataError(f"{result.summary}; data.wrong_demonstrations=drop leaves these questions out")
-    if config.data.wrong_demonstrations == "rollouts" and config.gate.needs_rollouts:
-        logger.warning(f"{result.summary}. They are not trained on: RL alone trains on these questions")
-        return without_demonstrations(sources, result.refused)
+        raise DataError(
+            f"{result.summary}; data.wrong_demonstrations=drop leaves these questions out, =rollouts only their "
+            "demonstrations"
+        )
     if keep:
         logger.warning("%s", result.summary)
         return list(sources)
-    kept = without_questions(sources, result.refused)
+    kept = as_wrong_demonstrations_says(config, sources, result.refused)
     total, left = (sum(len(source.questions) for source in each) for each in (sources, kept))
-    logger.warning(f"{result.summary}. They are left out: {left:,} of {total:,} questions remain")
+    fate = "RL alone trains on their questions" if left == total else f"{left:,} of {total:,} questions remain"
+    logger.warning(f"{result.summary}. They are left out: {fate}")
     return kept

@@ -31,7 +31,7 @@ from hpt.memory.out_of_memory import memory_phase
 from hpt.method.advantage import EstimateAdvantages
 from hpt.method.dynamic_sampling import choose_mixed
 from hpt.method.experience import Experience
-from hpt.method.gate import ONLY_ROLLOUTS, Gate
+from hpt.method.gate import Gate
 from hpt.method.micro_batches import MicroBatcher
 from hpt.method.official import Reweight
 from hpt.method.probe import Probe
@@ -133,11 +133,7 @@ class Trainer:
         """The questions of a batch, with their prompts."""
         questions = [self.questions[index] for index in self.order.batch(batch)]
         prompts = self.renderer.encode_prompts(questions)
-        experiences = [Experience(*pair) for pair in zip(questions, prompts, strict=True)]
-        for experience in experiences:
-            if experience.question.demonstration is None:
-                experience.demonstration_reward = None
-        return experiences
+        return [Experience(*pair) for pair in zip(questions, prompts, strict=True)]
 
     def sample_and_verify(self, step: int, batch: int, experiences: Sequence[Experience]) -> None:
         """Gives the questions their rollouts, or further ones, with verdicts and rewards."""
@@ -201,9 +197,7 @@ class Trainer:
     def apply_gate(self, experiences: Sequence[Experience]) -> None:
         """(alpha, beta) = (f(P), g(P)): how much of each signal every question gets."""
         for experience in experiences:
-            experience.decision = self.gate(experience.score)
-            if experience.question.demonstration is None and experience.decision.uses_demonstration:
-                experience.decision = ONLY_ROLLOUTS
+            experience.decide(self.gate)
             if experience.decision.uses_demonstration:
                 experience.demonstration = self.renderer.demonstration_ids(experience.question)
                 if self.config.data.loss_on == "all":
@@ -264,6 +258,8 @@ class Trainer:
 
     def metrics(self, experiences: Sequence[Experience], stats: StepStats) -> Metrics:
         metrics = step_metrics(experiences, stats, self.clock.stop())
+        if self.config.some_without_demonstration:
+            metrics["gate/without_demonstration"] = sum(experience.overruled for experience in experiences)
         if self.config.rollout.probe:
             metrics |= probe_metrics(experiences, self.config.rollout.probe, self.config.sampled)
         if self.config.rollout.dynamic_rounds > 1:

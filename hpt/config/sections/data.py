@@ -79,13 +79,13 @@ class DataConfig(Section):
     missing_demonstrations: Literal["error", "drop", "rollouts"] = Field(
         "error",
         description="questions without a demonstration, where the method trains on demonstrations: an error; or they "
-        "are dropped; or trained by RL on their rollouts alone (dropped by a method without rollouts)",
+        "are dropped; or RL trains on their rollouts alone (a method without rollouts drops them)",
     )
     wrong_demonstrations: Literal["keep", "drop", "rollouts", "error"] = Field(
         "keep",
-        description="demonstrations whose final answer the verifier refuses: counted on a sample; or all are checked, "
-        "and questions with a wrong one are dropped, or lose it and are trained as missing_demonstrations: rollouts, "
-        "or an error",
+        description="demonstrations whose final answer the verifier refuses. keep: counted on a sample; else all are "
+        "checked. drop: their questions are dropped; rollouts: the demonstrations are, and RL trains on the rollouts "
+        "of their questions (a method without rollouts drops them); error",
     )
 
     @field_validator("train", "eval", mode="before")

@@ -72,10 +72,25 @@ def test_rows_are_those_that_remain_where_wrong_demonstrations_are_dropped(
     shown = {line.split(":")[0] for line in text.splitlines() if line.startswith("Prompt of question")}
     assert code == 0
     if check == "0":
-        assert "Not verified: the rows may be of questions that data.wrong_demonstrations=drop leaves out" in text
+        assert "Not verified: the rows may show what data.wrong_demonstrations=drop leaves out" in text
         return
-    assert "data.wrong_demonstrations=drop leaves them out: 1 of 4 questions remain" in text
+    left = "1 of 4 questions remain, 1 of them with a demonstration"
+    assert f"data.wrong_demonstrations=drop leaves them out: {left}" in text
     assert shown == {"Prompt of question #3"}
+
+
+def test_questions_without_a_demonstration_are_counted_and_shown_as_rollouts(
+    world: Path, weightless: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = write(tmp_path / "t.jsonl", GOOD | {"demonstration": "3"}, GOOD, GOOD | {"demonstration": None})
+    keep = ["data.missing_demonstrations=rollouts", "data.wrong_demonstrations=rollouts", "batch.questions=3"]
+    code, text = describe(capsys, world, weightless, f"data.train={train}", *keep, "--rows", "3")
+    assert code == 0
+    assert f"{train}: 1 of 3 questions have no demonstration: RL alone trains on them" in text
+    assert f"{train} 3 3 2 0".split() in [line.split() for line in text.splitlines()]
+    left = "3 of 3 questions remain, 1 of them with a demonstration"
+    assert f"data.wrong_demonstrations=rollouts leaves them out: {left}" in text
+    assert (text.count("Demonstration: "), text.count("Response: sampled by the model")) == (1, 2)
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_a_demonstration_is_one_of_its_group() -> None:
 
 def experience(*rewards: float | None, demonstration: float | None = 1.0) -> Experience:
     rollouts = [Rollout([1], [0.0], "stop", rewards={"f": reward}, earned=reward) for reward in rewards]
-    return Experience(Question("q", "", None), [1], rollouts, demonstration_reward=demonstration)
+    return Experience(Question("q", "", None, "d"), [1], rollouts, demonstration_reward=demonstration)
 
 
 def test_a_rollout_without_a_reward_has_advantage_zero_and_is_in_no_baseline() -> None:

@@ -56,7 +56,8 @@ def group(seed: int, alpha: float, beta: float, *, equal_scores: bool = False) -
     advantages = [0.0] * 3 if equal_scores else [0.7, 0.0, -0.7]
     for rollout, advantage in zip(rollouts, advantages, strict=True):
         rollout.advantage = advantage
-    return Experience(Question(str(seed), "", "", "shown"), tokens(2, 9), rollouts, Decision(alpha, beta, 0.0), tokens(4, 11))
+    question = Question(str(seed), "", "", "d")
+    return Experience(question, tokens(2, 9), rollouts, Decision(alpha, beta, 0.0), tokens(4, 11))
 
 
 def groups_with_sft(count: int, questions: int = 7) -> list[Experience]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,8 @@ RIGHT = {"prompt": "1+1=", "answer": "2", "demonstration": "\\boxed{2}"}
 WRONG = RIGHT | {"demonstration": "\\boxed{3}"}
 SFT = "gate={kind: sft}"
 
+TrainedIds = Callable[[Config], list[str]]
+
 
 def write(path: Path, *records: dict[str, object]) -> Path:
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -33,16 +36,24 @@ def config_of(world: Path, folder: Path, *settings: str) -> Config:
     return load_config(world, [*usual, *settings])
 
 
-def trained_ids(config: Config) -> list[str]:
-    data = load_data(config)
-    with make_verifier(config.verify) as verifier:
-        check_verifiable(config, data, verifier)
-        sources = without_wrong_demonstrations(config, data.sources, verifier, ALONE)
-    return [question.id for source in sources for question in source.questions]
+@pytest.fixture(scope="module")
+def trained_ids(world: Path) -> Iterator[TrainedIds]:
+    """Which questions a run trains on; those without a demonstration that RL alone trains on are marked."""
+    with make_verifier(load_config(world, ["verify.function=null"]).verify) as verifier:
+
+        def find(config: Config) -> list[str]:
+            data = load_data(config)
+            check_verifiable(config, data, verifier)
+            sources = without_wrong_demonstrations(config, data.sources, verifier, ALONE)
+            alone = " alone" if config.gate.needs_demonstrations else ""
+            questions = [question for source in sources for question in source.questions]
+            return [question.id + ("" if question.demonstration else alone) for question in questions]
+
+        yield find
 
 
 def test_wrong_demonstrations_are_kept_dropped_or_refused_and_counted_always(
-    world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    world: Path, tmp_path: Path, trained_ids: TrainedIds, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = write(tmp_path / "d.jsonl", RIGHT, WRONG, RIGHT, WRONG)
     train = f"data.train={data}"
@@ -56,9 +67,63 @@ def test_wrong_demonstrations_are_kept_dropped_or_refused_and_counted_always(
     assert (
         len(trained_ids(config_of(world, tmp_path, train, "gate={kind: rl}", "data.wrong_demonstrations=error"))) == 4
     )
+    rollouts = [train, "data.wrong_demonstrations=rollouts"]
+    assert trained_ids(config_of(world, tmp_path, *rollouts)) == ["#1", "#2 alone", "#3", "#4 alone"]
+    assert "They are left out: RL alone trains on their questions" in caplog.text
+    assert trained_ids(config_of(world, tmp_path, *rollouts, SFT)) == ["#1", "#3"]
     write(data, WRONG)
-    with pytest.raises(DataError, match="the verifier refuses every demonstration"):
-        trained_ids(config_of(world, tmp_path, train, "data.wrong_demonstrations=drop"))
+    for what in ("drop", "rollouts"):
+        with pytest.raises(DataError, match="the verifier refuses every demonstration"):
+            trained_ids(config_of(world, tmp_path, train, f"data.wrong_demonstrations={what}"))
+
+
+def test_missing_demonstrations_are_an_error_dropped_or_kept_for_rl_and_counted(
+    world: Path, tmp_path: Path, trained_ids: TrainedIds, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    without = {key: RIGHT[key] for key in ("prompt", "answer")}
+    data = write(tmp_path / "d.jsonl", RIGHT, without, WRONG, without | {"demonstration": ""})
+    train, keep = f"data.train={data}", "data.missing_demonstrations=rollouts"
+    with pytest.raises(DataError, match=r"(?s)line 2: field 'demonstration' is missing.*data.missing_demonstrations"):
+        trained_ids(config_of(world, tmp_path, train))
+    dropped = config_of(world, tmp_path, train, "data.missing_demonstrations=drop")
+    assert trained_ids(dropped) == ["#1", "#3"]
+    assert f"{data}: 2 of 4 questions have no demonstration: they are left out" in caplog.text
+    assert trained_ids(config_of(world, tmp_path, train, keep, SFT)) == ["#1", "#3"]
+    assert trained_ids(config_of(world, tmp_path, train, keep)) == ["#1", "#2 alone", "#3", "#4 alone"]
+    assert f"{data}: 2 of 4 questions have no demonstration: RL alone trains on them" in caplog.text
+    wrong = [train, keep, "data.wrong_demonstrations=drop"]
+    assert trained_ids(config_of(world, tmp_path, *wrong)) == ["#1", "#2 alone", "#4 alone"]
+    with pytest.raises(DataError, match="every question with a demonstration is longer than the limits"):
+        trained_ids(config_of(world, tmp_path, train, keep, "data.max_demonstration_tokens=1"))
+    write(data, without, without)
+    for what in ("drop", "rollouts"):
+        wrong_name = [f"data.missing_demonstrations={what}", "data.columns.demonstration=x"]
+        with pytest.raises(DataError, match=rf"No question has .*={what}\): .*column for the demonstration.* x;"):
+            trained_ids(config_of(world, tmp_path, train, *wrong_name))
+    write(data, *[without | {"demonstration": None}] * 2)
+    with pytest.raises(DataError, match=r"(?s)No question has .*line 2: field 'demonstration' is null"):
+        trained_ids(config_of(world, tmp_path, train, keep))
+
+
+def test_conversations_completions_and_whole_sources_may_lack_a_demonstration(world: Path, tmp_path: Path) -> None:
+    ask, reply = {"role": "user", "content": "1+1="}, {"role": "assistant", "content": "\\boxed{2}"}
+    chats = [[ask, reply], [ask], [ask, reply | {"weight": 0}], [ask, reply, ask], [ask, reply, ask, reply]]
+    write(tmp_path / "chats.jsonl", *[{"messages": chat, "answer": "2"} for chat in chats])
+    trl = {"prompt": [ask], "answer": "2"}
+    write(tmp_path / "trl.jsonl", trl | {"completion": [reply]}, trl | {"completion": []}, trl | {"completion": None})
+    write(tmp_path / "bare.jsonl", {"prompt": "1+1=", "answer": "2"})
+    paths = ", ".join(f"{{path: {tmp_path}/{name}.jsonl}}" for name in ("chats", "trl", "bare"))
+    config = config_of(world, tmp_path, f"data.train=[{paths}]", "data.missing_demonstrations=rollouts")
+    sources, _ = read_questions(config)
+    assert [[question.demonstration is not None for question in source.questions] for source in sources] == [
+        [True, False, False, False, True],
+        [True, False, False],
+        [False],
+    ]
+    dropped = config_of(world, tmp_path, f"data.train=[{paths}]", "data.missing_demonstrations=drop")
+    with pytest.raises(DataError, match=r"bare.jsonl: no question has a demonstration"):
+        read_questions(dropped)
 
 
 def test_the_question_shown_is_one_that_is_trained_on(
@@ -72,7 +137,9 @@ def test_the_question_shown_is_one_that_is_trained_on(
     assert "Prompt of question #1" not in caplog.text
 
 
-def test_answers_that_nothing_reads_may_be_missing_or_broken(world: Path, tmp_path: Path) -> None:
+def test_answers_that_nothing_reads_may_be_missing_or_broken(
+    world: Path, tmp_path: Path, trained_ids: TrainedIds
+) -> None:
     open_ended = {"prompt": "1+2=", "completion": "3"}
     data = write(tmp_path / "d.jsonl", open_ended, open_ended | {"answer": "\\frac{"}, open_ended | {"answer": "3"})
     train = f"data.train={data}"

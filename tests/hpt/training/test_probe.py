@@ -182,7 +182,7 @@ def test_ranks_agree_on_what_goes_on_and_call_the_engine_equally_often(world: Pa
         probe = Probe(config, gate_of(config))
         probe.remember([visited("1", 0.0), visited("0", 0.5), visited("3", 1.0)])  # so the order is 1, 0, 2, 3
         parts |= dict.fromkeys(("gate", "estimate_advantages", "policy", "engine", "micro_batches"), unused)
-        questions = [Question(str(number), "?", "") for number in range(4)]
+        questions = [Question(str(number), "?", "", "d") for number in range(4)]
         trainer = Trainer(
             config, questions, QuestionOrder(4, 4, 0), [], clock=PhaseClock(config), probe=probe, world=own, **parts
         )
