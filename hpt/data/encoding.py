@@ -16,8 +16,8 @@ _PROBE = "hpt-question"
 class TextEncoder:
     """Encodes prompts and responses separately, so that no token crosses the boundary between them.
 
-    A prompt begins with a BOS token, once, if the tokenizer adds one and `bos` is true. A response gets no BOS token, and not the space
-    that SentencePiece-style tokenizers put before every text.
+    A prompt begins with a BOS token, once, if the tokenizer adds one and `bos` is true. A response gets no BOS token,
+    and not the space that SentencePiece-style tokenizers put before every text.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, bos: bool = True) -> None:

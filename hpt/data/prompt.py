@@ -63,8 +63,8 @@ class PromptRenderer:
     wraps the last user message. The chat template also gets `chat_template_kwargs`, and the question's own.
     Prompt, style "plain": `template` with {question} replaced by the last user message, and nothing else; a system
     message and tools in the data, written for a chat, are left out.
-    In both styles a prompt begins with a BOS token, once, if the tokenizer adds one and `bos` is true. A prompt for which a small
-    vocabulary has no token at all is an EOS token.
+    In both styles a prompt begins with a BOS token, once, if the tokenizer adds one and `bos` is true. A prompt for
+    which a small vocabulary has no token at all is an EOS token.
 
     Response: the demonstration, verbatim, and the token that ends a response, which is one of `stop_ids`: what the chat
     template puts after an assistant's message; if it puts none, in style "plain" and with `end: eos`, the tokenizer's

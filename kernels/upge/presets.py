@@ -47,9 +47,7 @@ def REINFORCE() -> Objective:
 
 
 @_constant
-def PPO(
-    clip_low: float | None = 0.2, clip_high: float | None = 0.2, dual_clip: float | None = None
-) -> Objective:
+def PPO(clip_low: float | None = 0.2, clip_high: float | None = 0.2, dual_clip: float | None = None) -> Objective:
     """PPO's clipped surrogate (Schulman et al. 2017, arXiv 1707.06347, Eq. 7): -min(r A, clip(r, 1-low, 1+high) A).
 
     dual_clip (> 1): for A < 0 the loss is at most -dual_clip * A (Ye et al. 2020, arXiv 1912.09729, Eq. 4).

@@ -133,8 +133,8 @@ class PromptConfig(Section):
     bos: bool = Field(True, description="a prompt begins with the BOS token, if the tokenizer adds one")
     end: Literal["turn", "eos"] = Field(
         "turn",
-        description="the token that ends a response. turn: what the chat template puts after an assistant's message, in "
-        "style plain the tokenizer's EOS; eos: the tokenizer's EOS in both",
+        description="the token that ends a response. turn: what the chat template puts after an assistant's message, "
+        "in style plain the tokenizer's EOS; eos: the tokenizer's EOS in both",
     )
     chat_template_kwargs: dict[str, Any] = Field(
         {}, description="handed to the chat template, e.g. {enable_thinking: false}; a record's own come on top"

@@ -88,7 +88,8 @@ PUBLISHED = {
 def test_the_published_tables(name: str) -> None:
     """Their groups are 7 rollouts and the demonstration, which is always right."""
     config = load_config("sums", ["method=hpt-soft", f"gate.table={name}", "rollout.n=8"])
-    assert config.sampled == 7 and config.demonstration_in_group
+    assert config.sampled == 7
+    assert config.demonstration_in_group
     gate = gate_of(config)
     for right, row in enumerate(PUBLISHED[name].split(", ")):
         alpha, off, beta = map(float, row.split())

@@ -57,7 +57,8 @@ def test_the_published_second_update_has_an_unclipped_ratio_and_the_first_is_on_
     on_policy, published = (
         Policy(model, load_config("hpt-published", [*settings, *more])) for more in (["batch.updates=1"], [])
     )
-    assert published.needs_old_logprobs and not on_policy.needs_old_logprobs
+    assert published.needs_old_logprobs
+    assert not on_policy.needs_old_logprobs
 
     def gradient(policy: Policy) -> torch.Tensor:
         model.zero_grad()
@@ -156,7 +157,7 @@ def balanced(rows: list[Row], tokens: int) -> list[list[Row]]:
     return parts
 
 
-def weights_by_hand(questions: int, share: float, rollout: int, demonstration: int, prompt: int) -> tuple[float, ...]:
+def factors(questions: int, share: float, rollout: int, demonstration: int, prompt: int) -> tuple[float, ...]:
     """(SFT, entropy) against RL with our normaliser over the same with theirs, from the rows of one update.
 
     Theirs: of every micro-batch of each of 8 GPUs the sum over RL's tokens / 8192, the mean over SFT's tokens and the
@@ -194,5 +195,5 @@ def test_the_stated_ratios_of_the_coefficients() -> None:
     assert len(table) >= 4
     for cells in table:
         share, rollout, demonstration, sft, entropy = map(float, cells)
-        found = weights_by_hand(64, share, int(rollout), int(demonstration), 100)
+        found = factors(64, share, int(rollout), int(demonstration), 100)
         assert found == pytest.approx((sft, entropy), abs=0.051)
