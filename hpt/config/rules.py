@@ -128,8 +128,8 @@ def _signal_rules(config: Config) -> Iterator[str]:
     if config.loss.aggregation == "official":
         if config.loss.kl_coef > 0:
             yield (
-                f"loss.kl_coef = {config.loss.kl_coef}: the published code has no KL penalty, so "
-                'loss.aggregation "official" has no normaliser for it'
+                f"loss.kl_coef = {config.loss.kl_coef}: the published runs have their KL penalty off, and "
+                'loss.aggregation "official" does not have it; choose another aggregation'
             )
         for name, section in (("rl", config.rl), ("sft", config.sft), ("off_policy", config.off_policy)):
             if ":" in section.objective:

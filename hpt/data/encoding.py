@@ -16,13 +16,13 @@ _PROBE = "hpt-question"
 class TextEncoder:
     """Encodes prompts and responses separately, so that no token crosses the boundary between them.
 
-    A prompt begins with a BOS token, once, if the tokenizer adds one. A response gets no BOS token, and not the space
-    that SentencePiece-style tokenizers put before every text.
+    A prompt begins with a BOS token, once, if the tokenizer adds one and `bos` is true. A response gets no BOS token,
+    and not the space that SentencePiece-style tokenizers put before every text.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, bos: bool = True) -> None:
         self.tokenizer = tokenizer
-        self._adds_bos = self._is_bos_added()
+        self._adds_bos = bos and self._is_bos_added()
         self._newline_ids = self._find_newline_ids()
 
     def beginnings(self, texts: list[str]) -> list[list[int]]:

@@ -63,12 +63,12 @@ class PromptRenderer:
     wraps the last user message. The chat template also gets `chat_template_kwargs`, and the question's own.
     Prompt, style "plain": `template` with {question} replaced by the last user message, and nothing else; a system
     message and tools in the data, written for a chat, are left out.
-    In both styles a prompt begins with a BOS token, once, if the tokenizer adds one. A prompt for which a small
-    vocabulary has no token at all is an EOS token.
+    In both styles a prompt begins with a BOS token, once, if the tokenizer adds one and `bos` is true. A prompt for
+    which a small vocabulary has no token at all is an EOS token.
 
     Response: the demonstration, verbatim, and the token that ends a response, which is one of `stop_ids`: what the chat
-    template puts after an assistant's message; if it puts none, and in style "plain", the tokenizer's EOS. If the
-    prompt ends in <think>, that is the demonstration's own <think>.
+    template puts after an assistant's message; if it puts none, in style "plain" and with `end: eos`, the tokenizer's
+    EOS. If the prompt ends in <think>, that is the demonstration's own <think>.
 
     eos_token_ids: end tokens of the model (`generation_ends`); they end a rollout, too.
     """
@@ -83,7 +83,7 @@ class PromptRenderer:
         self.tokenizer = tokenizer
         self.config = config
         self._check_settings()
-        self._encoder = TextEncoder(tokenizer)
+        self._encoder = TextEncoder(tokenizer, bos=config.bos)
         self._formats: dict[str, ResponseFormat] = {}
         ends = [self._format(_PROBE).end_ids[-1], *eos_token_ids, tokenizer.eos_token_id]
         self.stop_ids: list[int] = list(dict.fromkeys(end for end in ends if end is not None))
@@ -314,7 +314,8 @@ class PromptRenderer:
         if self.config.style == "chat":
             before, after = self._around_answer(probe, prompt)
             lead = before if before.isspace() else ""
-            end_ids = self._end_ids(after)
+            if self.config.end == "turn":
+                end_ids = self._end_ids(after)
         if end_ids == [None]:
             raise ConfigError(
                 f"the tokenizer of {model_name(self.tokenizer)} has no eos_token, so no response could end"

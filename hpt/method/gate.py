@@ -43,7 +43,7 @@ ONLY_ROLLOUTS = Decision(alpha=1.0, beta=0.0, off=0.0)
 ONLY_DEMONSTRATION = Decision(alpha=0.0, beta=1.0, off=1.0)
 BOTH = Decision(alpha=1.0, beta=1.0, off=1.0)
 
-# (alpha, off, beta) by how many of 8 rollouts and the demonstration are right, from 1 on.
+# (alpha, off, beta) by how many of 7 rollouts are right. The last row is that of all higher counts, too.
 _PUBLISHED: dict[str, list[tuple[float, float, float]]] = {
     "soft-1": [(0, 1, 1), (0.125, 1, 0.5), (0.25, 1, 0.25), (0.5, 1, 0.125), (1, 1, 0)],
     "soft-2": [(0, 0, 1), (0.125, 0, 0.5), (0.25, 0, 0.25), (0.5, 0, 0.125), (1, 0, 0)],
@@ -60,13 +60,14 @@ _PUBLISHED: dict[str, list[tuple[float, float, float]]] = {
 
 
 def published_table(name: str) -> list[list[float]]:
-    """[alpha, beta, off] for 0 to 8 right rollouts of 8: the soft tables of the paper's code.
+    """[alpha, beta, off] for 0 to 7 right rollouts of 7: the soft tables of the paper's code.
 
-    The published tables are indexed by a count that includes the demonstration, which is always right, and end at 8. A
-    question with all 8 rollouts right has no entry there and gets that of 7.
+    There a group has 7 rollouts and the demonstration, and the tables are indexed by how many of these 8 are right. The
+    demonstration is, so 0 does not occur, and 1 to 8 are the 8 rows here. `method: hpt-soft` has such groups. soft-1
+    and soft-2 are the code's soft_type 1 and 2, and soft-3 is every other.
     """
     rows = _PUBLISHED[name]
-    rows = rows + rows[-1:] * (9 - len(rows))
+    rows = rows + rows[-1:] * (8 - len(rows))
     return [[alpha, beta, off] for alpha, off, beta in rows]
 
 

@@ -18,6 +18,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from math import ceil
 from typing import Any
 
 import torch
@@ -227,8 +228,15 @@ class Trainer:
     def rows(self, experiences: Sequence[Experience]) -> list[list[Row]]:
         """Makes the token rows of each update. Every `updates`-th question goes to the same update."""
         trained = [experience for experience in experiences if experience.trained]
-        updates = self.config.batch.updates
+        updates = self.updates_of(trained)
         return [token_rows(trained[part::updates], self.config) for part in range(updates)]
+
+    def updates_of(self, trained: Sequence[Experience]) -> int:
+        """How many optimizer updates the step has: a question without RL has one row, another as many as rollouts."""
+        batch = self.config.batch
+        if batch.rows_per_update is None:
+            return batch.updates
+        return max(1, min(batch.updates, ceil(len(token_rows(trained, self.config)) / batch.rows_per_update)))
 
     def update(self, updates: Sequence[Sequence[Row]]) -> StepStats:
         """Runs the optimizer updates of a step."""

@@ -2,6 +2,9 @@
 
 Notation as in `objective.py`: l = log pi_theta, r = pi_theta / pi_old, A the advantage, w the weight, sg() stops
 gradients, g = d loss / d l. All raise ValueError, naming the argument, where a number is out of range.
+
+Where a preset clips r to [1 - clip_low, 1 + clip_high], a bound may be None: there is none on that side. With both None
+the loss is -r A, the importance-weighted policy gradient without a clip.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ import math
 from collections.abc import Callable
 from typing import ParamSpec
 
-from .objective import Clip, Objective, Shaping, SoftGate, WeightClip, check_number
+from .objective import Clip, Objective, Shaping, SoftGate, Unmasked, WeightClip, check_number
 
 Arguments = ParamSpec("Arguments")
 
@@ -44,45 +47,41 @@ def REINFORCE() -> Objective:
 
 
 @_constant
-def PPO(clip_low: float = 0.2, clip_high: float = 0.2, dual_clip: float | None = None) -> Objective:
+def PPO(clip_low: float | None = 0.2, clip_high: float | None = 0.2, dual_clip: float | None = None) -> Objective:
     """PPO's clipped surrogate (Schulman et al. 2017, arXiv 1707.06347, Eq. 7): -min(r A, clip(r, 1-low, 1+high) A).
 
     dual_clip (> 1): for A < 0 the loss is at most -dual_clip * A (Ye et al. 2020, arXiv 1912.09729, Eq. 4).
     """
-    _check_clip("PPO", clip_low, clip_high)
     if dual_clip is not None:
         check_number("PPO dual_clip", dual_clip, "greater than 1 or None", lambda x: x > 1)
-    return Objective(Clip(clip_low, clip_high, dual_clip), "rollout", likelihood="ratio", name="PPO")
+    return Objective(_clip("PPO", clip_low, clip_high, dual_clip), "rollout", likelihood="ratio", name="PPO")
 
 
 @_constant
-def GRPO(clip_low: float = 0.2, clip_high: float = 0.2) -> Objective:
+def GRPO(clip_low: float | None = 0.2, clip_high: float | None = 0.2) -> Objective:
     """GRPO (Shao et al. 2024, arXiv 2402.03300, Eq. 3): PPO's token loss.
 
     The group normalisation belongs in `advantages`, the factor 1/(G |o_i|) in `weights`, the KL term in `kl_coef`.
     """
-    _check_clip("GRPO", clip_low, clip_high)
-    return Objective(Clip(clip_low, clip_high), "rollout", likelihood="ratio", name="GRPO")
+    return Objective(_clip("GRPO", clip_low, clip_high), "rollout", likelihood="ratio", name="GRPO")
 
 
 @_constant
-def DrGRPO(clip_low: float = 0.2, clip_high: float = 0.2) -> Objective:
+def DrGRPO(clip_low: float | None = 0.2, clip_high: float | None = 0.2) -> Objective:
     """Dr. GRPO (Liu et al. 2025, arXiv 2503.20783): PPO's token loss.
 
     Its advantages are not divided by the standard deviation, and its weights are constant.
     """
-    _check_clip("DrGRPO", clip_low, clip_high)
-    return Objective(Clip(clip_low, clip_high), "rollout", likelihood="ratio", name="DrGRPO")
+    return Objective(_clip("DrGRPO", clip_low, clip_high), "rollout", likelihood="ratio", name="DrGRPO")
 
 
 @_constant
-def DAPO(clip_low: float = 0.2, clip_high: float = 0.28) -> Objective:
+def DAPO(clip_low: float | None = 0.2, clip_high: float | None = 0.28) -> Objective:
     """DAPO (Yu et al. 2025, arXiv 2503.14476, Eq. 8): PPO's token loss with a higher upper clip.
 
     Its weights are 1/(tokens of the batch).
     """
-    _check_clip("DAPO", clip_low, clip_high)
-    return Objective(Clip(clip_low, clip_high), "rollout", likelihood="ratio", name="DAPO")
+    return Objective(_clip("DAPO", clip_low, clip_high), "rollout", likelihood="ratio", name="DAPO")
 
 
 @_constant
@@ -91,6 +90,8 @@ def CISPO(
 ) -> Objective:
     """CISPO (MiniMax-M1 2025, arXiv 2506.13585, Eq. 4-5): -sg(min(r, 1+clip_high)) A l, g = -w A min(r, 1+clip_high).
 
+    clip_high: the paper names no value; 0.2 is PPO's, a choice of ours. Others bound r itself, far higher: at 4 to 8,
+               with little difference between them (ScaleRL, arXiv 2510.13786).
     clip_low:  also clips r from below, at 1 - clip_low. The authors leave it off.
     max_ratio: the upper bound itself, in place of 1 + clip_high (TRL's epsilon_high under loss_type="cispo").
     drop:      the hard mask of the UPGE table instead: -sg(m r) A l, g = -w m A r, with m = 0 where A > 0 and r is
@@ -101,15 +102,14 @@ def CISPO(
 
 
 @_constant
-def GSPO(clip_low: float = 3e-4, clip_high: float = 4e-4) -> Objective:
+def GSPO(clip_low: float | None = 3e-4, clip_high: float | None = 4e-4) -> Objective:
     """GSPO (Zheng et al. 2025, arXiv 2507.18071, Eq. 5-7): -min(s A, clip(s) A), s = exp(mean of log r).
 
     The mean is over the counted tokens that follow this objective and share a value of `sequence_ids`. They may lie
     anywhere in the batch. Where w and A are constant over a sequence and w includes 1/len, this is the paper's loss and
     g = -w m A s.
     """
-    _check_clip("GSPO", clip_low, clip_high)
-    return Objective(Clip(clip_low, clip_high), "sequence", likelihood="ratio", name="GSPO")
+    return Objective(_clip("GSPO", clip_low, clip_high), "sequence", likelihood="ratio", name="GSPO")
 
 
 @_constant
@@ -162,6 +162,12 @@ PRESETS: dict[str, Callable[..., Objective]] = {
 """Every preset by name, for settings that choose one."""
 
 
-def _check_clip(name: str, low: float, high: float) -> None:
-    check_number(f"{name} clip_low", low, "between 0 and 1", lambda x: 0 <= x <= 1)
-    check_number(f"{name} clip_high", high, "at least 0", lambda x: x >= 0)
+def _clip(name: str, low: float | None, high: float | None, dual: float | None = None) -> Clip | Unmasked:
+    if low is not None:
+        check_number(f"{name} clip_low", low, "between 0 and 1, or None", lambda x: 0 <= x <= 1)
+    if high is not None:
+        check_number(f"{name} clip_high", high, "at least 0, or None", lambda x: x >= 0)
+    if low is high is dual is None:
+        return Unmasked()
+    # r is above 0, so a lower bound of 0 is none.
+    return Clip(1.0 if low is None else low, math.inf if high is None else high, dual)

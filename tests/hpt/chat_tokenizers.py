@@ -136,9 +136,8 @@ LLAMA_PROMPT = (
 )
 
 
-def renderer(name, *, style="chat", system=None, template="{question}", **more):
-    config = PromptConfig(style=style, system=system, template=template)
-    return PromptRenderer(tokenizers()[name], config, **more)
+def renderer(name, *, eos_token_ids=(), **settings):
+    return PromptRenderer(tokenizers()[name], PromptConfig(**settings), eos_token_ids=eos_token_ids)
 
 
 def question(prompt="What is 3+4?", demonstration="3+4 = 7", id="q"):

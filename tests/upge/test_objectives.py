@@ -19,6 +19,8 @@ PRESETS = {
     "PPO-dual": upge.PPO(dual_clip=1.1),
     "GRPO": upge.GRPO(),
     "DrGRPO": upge.DrGRPO(),
+    "unclipped": upge.DrGRPO(None, None),
+    "clipped-below": upge.PPO(clip_high=None),
     "DAPO": upge.DAPO(),
     "CISPO": upge.CISPO(),
     "CISPO-drop": upge.CISPO(drop=True),
@@ -130,6 +132,8 @@ def formulas(l, a, old, ids):
         "PPO-dual": torch.where(a < 0, torch.min(clipped(0.2, 0.2), -1.1 * a), clipped(0.2, 0.2)),
         "GRPO": clipped(0.2, 0.2),
         "DrGRPO": clipped(0.2, 0.2),
+        "unclipped": -r * a,
+        "clipped-below": -torch.min(r * a, r.clamp(min=0.8) * a),
         "DAPO": clipped(0.2, 0.28),
         "CISPO": -torch.clamp(r, max=1.2).detach() * a * l,
         "CISPO-drop": -torch.where((a > 0) & (r > 1.2), 0.0, r).detach() * a * l,
@@ -163,7 +167,7 @@ def test_reference_is_the_published_formula(name, problem):
 
 
 @pytest.mark.parametrize(
-    "name", ["SFT", "REINFORCE", "PPO", "PPO-dual", "DAPO", "GSPO", "SRFT", "LUFFY", "SAPO", "function"]
+    "name", ["SFT", "REINFORCE", "PPO", "PPO-dual", "unclipped", "DAPO", "GSPO", "SRFT", "LUFFY", "SAPO", "function"]
 )
 def test_reference_gradient_by_finite_differences(name, problem):
     """Objectives without a detached factor: the gradient is the derivative of the loss value."""

@@ -130,6 +130,12 @@ class PromptConfig(Section):
     )
     system: str | None = Field(None, description="system message of a chat; null: the data's own")
     template: str = Field("{question}", description="text around the question; only {question} is replaced")
+    bos: bool = Field(True, description="a prompt begins with the BOS token, if the tokenizer adds one")
+    end: Literal["turn", "eos"] = Field(
+        "turn",
+        description="the token that ends a response. turn: what the chat template puts after an assistant's message, "
+        "in style plain the tokenizer's EOS; eos: the tokenizer's EOS in both",
+    )
     chat_template_kwargs: dict[str, Any] = Field(
         {}, description="handed to the chat template, e.g. {enable_thinking: false}; a record's own come on top"
     )

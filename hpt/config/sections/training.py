@@ -66,6 +66,12 @@ class BatchConfig(Section):
     )
     packing: Literal["auto", "padded", "packed"] = Field("auto", description="auto: packed on a GPU, padded on a CPU")
     updates: int = Field(1, ge=1, description="optimizer updates per step, each on an equal part of the questions")
+    rows_per_update: int | None = Field(
+        None,
+        ge=1,
+        description="fewer than batch.updates in a step that has too few rows: one for each so many, begun ones "
+        "included; null: always batch.updates",
+    )
 
 
 class EvalConfig(Section):

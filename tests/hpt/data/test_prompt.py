@@ -85,6 +85,12 @@ def test_exactly_one_bos_where_the_tokenizer_adds_one(name, style):
         assert spelt_out.prompt_ids(question()).count(tokenizer.bos_token_id) == 1
 
 
+def test_a_recipe_may_leave_the_bos_out():
+    with_bos, without = (renderer("llama3", style="plain", bos=bos) for bos in (True, False))
+    assert with_bos.prompt_ids(question()) == [with_bos.tokenizer.bos_token_id, *without.prompt_ids(question())]
+    assert with_bos.demonstration_ids(question()) == without.demonstration_ids(question())
+
+
 def test_bos_is_added_where_a_chat_template_forgets_it():
     tokenizer = byte_level(QWEN, "<eos>", "<bos>", ("<|im_start|>", "<|im_end|>"))
     ids = PromptRenderer(tokenizer, PromptConfig(style="chat", system=None, template="{question}")).prompt_ids(
@@ -254,6 +260,13 @@ def test_stop_ids():
     ]
     both = ids("qwen", "<|endoftext|>", "<|im_end|>")
     assert renderer("qwen", style="plain", eos_token_ids=both).stop_ids == both
+
+
+def test_a_recipe_may_end_responses_with_the_eos_of_the_tokenizer():
+    turn, eos = renderer("qwen"), renderer("qwen", end="eos")
+    assert eos.stop_ids == [eos.tokenizer.eos_token_id]
+    assert eos.prompt_ids(question()) == turn.prompt_ids(question())
+    assert eos.demonstration_ids(question()) == [*turn.demonstration_ids(question())[:-1], *eos.stop_ids]
 
 
 def test_template_without_an_end_token_ends_in_the_tokenizers():

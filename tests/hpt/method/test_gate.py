@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from hpt.config.recipe import load_config
 from hpt.config.sections.method import GateConfig
-from hpt.method.gate import make_gate
+from hpt.method.gate import gate_of, make_gate
 from hpt.support.errors import ConfigError, HptError
 
 RL, SFT = (1.0, 0.0, 0.0), (0.0, 1.0, 1.0)  # alpha, beta, off
@@ -75,7 +76,7 @@ def test_a_table_is_exact_at_counts_and_linear_between() -> None:
     assert make_gate(GateConfig(kind="table", table=[[0.5, 0.25, 0.125]]), 3)(0.7) == (0.5, 0.25, 0.125)
 
 
-# (alpha, off, beta) of the published code by the number solved of 8 rollouts and the demonstration, 1 to 8
+# (alpha, off, beta) of the published code by the number solved of 7 rollouts and the demonstration, 1 to 8
 PUBLISHED = {
     "soft-1": "0 1 1, .125 1 .5, .25 1 .25, .5 1 .125, 1 1 0, 1 1 0, 1 1 0, 1 1 0",
     "soft-2": "0 0 1, .125 0 .5, .25 0 .25, .5 0 .125, 1 0 0, 1 0 0, 1 0 0, 1 0 0",
@@ -85,8 +86,11 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_published_tables(name: str) -> None:
-    gate = make_gate(GateConfig(kind="table", table=name), 8)
+    """Their groups are 7 rollouts and the demonstration, which is always right."""
+    config = load_config("sums", ["method=hpt-soft", f"gate.table={name}", "rollout.n=8"])
+    assert config.sampled == 7
+    assert config.demonstration_in_group
+    gate = gate_of(config)
     for right, row in enumerate(PUBLISHED[name].split(", ")):
         alpha, off, beta = map(float, row.split())
-        assert gate(right / 8) == (alpha, beta, off)
-    assert gate(1.0) == gate(7 / 8)
+        assert gate(sum([1.0] * right + [0.0] * (7 - right)) / 7) == (alpha, beta, off)

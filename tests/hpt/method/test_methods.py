@@ -56,7 +56,7 @@ def resumed_from(step: int, unbroken: Path, run: Path) -> Path:
 def test_every_method_of_the_paper_is_shipped() -> None:
     assert set(shipped_methods()) >= {
         *("sft", "grpo", "sft-then-grpo", "reinforce", "ppo", "cispo", "gspo", "dr-grpo", "dapo"),
-        *("luffy", "srft", "hpt", "hpt-offpolicy", "hpt-mix"),
+        *("luffy", "srft", "hpt", "hpt-offpolicy", "hpt-mix", "hpt-soft"),
     }
 
 
@@ -122,7 +122,7 @@ def test_the_offline_halves_of_hpt(
 
 
 def test_off_policy_training_is_not_sft(world: Path, tmp_path: Path) -> None:
-    """The published variant fell back to SFT without a word. All questions offline, the two must part."""
+    """The published `off_sft` falls back to SFT without a word. All questions offline, the two must part."""
     for method in ("hpt", "hpt-offpolicy", "hpt-mix"):
         train(world, tmp_path / method, method, "steps=1", "verify.function=rewards:never")
     final = {method: checkpoints(tmp_path / method)[-1] for method in ("hpt", "hpt-offpolicy", "hpt-mix")}
