@@ -2,8 +2,9 @@
 
 The task is `hpt train sums`: sums that the start model solves sometimes or never, with few demonstrations, which are
 all right (clean) or of which 40% are wrong. All methods get the same questions and the same number of optimizer
-updates. The learning rate of each is chosen from the same grid in each of the two conditions, by held-out accuracy over
-seeds that are used for nothing else; of SFT then GRPO, SFT has the rate of SFT alone, and GRPO's is chosen.
+updates. The learning rate of each is tuned in the same way in each of the two conditions, by held-out accuracy on seeds
+that are used for nothing else: rates that differ by a factor of 3 are added until the best has a worse one on both
+sides. Of SFT then GRPO, SFT has the rate of SFT alone, and GRPO's is tuned.
 
 Then, over several seeds: every method in both conditions, and HPT at other gammas of the gate. The last checkpoints are
 evaluated with n responses per held-out question, for pass@k.
@@ -19,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .. import runs
+from ..commit import last_commit
 from ..reproduction.experiments import Experiments
 from ..reproduction.figures import accuracy, dynamics, questions
 from ..reproduction.outcomes import read_records, write_records
@@ -36,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), metavar="METHOD", help="default: the task's")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="default: the task's")
     parser.add_argument("--tuning-seeds", nargs="+", type=int, metavar="SEED", help="default: the task's")
-    parser.add_argument("--learning-rates", nargs="+", type=float, metavar="LR", help="default: the task's")
+    parser.add_argument("--learning-rates", nargs="+", type=float, metavar="LR", help="the first to try")
     parser.add_argument("--n", type=int, help="responses per question in the last evaluation (default: the task's)")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, one thread each (default 2)")
     parser.add_argument("--runs", type=Path, default=Path("runs/reproduce"), help="folder of the runs")
@@ -58,7 +60,8 @@ def main(argv: Sequence[str]) -> int:
             parser.error(f"--tuning-seeds {shared.pop()}: must not be one of --seeds, since it chooses the rates")
         with runs.hold(options.runs):
             outcomes = Experiments(task, options.runs / options.task, options.jobs, tuple(options.settings)).compare()
-        conditions = f"{' '.join([f'Recipe `{task.recipe}`', *options.settings])}; {runs.machine()}"
+        recipe = " ".join([f"Recipe `{task.recipe}`", *options.settings])
+        conditions = f"{recipe}; commit {last_commit('kernels', 'hpt')}; {runs.machine()}"
         write_records(folder, outcomes, conditions)
     _show(folder)
     return 0

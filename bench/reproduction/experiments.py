@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +19,9 @@ from .. import runs
 from .outcomes import Answered, Outcome, Trial, kept
 from .task import METHODS, START, Task
 
+Pair = tuple[str, str]
+"""A condition and the name of a method."""
+
 
 @dataclass
 class Experiments:
@@ -30,20 +33,14 @@ class Experiments:
     settings: tuple[str, ...] = ()
 
     def compare(self) -> list[Outcome]:
-        """Tune every method's learning rate in every condition, then train and evaluate on seeds of their own."""
+        """Tune every method's learning rate in every condition, then train and evaluate on other seeds."""
         task = self.task
         self.at_once(self.make_start, (*task.tuning_seeds, *task.seeds))
         pairs = [(condition, method) for condition in task.conditions for method in task.methods_with(condition)]
-        # The second stage of two is tuned after the first stage's method.
-        best: dict[tuple[str, str], tuple[float, ...]] = {}
-        tuning: list[Trial] = []
-        for staged in (False, True):
-            chosen = [pair for pair in pairs if (METHODS[pair[1]].first is not None) == staged]
-            tried = {pair: self.tuning_trials(*pair, best) for pair in chosen}
-            trials = [trial for group in tried.values() for trial in group]
-            self.at_once(self.train, trials)
-            best |= {pair: self.best_rates(group) for pair, group in tried.items()}
-            tuning += trials
+        best: dict[Pair, tuple[float, ...]] = {}
+        tuning = []
+        for staged in (False, True):  # the second stage is tuned after the first stage's method
+            tuning += self.tune([pair for pair in pairs if (METHODS[pair[1]].first is not None) == staged], best)
         for (condition, method), rates in best.items():
             print(f"learning rate of {method}, {condition}: {rates}", file=sys.stderr, flush=True)
         starts = [Trial(START, (), seed, task.conditions[0]) for seed in task.seeds]
@@ -74,16 +71,32 @@ class Experiments:
             config = load_config(self.task.recipe, [f"output={self.folder}", f"seed={seed}", *places])
             resolve(prepare, field="prepare")(config)
 
-    def tuning_trials(self, condition: str, method: str, best: dict[tuple[str, str], tuple[float, ...]]) -> list[Trial]:
+    def tune(self, pairs: Sequence[Pair], best: dict[Pair, tuple[float, ...]]) -> list[Trial]:
+        """Adds the best rates of every method to `best`, and returns all that was tried.
+
+        Starts with the task's rates, which differ by a factor of 3, and adds a rate beside the best one until that has
+        a worse one on both sides. A method in two stages has its first rate from `best`, and its second is tuned.
+        """
+        rates = {pair: set(self.task.rates) for pair in pairs}
+        while True:
+            tried = {pair: self._tuning_trials(pair, rates[pair], best) for pair in pairs}
+            self.at_once(self.train, [trial for trials in tried.values() for trial in trials])
+            best |= {pair: self._best_rates(trials) for pair, trials in tried.items()}
+            wider = {pair: {_next(best[pair][-1], 1 / 3), _next(best[pair][-1], 3)} - rates[pair] for pair in pairs}
+            if not any(wider.values()):
+                return [trial for trials in tried.values() for trial in trials]
+            for pair in pairs:
+                rates[pair] |= wider[pair]
+
+    def _tuning_trials(self, pair: Pair, rates: set[float], best: dict[Pair, tuple[float, ...]]) -> list[Trial]:
+        condition, method = pair
         first = METHODS[method].first
-        before = best[condition, first] if first else ()
+        before = best[condition, first][-1:] if first else ()
         return [
-            Trial(method, (*before, rate), seed, condition)
-            for rate in self.task.rates
-            for seed in self.task.tuning_seeds
+            Trial(method, (*before, rate), seed, condition) for rate in sorted(rates) for seed in self.task.tuning_seeds
         ]
 
-    def best_rates(self, trials: Iterable[Trial]) -> tuple[float, ...]:
+    def _best_rates(self, trials: Iterable[Trial]) -> tuple[float, ...]:
         """The rates with the highest last held-out accuracy, in the mean of tuning seeds; the smallest of several."""
         accuracies: dict[tuple[float, ...], list[float]] = {}
         for trial in trials:
@@ -141,3 +154,8 @@ class Experiments:
             f"data.train={start}/train-{trial.condition}.jsonl",
             f"data.eval={start}/eval.jsonl",
         ]
+
+
+def _next(rate: float, factor: float) -> float:
+    """The rate times a factor, to two digits, so that there and back is the same rate."""
+    return float(f"{rate * factor:.1e}")

@@ -116,9 +116,9 @@ def _questions(methods: dict[str, list[Outcome]]) -> list[str]:
     return [
         *_table(head, rows),
         "",
-        "Solved: at least half of the samples are right. Forgotten and newly solved: against the start model. HPT alone: "
-        "solved by HPT and not by the method; not HPT: the reverse. Length: mean tokens of a sample. Entropy: nats per "
-        "token that is trained on, over the last five steps.",
+        "Solved: at least half of the samples are right. Forgotten and newly solved: against the start model. HPT "
+        "alone: solved by HPT and not by the method; not HPT: the reverse. Length: mean tokens of a sample. Entropy: "
+        "nats per token that is trained on, over the last five steps.",
     ]
 
 
@@ -164,5 +164,5 @@ def _tuning(tuning: Sequence[Outcome]) -> list[str]:
             cells.append(f"{mean(found):.3f}" if found else "")
         rows.append([_label(method), *cells])
     seeds = len({outcome.trial.seed for outcome in tuning})
-    note = f"Held-out accuracy after the run, mean over {seeds} seed{'s' if seeds > 1 else ''}; of two stages, the second's rate."
+    note = f"Held-out accuracy after the run, mean over seeds ({seeds}); of two stages, by the second's rate."
     return [*_table(["method", *(f"{rate:g}" for rate in rates)], rows), "", note]

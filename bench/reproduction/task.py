@@ -51,8 +51,8 @@ METHODS = {
 class Task:
     """A recipe, and what is run on it.
 
-    prepare: what makes the files of each condition. rates: learning rates that every method is tuned over. n: responses
-    per held-out question at the end. exam: further arguments of `hpt eval`. gammas: values for HPT's gate besides 0.
+    prepare: what makes the files of each condition. rates: the first learning rates that every method is tuned over, see
+    `Experiments.tune`. n: responses per held-out question at the end. exam: further arguments of `hpt eval`. gammas: values for HPT's gate besides 0.
     """
 
     recipe: str
@@ -83,7 +83,7 @@ SUMS = Task(
     recipe="sums",
     methods=tuple(METHODS),
     prepare={CLEAN: "hpt.demos.sums:prepare", WRONG: "hpt.demos.sums:prepare_wrong"},
-    rates=(1e-4, 3e-4, 9e-4),
+    rates=(3e-4, 9e-4),
     tuning_seeds=(100, 101),
     seeds=(0, 1, 2, 3, 4),
     n=256,
