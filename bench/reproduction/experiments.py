@@ -22,6 +22,9 @@ from .task import METHODS, START, Task
 Pair = tuple[str, str]
 """A condition and the name of a method."""
 
+LADDER = (1.1e-5, 3.3e-5, 1e-4, 3e-4, 9e-4, 2.7e-3, 8.1e-3)
+"""The learning rates that tuning may try."""
+
 
 @dataclass
 class Experiments:
@@ -74,15 +77,15 @@ class Experiments:
     def tune(self, pairs: Sequence[Pair], best: dict[Pair, tuple[float, ...]]) -> list[Trial]:
         """Adds the best rates of every method to `best`, and returns all that was tried.
 
-        Starts with the task's rates, which differ by a factor of 3, and adds a rate beside the best one until that has
-        a worse one on both sides. A method in two stages has its first rate from `best`, and its second is tuned.
+        Starts with the task's rates, and adds those beside the best one on the ladder until it has a worse one on both
+        sides. A method in two stages has its first rate from `best`, and its second is tuned.
         """
         rates = {pair: set(self.task.rates) for pair in pairs}
         while True:
             tried = {pair: self._tuning_trials(pair, rates[pair], best) for pair in pairs}
             self.at_once(self.train, [trial for trials in tried.values() for trial in trials])
             best |= {pair: self._best_rates(trials) for pair, trials in tried.items()}
-            wider = {pair: {_next(best[pair][-1], 1 / 3), _next(best[pair][-1], 3)} - rates[pair] for pair in pairs}
+            wider = {pair: _neighbours(best[pair][-1]) - rates[pair] for pair in pairs}
             if not any(wider.values()):
                 return [trial for trials in tried.values() for trial in trials]
             for pair in pairs:
@@ -156,6 +159,6 @@ class Experiments:
         ]
 
 
-def _next(rate: float, factor: float) -> float:
-    """The rate times a factor, to two digits, so that there and back is the same rate."""
-    return float(f"{rate * factor:.1e}")
+def _neighbours(rate: float) -> set[float]:
+    place = LADDER.index(rate)
+    return set(LADDER[max(0, place - 1) : place + 2]) - {rate}

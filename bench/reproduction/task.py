@@ -51,8 +51,9 @@ METHODS = {
 class Task:
     """A recipe, and what is run on it.
 
-    prepare: what makes the files of each condition. rates: the first learning rates that every method is tuned over, see
-    `Experiments.tune`. n: responses per held-out question at the end. exam: further arguments of `hpt eval`. gammas: values for HPT's gate besides 0.
+    prepare: what makes the files of each condition. rates: the learning rates that tuning starts with, two or more of
+    the ladder. n: responses per held-out question at the end. exam: further arguments of `hpt eval`. gammas: values for
+    HPT's gate besides 0.
     """
 
     recipe: str
