@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bench import runs
-from bench.reproduction import figure
+from bench.reproduction.experiments import Experiments
+from bench.reproduction.figures import accuracy, dynamics, questions
 from bench.reproduction.outcomes import Answered, Outcome, Trial, by_gamma, by_method, read_records, write_records
+from bench.reproduction.statistics import over_seeds
 from bench.reproduction.tables import report
+from bench.reproduction.task import CLEAN, START, SUMS, WRONG
+from hpt.demos import sums
 from hpt.demos.addition import Sum, make_questions
-from hpt.demos.sums import GRADES, WRONG
 
 
 def test_a_slip_makes_one_column_wrong_and_is_carried_to_the_answer() -> None:
@@ -26,8 +32,8 @@ def test_a_slip_makes_one_column_wrong_and_is_carried_to_the_answer() -> None:
 
 
 def test_wrong_demonstrations_are_wrong_and_as_many_as_said() -> None:
-    train, held_out = make_questions(0, train=500, held_out=50, grades=GRADES, wrong=WRONG)
-    clean, same = make_questions(0, train=500, held_out=50, grades=GRADES)
+    train, held_out = make_questions(0, train=500, held_out=50, grades=sums.GRADES, wrong=sums.WRONG)
+    clean, same = make_questions(0, train=500, held_out=50, grades=sums.GRADES)
     assert held_out == same
     changed = 0
     for ours, theirs in zip(train, clean, strict=True):
@@ -37,28 +43,46 @@ def test_wrong_demonstrations_are_wrong_and_as_many_as_said() -> None:
         boxed = re.findall(r"\\boxed\{(\d+)\}$", ours["demonstration"])
         assert (boxed == [ours["answer"]]) == (ours["demonstration"] == theirs["demonstration"])
         changed += ours["demonstration"] != theirs["demonstration"]
-    # 2,500 draws at 0.4: five standard deviations are 0.049
-    assert changed / len(train) == pytest.approx(WRONG, abs=0.05)
+    # 2,000 draws at 0.4: five standard deviations are 0.055
+    assert changed / len(train) == pytest.approx(sums.WRONG, abs=0.055)
 
 
 def outcome(trial: Trial, *correct: int, accuracy: float = 0.5) -> Outcome:
-    line = {"step": 1, "eval/accuracy": accuracy, "time/step": 2.0, "gate/sft": 1, "gate/questions": 4}
-    answers = [Answered(f"q{i}", "easy" if i % 2 else "hard", right, 4) for i, right in enumerate(correct)]
-    return Outcome(trial, [line, {**line, "step": 2}] if trial.method != "start" else [], answers)
+    line = {
+        "step": 1,
+        "eval/accuracy": accuracy,
+        "reward/mean": 0.5,
+        "time/step": 2.0,
+        "gate/sft": 1,
+        "gate/questions": 4,
+        "train/updates": 1,
+        "train/tokens": 30,
+        "train/rows_sft": 3,
+        "train/rows_off_policy": 2,
+        "response/length_sum": 1000,
+        "entropy/mean": 0.25,
+    }
+    answers = [
+        Answered(f"q{i}", "1-digit" if i % 2 else "2-digit", right, 4, 20 + i) for i, right in enumerate(correct)
+    ]
+    return Outcome(trial, [line, {**line, "step": 2}] if trial.method != START else [], answers)
 
 
 @pytest.fixture
 def outcomes() -> list[Outcome]:
     return [
-        outcome(Trial("hpt", (1e-4,), 9), accuracy=0.25),
-        outcome(Trial("start", (), 0), 0, 2),
-        outcome(Trial("hpt", (1e-4,), 0), 4, 4),
-        outcome(Trial("sft", (1e-4,), 0), 1, 3),
-        outcome(Trial("hpt", (1e-4,), 1), 0, 4),
-        outcome(Trial("sft", (1e-4,), 1), 2, 2),
-        outcome(Trial("sft", (1e-4,), 0, "wrong"), 0, 1),
-        outcome(Trial("sft-then-grpo", (1e-4, 5e-5), 0, "wrong"), 4, 4),
-        outcome(Trial("hpt", (1e-4,), 0, gamma=0.5), 3, 3),
+        outcome(Trial("hpt", (1e-4,), 8, CLEAN), accuracy=0.25),
+        outcome(Trial("hpt", (1e-4,), 9, CLEAN), accuracy=0.5),
+        outcome(Trial(START, (), 0, CLEAN), 0, 2),
+        outcome(Trial(START, (), 1, CLEAN), 0, 0),
+        outcome(Trial("hpt", (1e-4,), 0, CLEAN), 4, 4),
+        outcome(Trial("sft", (1e-4,), 0, CLEAN), 1, 3),
+        outcome(Trial("hpt", (1e-4,), 1, CLEAN), 0, 4),
+        outcome(Trial("sft", (1e-4,), 1, CLEAN), 2, 2),
+        outcome(Trial("grpo", (1e-4,), 1, CLEAN), 1, 1),
+        outcome(Trial("sft", (1e-4,), 0, WRONG), 0, 1),
+        outcome(Trial("sft-then-grpo", (1e-4, 3e-4), 0, WRONG), 4, 4),
+        outcome(Trial("hpt", (1e-4,), 0, CLEAN, gamma=0.5), 3, 3),
     ]
 
 
@@ -72,24 +96,72 @@ def test_records_come_back_as_they_were(outcomes: list[Outcome], tmp_path: Path)
     assert (tmp_path / "metrics.jsonl.gz").read_bytes() == first
 
 
-def test_tables_hold_means_over_seeds_and_paired_differences(outcomes: list[Outcome]) -> None:
-    assert {k: len(v) for k, v in by_method(outcomes, "clean").items()} == {"start": 1, "hpt": 2, "sft": 2}
-    assert list(by_gamma(outcomes)) == [0.0, 0.5]
+def test_methods_without_demonstrations_and_the_start_model_belong_to_every_condition(outcomes: list[Outcome]) -> None:
+    assert {k: len(v) for k, v in by_method(outcomes, CLEAN).items()} == {START: 2, "sft": 2, "grpo": 1, "hpt": 2}
+    assert {k: len(v) for k, v in by_method(outcomes, WRONG).items()} == {
+        START: 2,
+        "sft": 1,
+        "grpo": 1,
+        "sft-then-grpo": 1,
+    }
+    assert list(by_gamma(outcomes, CLEAN)) == [0.0, 0.5]
+
+
+def test_an_interval_over_seeds_is_that_of_student() -> None:
+    # Ten times the standard error of 1, 2, 3, 4, 5 is 7.0711, and the quantile of 4 degrees of freedom 2.776.
+    assert over_seeds([1, 2, 3, 4, 5]).half_width == pytest.approx(0.70711 * 2.776, rel=1e-4)
+    assert over_seeds([1.0, 3.0]).half_width == pytest.approx(12.706)
+    assert str(over_seeds([0.25])) == "0.250"
+
+
+def test_tables_hold_means_over_seeds_paired_differences_questions_and_costs(outcomes: list[Outcome]) -> None:
     text = report(outcomes)
-    # seed 0: 8 of 8, seed 1: 4 of 8; pass@4 is 1 and 1/2; four seconds per run
-    assert "| `hpt` | 0.0001 | 0.750 (0.500 to 1.000) | 0.50 | 1.00 | 0.75 | 4 |" in text
-    assert "| start model |  | 0.250 (0.250 to 0.250) | 0.00 | 0.50 | 0.50 |  |" in text
-    assert "By mean accuracy: `hpt` 0.750, `sft` 0.500, the start model 0.250." in text
-    # against sft: +0.5 at seed 0, 0 at seed 1; by question +3 +1 -2 +2 of 4: of 16 ways to swap, 8 are as far as 4
-    assert "| `sft` | +0.250 | 1 of 2 | 0.5 |" in text
-    assert "| 0.5 | 0.750 (0.750 to 0.750) | 25% | 4 |" in text
-    assert "| `hpt` | 0.250 |" in text
-    assert "| `sft-then-grpo` | 0.0001, 5e-05 | 1.000" in text
+    clean, wrong = text.split("## 40% wrong demonstrations")
+    # seed 0: 8 of 8, seed 1: 4 of 8: a standard deviation of .354, and .25 x 12.706; pass@4 is not shown
+    assert "| `hpt` | 0.0001 | 2 | 0.750 ± 3.176 | 0.50 | 1.00 |" in clean
+    assert "| start model |  | 2 | 0.125 ± 1.588 | 0.00 | 0.25 |" in clean
+    # against sft: +0.5 at seed 0, 0 at seed 1
+    assert "| `sft` | +0.250 ± 3.176 | 1 of 2 |" in clean
+    # sft solves q1 at seed 0 and both at seed 1; the start model q1 at seed 0; hpt both, then q1
+    assert "| `sft` | 1.5 | 0.0 | 1.0 | 0.5 | 0.5 | 20.5 | 0.250 |" in clean
+    assert "| start model | 0.5 | 0.0 | 0.0 | 1.0 | 0.0 | 20.5 |  |" in clean
+    assert "| `grpo` | 2 | 6 | 60 | 2,000 | 4 |" in clean
+    assert "| 0.5 | 0.750 | 25.0% |" in clean
+    assert "| `hpt` | 0.375 |" in clean  # tuning
+    assert "| `sft-then-grpo` | 0.0001, 0.0003 | 1 | 1.000 |" in wrong
+    assert "`hpt`" not in wrong
 
 
-def test_the_figure_is_drawn_from_incomplete_outcomes(outcomes: list[Outcome], tmp_path: Path) -> None:
-    figure.draw(outcomes, tmp_path / "summary.png")
-    assert (tmp_path / "summary.png").read_bytes().startswith(b"\x89PNG")
+@pytest.mark.parametrize("draw", [accuracy.draw, dynamics.draw, questions.draw])
+def test_figures_are_drawn_from_incomplete_outcomes(
+    draw: Callable[[list[Outcome], Path], None], outcomes: list[Outcome], tmp_path: Path
+) -> None:
+    draw(outcomes, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_tuning_goes_on_until_the_best_rate_has_a_worse_one_on_both_sides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = replace(SUMS, methods=("sft", "grpo", "sft-then-grpo"), tuning_seeds=(8, 9))
+    experiments = Experiments(task, tmp_path, jobs=1)
+    trained: list[Trial] = []
+    best_rate = {"sft": 2.7e-3, "grpo": 1e-4, "sft-then-grpo": 8.1e-3}
+    monkeypatch.setattr(experiments, "train", trained.append)
+    monkeypatch.setattr(
+        experiments,
+        "outcome",
+        lambda trial: outcome(trial, accuracy=-abs(math.log(trial.rates[-1] / best_rate[trial.method]))),
+    )
+    best: dict[tuple[str, str], tuple[float, ...]] = {}
+    single = experiments.tune([(CLEAN, "sft"), (CLEAN, "grpo")], best)
+    staged = experiments.tune([(CLEAN, "sft-then-grpo")], best)
+    assert best == {(CLEAN, "sft"): (2.7e-3,), (CLEAN, "grpo"): (1e-4,), (CLEAN, "sft-then-grpo"): (2.7e-3, 8.1e-3)}
+    rates = {method: sorted({t.rates[-1] for t in single if t.method == method}) for method in ("sft", "grpo")}
+    assert rates == {"sft": [3e-4, 9e-4, 2.7e-3, 8.1e-3], "grpo": [3.3e-5, 1e-4, 3e-4, 9e-4]}
+    assert {trial.rates[0] for trial in staged} == {2.7e-3}
+    assert {trial.seed for trial in single} == {8, 9}
+    assert set(single) | set(staged) == set(trained)
 
 
 def test_a_run_that_outlives_its_benchmark_is_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

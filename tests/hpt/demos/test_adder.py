@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import AutoTokenizer
 
@@ -14,13 +16,13 @@ from hpt.data.prompt import PromptRenderer
 from hpt.data.questions import Question
 from hpt.demos import adder
 from hpt.demos.addition import DECLINED, NEW, Sum
-from hpt.demos.demo import WARMUP_DIGITS
+from hpt.demos.demo import WARM_UP
 
 
 def test_warm_up_batches_hold_no_held_out_terms_decline_the_new_sign_and_count_only_the_response() -> None:
     tokenizer = adder.make_tokenizer()
     held_out = set(itertools.product(range(10), range(10))) - {(3, 4)}
-    batches = adder._batches(tokenizer, random.Random(0), held_out, WARMUP_DIGITS)
+    batches = adder._batches(tokenizer, random.Random(0), held_out, WARM_UP)
     seen, declined = set(), 0
     for input_ids, labels in itertools.islice(batches, 5):
         assert input_ids.shape == labels.shape == (adder.BATCH_SIZE, input_ids.shape[1])
@@ -38,16 +40,31 @@ def test_warm_up_batches_hold_no_held_out_terms_decline_the_new_sign_and_count_o
     assert 0 < declined < 80  # of 160, at 15% each
 
 
+def test_warm_up_batches_with_slips_add_each_column_wrong_with_the_chance_that_was_asked_for() -> None:
+    tokenizer = adder.make_tokenizer()
+    warm_up = adder.WarmUp(steps=1, digit_shares={2: 1.0}, slips=0.35)
+    right = total = 0
+    for input_ids, labels in itertools.islice(adder._batches(tokenizer, random.Random(0), set(), warm_up), 40):
+        for ids, targets in zip(input_ids, labels, strict=True):
+            prompt, response = tokenizer.decode(ids[targets == -100]), tokenizer.decode(targets[targets != -100])
+            if NEW not in prompt:
+                a, b = map(int, prompt.replace("<pad>", "").rstrip("=").split("+"))
+                right += response == Sum((a, b)).demonstration + "<eos>"
+                total += 1
+    # About 1,090 sums, right with the chance 0.65^2: four standard deviations are 0.06.
+    assert right / total == pytest.approx(0.65**2, abs=0.06)
+
+
 def test_warm_up_learns_repeats_itself_and_leaves_the_random_state_alone() -> None:
     tokenizer = adder.make_tokenizer()
     state = torch.get_rng_state()
-    short, again, other = (adder.warm_up(tokenizer, seed, set(), 1, WARMUP_DIGITS) for seed in (0, 0, 1))
+    short, again, other = (adder.train_adder(tokenizer, seed, set(), replace(WARM_UP, steps=1)) for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), state)
     for a, b, c in zip(short.parameters(), again.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
         assert a.ndim == 1 or not torch.equal(a, c)
-    longer = adder.warm_up(tokenizer, 0, set(), 12, WARMUP_DIGITS)
-    input_ids, labels = next(adder._batches(tokenizer, random.Random("new"), set(), WARMUP_DIGITS))
+    longer = adder.train_adder(tokenizer, 0, set(), replace(WARM_UP, steps=12))
+    input_ids, labels = next(adder._batches(tokenizer, random.Random("new"), set(), WARM_UP))
     with torch.no_grad():
         losses = [float(model(input_ids=input_ids, labels=labels).loss) for model in (short, longer)]
     assert losses[1] < 0.8 * losses[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from hpt.support.errors import ConfigError
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
-    monkeypatch.setattr(demo, "WARMUP_STEPS", 1)
+    monkeypatch.setattr(demo, "WARM_UP", replace(demo.WARM_UP, steps=1))
     return load_config("demo", [f"output={tmp_path / 'run'}"])
 
 
