@@ -28,6 +28,7 @@ class MicroBatch:
     objective_index: torch.Tensor  # (N,) int64: a Signal
     advantages: torch.Tensor  # (N,) float32
     weights: torch.Tensor  # (N,) float32
+    entropy_bonus: torch.Tensor  # (N,) float32: 1 where the token has the entropy bonus, else 0
     sequence_ids: torch.Tensor  # (N,) int64
     rollout_logprobs: torch.Tensor  # (N,) float32; nan where a row has none
     old_logprobs: torch.Tensor  # (N,) float32; nan where a row has none
@@ -142,7 +143,7 @@ def _longest_first(rows: Iterable[Row]) -> list[Row]:
 
 def empty_batch() -> MicroBatch:
     """A micro-batch without rows: one token of weight 0, so that a rank without work takes part in collectives."""
-    return replace(padded_batch([Row([0, 0], 1, Signal.SFT, weight=0.0)]), rows=[])
+    return replace(padded_batch([Row([0, 0], 1, Signal.SFT, weight=0.0, old_logprobs=[0.0])]), rows=[])
 
 
 def packed_batch(rows: Sequence[Row]) -> MicroBatch:
@@ -167,9 +168,6 @@ def _micro_batch(
     """starts: index into (B * L) of each row's first token."""
     lengths = torch.tensor([row.response_length for row in rows])
     positions = torch.cat([_response_places(row) + (start - 1) for start, row in zip(starts, rows, strict=True)])
-    weights = [
-        row.weight if row.importance is None else [row.weight * factor for factor in row.importance] for row in rows
-    ]
     return MicroBatch(
         rows=list(rows),
         input_ids=input_ids,
@@ -178,7 +176,8 @@ def _micro_batch(
         targets=input_ids.flatten()[positions + 1],
         objective_index=torch.tensor([int(row.signal) for row in rows]).repeat_interleave(lengths),
         advantages=_per_token(rows, [row.advantage for row in rows]),
-        weights=_per_token(rows, weights),
+        weights=_per_token(rows, [row.weight for row in rows]),
+        entropy_bonus=_per_token(rows, [float(row.entropy_bonus) for row in rows]),
         sequence_ids=torch.arange(len(rows)).repeat_interleave(lengths),
         rollout_logprobs=_per_token(rows, [row.rollout_logprobs for row in rows]),
         old_logprobs=_per_token(rows, [row.old_logprobs for row in rows]),

@@ -28,8 +28,8 @@ class Row:
     """One sequence to train on: prompt and response tokens, and the loss weight w of each response token.
 
     Response tokens are those that are trained: all after the prompt, or those that `mask` marks among them.
-    A token's loss is w (A surrogate - entropy_coef H), with the surrogate of the signal's objective. Lists have one
-    number per response token, and are None unless the method asks for them.
+    A token's loss is w (A surrogate - entropy_coef H + kl_coef KL), with the surrogate of the signal's objective. Lists
+    have one number per response token, and are None unless the method asks for them.
     """
 
     tokens: list[int]
@@ -40,9 +40,9 @@ class Row:
     rollout_logprobs: list[float] | None = None  # of rollouts, by the rollout engine
     old_logprobs: list[float] | None = None  # under the policy before the step's first update
     ref_logprobs: list[float] | None = None  # of rollouts, under the reference model
-    importance: list[float] | None = None  # of rollouts, with loss.tis: factors of the weight
     values: CriticValues | None = None  # of rollouts, with a critic
     regularised: bool = False  # its entropy or KL term counts even where its advantage is 0
+    entropy_bonus: bool = True  # whether it has the entropy bonus
     index: int = 0  # among the rows of its update
     mask: list[bool] | None = None  # of a conversation with several trained turns: which tokens after the prompt are
 
@@ -61,8 +61,6 @@ class Row:
     def has_signal(self) -> bool:
         """Whether the row has a gradient: a row of weight or advantage 0 has none, and never reaches the model."""
         if self.weight == 0:
-            return False
-        if self.importance is not None and not any(self.importance):
             return False
         if self.regularised:
             return True
@@ -91,7 +89,7 @@ def token_rows(experiences: Sequence[Experience], config: Config) -> list[Row]:
     for experience in experiences:
         if experience.decision.alpha > 0:
             rows += [_rollout_row(experience, rollout, normaliser, config) for rollout in experience.rl_rollouts]
-        if experience.decision.beta * config.sft.coef > 0:
+        if _is_imitated(experience, config):
             rows.append(_sft_row(experience, normaliser, config))
         if experience.decision.off * config.off_policy.coef > 0:
             rows.append(_off_policy_row(experience, normaliser, config))
@@ -126,16 +124,23 @@ def _sft_row(experience: Experience, normaliser: _Normaliser, config: Config) ->
     return Row(tokens, len(experience.prompt), Signal.SFT, weight, regularised=regularised)
 
 
+def _is_imitated(experience: Experience, config: Config) -> bool:
+    return experience.decision.beta * config.sft.coef > 0
+
+
 def _off_policy_row(experience: Experience, normaliser: _Normaliser, config: Config) -> Row:
     share = experience.decision.off * config.off_policy.coef
     members = len(experience.rollouts) + 1 if experience.demonstration_in_group(config) else 1
+    # There the entropy is that of a sequence, whatever its signals: the demonstration's counts in its SFT row.
+    bonus = config.loss.aggregation != "official" or not _is_imitated(experience, config)
     return Row(
         tokens=experience.prompt + experience.demonstration,
         prompt_length=len(experience.prompt),
         signal=Signal.OFF_POLICY,
         weight=share * normaliser.weight(Signal.OFF_POLICY, len(experience.demonstration), members),
         advantage=experience.demonstration_advantage,
-        regularised=_entropy_counts_everywhere(config),
+        regularised=bonus and _entropy_counts_everywhere(config),
+        entropy_bonus=bonus,
     )
 
 

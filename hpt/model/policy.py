@@ -9,9 +9,11 @@ from typing import Any
 import torch
 import upge
 from transformers import PreTrainedModel
+from upge.importance import ImportanceRatio
 
 from hpt.config.objectives import make_objective
 from hpt.config.schema import Config
+from hpt.config.sections.method import LossConfig
 from hpt.method.micro_batches import MicroBatch
 from hpt.method.rows import Signal
 from hpt.support.errors import ConfigError, HptError
@@ -81,6 +83,7 @@ class Policy:
         self.temperature = config.rollout.temperature
         self.entropy_coef = config.loss.entropy_coef
         self.kl_coef = config.loss.kl_coef
+        self.importance = importance_of(config.loss)
         rl = make_objective("rl", config.rl.objective, config.rl.options)
         sft = make_objective("sft", config.sft.objective, config.sft.options)
         off_policy = make_objective("off_policy", config.off_policy.objective, config.off_policy.options)
@@ -103,13 +106,26 @@ class Policy:
             advantages=batch.advantages,
             weights=batch.weights,
             objective_index=None if alike else batch.objective_index,
-            old_logprobs=batch.old_logprobs if self.needs_old_logprobs else None,
+            old_logprobs=batch.old_logprobs if self.needs_old_logprobs or self.importance else None,
             ref_logprobs=batch.ref_logprobs if batch.penalised else None,
             sequence_ids=batch.sequence_ids,
             temperature=self._temperatures(batch),
-            entropy_coef=self.entropy_coef,
+            entropy_coef=self.entropy_coef * batch.entropy_bonus if self.entropy_coef else 0.0,
             kl_coef=self.kl_coef if batch.penalised else 0.0,
+            **self._importance_options(batch),
         )
+
+    def _importance_options(self, batch: MicroBatch) -> dict[str, Any]:
+        """What makes the loss multiply the policy term of rollouts, and nothing else, by `importance`."""
+        if self.importance is None:
+            return {}
+        not_sampled = batch.rollout_logprobs.isnan()
+        return {
+            "rollout_logprobs": batch.old_logprobs.where(not_sampled, batch.rollout_logprobs),  # theirs is then 1
+            "tis": self.importance.level,
+            "tis_mode": self.importance.mode,
+            "tis_clip": self.importance.high,
+        }
 
     def logprobs(self, batch: MicroBatch) -> torch.Tensor:
         """(N,) float32 log-probabilities of the response tokens."""
@@ -129,6 +145,17 @@ class Policy:
         if self.temperature == 1:
             return 1.0  # the loss divides no logits by this number, but does by a tensor
         return torch.where(batch.objective_index == Signal.RL, self.temperature, 1.0)
+
+
+def importance_of(settings: LossConfig) -> ImportanceRatio | None:
+    """The truncated importance ratio pi_old / pi_engine that `loss.tis` asks for.
+
+    Rollouts are sampled from the engine's pi, but trained under the trainer's: even with the same weights the two
+    differ by rounding and by kernels. pi_old is the trainer's policy whose weights the engine had.
+    """
+    if settings.tis == "none":
+        return None
+    return ImportanceRatio(settings.tis, settings.tis_mode, settings.tis_clip)
 
 
 def check_backend(backend: str, device: torch.device) -> None:

@@ -135,7 +135,7 @@ def make_trainer(
         micro_batches=micro_batches,
         clock=clock,
         callbacks=callbacks_of(config, policy, micro_batches, clock, reference=reference, critic=critic),
-        reweight=official_weights(config.rollout.max_tokens) if official else None,
+        reweight=official_weights(config.rollout.max_tokens, world.size) if official else None,
         reward_functions=reward_functions,
         probe=Probe(config, gate) if config.rollout.probe else None,
         world=world,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from upge.importance import ImportanceRatio
+
 from hpt.config.schema import Config
-from hpt.config.sections.method import LossConfig
 from hpt.method.entropy_weights import weigh_by_entropy
-from hpt.method.importance import set_importance
 from hpt.method.micro_batches import MicroBatcher
 from hpt.method.rows import Row, Signal
 from hpt.model.critic import Critic
@@ -58,16 +59,26 @@ class OldLogprobs(Callback):
 
 
 class ImportanceSampling(Callback):
-    """Truncated importance sampling; needs `OldLogprobs` before it."""
+    """Counts the importance ratios by which the loss multiplies the policy term; needs `OldLogprobs` before it.
 
-    def __init__(self, settings: LossConfig) -> None:
-        self.settings = settings
+    A row whose ratios are all 0 is left out, unless it has an entropy bonus or a KL penalty.
+    """
+
+    def __init__(self, importance: ImportanceRatio, entropy_coef: float) -> None:
+        self.importance = importance
+        self.entropy_coef = entropy_coef
 
     def before_updates(self, updates: Sequence[Sequence[Row]], stats: StepStats) -> None:
-        for rows in updates:
-            for row in rows:
-                set_importance(row, self.settings)
-            stats.add_importance(rows, self.settings)
+        truncated = self.importance.high if self.importance.mode == "clip" else 0.0
+        for row in (row for rows in updates for row in rows):
+            if row.old_logprobs is None or row.rollout_logprobs is None:
+                continue
+            old, rollout = torch.tensor(row.old_logprobs), torch.tensor(row.rollout_logprobs)
+            sequence = torch.zeros_like(old, dtype=torch.int64)
+            ratio = self.importance.of(old, rollout, sequence_ids=sequence, mask=~rollout.isnan())
+            stats.add_importance(ratio, truncated)
+            if self.entropy_coef == 0 and not ratio.any():
+                row.advantage = 0.0
 
 
 class ReferenceLogprobs(Callback):
@@ -128,10 +139,10 @@ def callbacks_of(
 ) -> list[Callback]:
     """The callbacks that a recipe asks for, in the order they need."""
     callbacks: list[Callback] = []
-    if policy.needs_old_logprobs or config.loss.tis != "none":
+    if policy.needs_old_logprobs or policy.importance:
         callbacks.append(OldLogprobs(policy, batches))
-    if config.loss.tis != "none":
-        callbacks.append(ImportanceSampling(config.loss))
+    if policy.importance:
+        callbacks.append(ImportanceSampling(policy.importance, config.loss.entropy_coef))
     if reference:
         callbacks.append(ReferenceLogprobs(reference, batches, clock))
     if config.loss.entropy_weights:

@@ -11,9 +11,7 @@ from typing import Any
 import torch
 import upge
 
-from hpt.config.sections.method import LossConfig
 from hpt.method.experience import Experience
-from hpt.method.importance import truncated_importance
 from hpt.method.micro_batches import MicroBatch
 from hpt.method.rows import Row, Signal
 from hpt.optim.engine import Update
@@ -120,13 +118,11 @@ class StepStats:
     def add_batch(self, batch: MicroBatch, output: upge.PolicyLossOutput) -> None:
         self.counts.add_batch(batch, output, first_update=not self.updates)
 
-    def add_importance(self, rows: Sequence[Row], settings: LossConfig) -> None:
-        truncated = truncated_importance(settings)
-        for row in rows:
-            factors = row.importance or []
-            self.importance += sum(factors)
-            self.importance_truncated += factors.count(truncated)
-            self.importance_tokens += len(factors)
+    def add_importance(self, ratio: torch.Tensor, truncated: float) -> None:
+        """ratio: (T,) of a row's tokens. truncated: what a ratio above the limit becomes."""
+        self.importance += ratio.double().sum().item()
+        self.importance_truncated += int((ratio == truncated).sum())
+        self.importance_tokens += ratio.numel()
 
     def add_update(self, rows: Sequence[Row], update: Update) -> None:
         for row in rows:

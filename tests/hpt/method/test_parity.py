@@ -1,4 +1,4 @@
-"""Coefficients and gradients of hpt, grpo, luffy and srft against their published formulas, through full logits.
+"""Coefficients and gradients of methods against their published formulas, through full logits.
 
 The formulas are written out below with autograd, from scores and tokens alone. The trainer under test runs whole, with
 fixed rollouts, scores and demonstrations in place of an engine, a verifier and a tokenizer.
@@ -24,10 +24,11 @@ from hpt.model.policy import Policy
 from hpt.optim.engine import Update
 from hpt.rollout import Rollout, RolloutEngine, Sampling
 from hpt.rollout.engine import OnRollout
+from hpt.support.distributed import ALONE, World
 from hpt.training.assemble import make_trainer
 from hpt.verify import Verdict
 
-VOCABULARY, MAX_TOKENS, ENTROPY = 29, 12, 0.001
+VOCABULARY, MAX_TOKENS, ENTROPY = 29, 12, 0.1
 SCORES = [[0, 0, 0, 0], [1, 0, 0, 1], [1, 1, 1, 1], [0, 0, 1, 0]]  # none, some and all right
 SIGNALS = {"rollout": Signal.RL, "sft": Signal.SFT, "off": Signal.OFF_POLICY}
 # Float32 sums of some hundred terms in another order; float32 rounds at 6e-8.
@@ -36,14 +37,17 @@ TOLERANCE = 2e-5
 
 @dataclass(frozen=True)
 class Item:
-    """A term of a formula: one sequence in one role."""
+    """One sequence, as the published code has it in its batch."""
 
-    question: int
-    role: str  # rollout, sft or off
+    roles: list[str]  # rollout, or one or both of sft and off
     prompt: list[int]
     response: list[int]
     score: float  # 1 of a demonstration
-    group: list[float]  # all scores of the question's group
+    group: list[float]  # all scores of the group that it belongs to
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        return (*self.prompt, *self.response)
 
 
 def draw(seed: int, low: int, high: int) -> list[int]:
@@ -65,11 +69,14 @@ def items_of(method: str) -> list[Item]:
         count = 3 if joins else 4
         own = [float(score) for score in scores[:count]]
         group = [*own, 1.0] if joins else own
-        offline = method == "hpt" and sum(own) == 0
+        offline = method in ("hpt", "hpt-mix") and sum(own) == 0
         if not offline:
-            found += [Item(q, "rollout", PROMPTS[q], RESPONSES[q][i], own[i], group) for i in range(count)]
-        for role in {"hpt": ["sft"] * offline, "luffy": ["off"], "srft": ["sft", "off"]}.get(method, []):
-            found.append(Item(q, role, PROMPTS[q], DEMONSTRATIONS[q], 1.0, group))
+            found += [Item(["rollout"], PROMPTS[q], RESPONSES[q][i], own[i], group) for i in range(count)]
+        both = ["sft", "off"]
+        roles = {"hpt": ["sft"] * offline, "hpt-mix": both * offline, "luffy": ["off"], "srft": both}
+        if roles.get(method):
+            members = group if joins else [1.0]
+            found.append(Item(roles[method], PROMPTS[q], DEMONSTRATIONS[q], 1.0, members))
     return found
 
 
@@ -80,15 +87,17 @@ def full_logits(model: PreTrainedModel, item: Item) -> tuple[torch.Tensor, torch
     return every.gather(-1, torch.tensor(item.response)[:, None]).squeeze(-1), -(every.exp() * every).sum(-1)
 
 
-def surrogate(method: str, item: Item, l: torch.Tensor, mean_entropy: float) -> torch.Tensor:
-    """(T,) the published loss of each token, before any normaliser."""
+def surrogate(method: str, item: Item, role: str, l: torch.Tensor, mean_entropy: float) -> torch.Tensor:
+    """(T,) the published loss of each token in one of the sequence's roles, before any normaliser."""
     group = torch.tensor(item.group)
     centred = item.score - group.mean()
-    if item.role == "sft":
-        weight = 0.5 * torch.exp(torch.tensor(-mean_entropy)) if method == "srft" else 1.0
-        return -weight * l
-    if item.role == "off":
+    if role == "sft":
+        weights = {"srft": 0.5 * torch.exp(torch.tensor(-mean_entropy)), "hpt-mix": 0.1}
+        return -weights.get(method, 1.0) * l
+    if role == "off":
         pi = l.exp()
+        if method == "hpt-mix":
+            return -pi / (pi + 0.1)
         return -centred * (pi / (pi + 0.1) if method == "luffy" else pi)
     if method == "srft":
         signed = 0.1 * torch.exp(torch.tensor(mean_entropy)) if item.score == 1 else -1.0
@@ -101,15 +110,23 @@ def surrogate(method: str, item: Item, l: torch.Tensor, mean_entropy: float) -> 
 
 
 def official_loss(method: str, parts: Sequence[Sequence[Item]], l: dict, entropy: dict) -> torch.Tensor:
-    """Micro-batch by micro-batch: sum_RL / 8192 + token mean of SFT - 0.001 x token mean of all entropies."""
+    """Micro-batch by micro-batch: sum_RL / 8192 + token mean of SFT - ENTROPY x token mean of all entropies.
+
+    A sequence is in one micro-batch, once, whatever its roles (mix_actor.py and mix_core_alg.py, `srft` and
+    `switch_off_sft`: both losses and the entropy are of one forward pass).
+    """
+
+    def loss(item: Item, role: str) -> torch.Tensor:
+        return surrogate(method, item, role, l[item.tokens], entropy[item.tokens].mean().item()).sum()
+
     total = torch.zeros(())
     for part in parts:
-        tokens = {role: sum(len(i.response) for i in part if i.role in role) for role in ("sft", "rollout sft off")}
+        if imitated := [item for item in part if "sft" in item.roles]:
+            tokens = sum(len(item.response) for item in imitated)
+            total = total + sum(loss(item, "sft") for item in imitated) / tokens
         for item in part:
-            h = entropy[id(item)]
-            normaliser = tokens["sft"] if item.role == "sft" else MAX_TOKENS
-            total = total + surrogate(method, item, l[id(item)], h.mean().item()).sum() / normaliser
-            total = total - ENTROPY * h.sum() / tokens["rollout sft off"]
+            total = total + sum(loss(item, role) for role in item.roles if role != "sft") / MAX_TOKENS
+        total = total - ENTROPY * torch.cat([entropy[item.tokens] for item in part]).mean()
     return total
 
 
@@ -117,9 +134,11 @@ def corrected_loss(method: str, items: Sequence[Item], l: dict, entropy: dict) -
     """Mean over questions of the mean over the group of the mean over tokens; SFT beside the group."""
     total = torch.zeros(())
     for item in items:
-        members = 1 if item.role == "sft" else len(item.group)
-        mean = surrogate(method, item, l[id(item)], entropy[id(item)].mean().item()).mean()
-        total = total + mean / members / len(SCORES)
+        for role in item.roles:
+            members = 1 if role == "sft" else len(item.group)
+            h = entropy[item.tokens].mean().item()
+            mean = surrogate(method, item, role, l[item.tokens], h).mean()
+            total = total + mean / members / len(SCORES)
     return total
 
 
@@ -219,7 +238,23 @@ def settings(method: str, **sections: Any) -> Config:
     return build_config(base, source="test")
 
 
-def trained(model: PreTrainedModel, config: Config) -> tuple[torch.Tensor, list[MicroBatch], dict]:
+@dataclass(frozen=True)
+class Rank(World):
+    """A rank that needs no other: it makes all rollouts, and its own micro-batches."""
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+    def spread(self, items: Sequence[Any], work: Any) -> list[Any]:
+        return list(work(items))
+
+    def own(self, items: Sequence[Any]) -> Sequence[Any]:
+        return items
+
+
+def trained(
+    model: PreTrainedModel, config: Config, world: World = ALONE
+) -> tuple[torch.Tensor, list[MicroBatch], dict]:
     """(gradient, micro-batches, coefficients by tokens and signal) of one step."""
     policy = Policy(model, config)
     batches, coefficients, compute = [], {}, policy.loss
@@ -236,7 +271,7 @@ def trained(model: PreTrainedModel, config: Config) -> tuple[torch.Tensor, list[
     renderer: Any = FixedTokens()
     verifier: Any = FixedScores()
     engine: Any = Gradients()
-    micro_batches = MicroBatcher(config.batch.tokens, packed=False, device=torch.device("cpu"))
+    micro_batches = MicroBatcher(config.batch.tokens, packed=False, device=torch.device("cpu"), world=world)
     trainer = make_trainer(
         config,
         questions=questions,
@@ -247,43 +282,56 @@ def trained(model: PreTrainedModel, config: Config) -> tuple[torch.Tensor, list[
         policy=policy,
         engine=engine,
         micro_batches=micro_batches,
+        world=world,
     )
     model.zero_grad()
     trainer.step(1)
     return torch.cat([p.grad.flatten().clone() for p in model.parameters()]), batches, coefficients
 
 
-def check(method: str, model: PreTrainedModel, config: Config, *, official: bool) -> int:
-    gradient, batches, coefficients = trained(model, config)
-    items = items_of(method)
-    by_key = {(tuple(item.prompt + item.response), SIGNALS[item.role]): item for item in items}
-    assert coefficients.keys() <= by_key.keys()
-    parts = [[by_key[tuple(row.tokens), row.signal] for row in batch.rows] for batch in batches]
+def check(
+    method: str, model: PreTrainedModel, config: Config, *, official: bool, ranks: Sequence[World] = (ALONE,)
+) -> int:
+    """Compares a step of all ranks with the formula; returns how many micro-batches it had."""
+    steps = [trained(model, config, rank) for rank in ranks]
+    items = {item.tokens: item for item in items_of(method)}
+
+    def part(batch: MicroBatch) -> list[Item]:
+        """The sequences of a micro-batch. A demonstration with two roles is where it is imitated."""
+        found = [(items[tuple(row.tokens)], row.signal) for row in batch.rows]
+        return [item for item, signal in found if signal == SIGNALS[item.roles[0]]]
+
+    parts = [[part(batch) for batch in batches] for _, batches, _ in steps]
 
     def loss(l: dict, entropy: dict) -> torch.Tensor:
-        if official:
-            assert sum(map(len, parts)) == len(items)  # with the entropy bonus, all-solved groups are trained on too
-            return official_loss(method, parts, l, entropy)
-        return corrected_loss(method, items, l, entropy)
+        if not official:
+            return corrected_loss(method, list(items.values()), l, entropy)
+        # With the entropy bonus, all-solved groups are trained on, too.
+        assert sum(len(part) for own in parts for part in own) == len(items)
+        return sum(official_loss(method, [p for p in own if p], l, entropy) for own in parts) / len(ranks)
 
     model.zero_grad()
-    values = {id(item): full_logits(model, item) for item in items}
-    l = {key: pair[0] for key, pair in values.items()}
-    entropy = {key: pair[1] for key, pair in values.items()}
+    values = {tokens: full_logits(model, item) for tokens, item in items.items()}
+    l = {tokens: pair[0] for tokens, pair in values.items()}
+    entropy = {tokens: pair[1] for tokens, pair in values.items()}
     loss(l, entropy).backward()
     expected = torch.cat([p.grad.flatten() for p in model.parameters()])
+    gradient = torch.stack([gradient for gradient, _, _ in steps]).sum(0)
     assert (gradient - expected).norm() < TOLERANCE * expected.norm()
 
-    leaves = {key: value.detach().requires_grad_() for key, value in l.items()}
-    without_entropy = loss(leaves, {key: value.detach() for key, value in entropy.items()})
-    for item, g in zip(items, torch.autograd.grad(without_entropy, [leaves[id(i)] for i in items]), strict=True):
-        found = coefficients.get((tuple(item.prompt + item.response), SIGNALS[item.role]), torch.zeros_like(g))
-        assert torch.allclose(found, g, rtol=2e-5, atol=1e-9), (item.question, item.role)
-    return len(batches)
+    coefficients = {key: g for _, _, own in steps for key, g in own.items()}
+    assert coefficients.keys() <= {(tokens, SIGNALS[role]) for tokens, item in items.items() for role in item.roles}
+    leaves = {tokens: value.detach().requires_grad_() for tokens, value in l.items()}
+    without_entropy = loss(leaves, {tokens: value.detach() for tokens, value in entropy.items()})
+    for item, g in zip(items.values(), torch.autograd.grad(without_entropy, list(leaves.values())), strict=True):
+        zero = torch.zeros_like(g)
+        found = sum((coefficients.get((item.tokens, SIGNALS[role]), zero) for role in item.roles), zero)
+        assert torch.allclose(found, g, rtol=2e-5, atol=1e-9), item
+    return sum(map(len, parts))
 
 
 @pytest.mark.parametrize("tokens", [1000, 60])
-@pytest.mark.parametrize("method", ["hpt", "grpo", "luffy", "srft"])
+@pytest.mark.parametrize("method", ["hpt", "hpt-mix", "grpo", "luffy", "srft"])
 def test_official_aggregation_is_the_published_codes(method: str, tokens: int) -> None:
     config = settings(
         method,
@@ -293,8 +341,18 @@ def test_official_aggregation_is_the_published_codes(method: str, tokens: int) -
     assert (check(method, tiny_model(), config, official=True) > 1) == (tokens == 60)
 
 
+def test_the_official_aggregation_averages_over_ranks() -> None:
+    """As FSDP does, so that the norm before clipping is the published one on as many GPUs."""
+    sections: dict[str, Any] = {
+        "loss": {"aggregation": "official", "entropy_coef": ENTROPY},
+        "batch": {"questions": len(SCORES), "tokens": 60},
+    }
+    ranks = [Rank(0, 2), Rank(1, 2)]
+    assert check("hpt-mix", tiny_model(), settings("hpt-mix", **sections), official=True, ranks=ranks) > 2
+
+
 @pytest.mark.parametrize("tokens", [1000, 60])
-@pytest.mark.parametrize("method", ["hpt", "grpo", "luffy", "srft"])
+@pytest.mark.parametrize("method", ["hpt", "hpt-mix", "grpo", "luffy", "srft"])
 def test_the_default_aggregation_is_the_corrected_formula(method: str, tokens: int) -> None:
     config = settings(method, batch={"questions": len(SCORES), "tokens": tokens})
     assert config.loss.aggregation == "sequence"
