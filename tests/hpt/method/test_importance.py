@@ -1,4 +1,8 @@
-"""Truncated importance sampling and the measured mismatch, against their formulas in float64."""
+"""Truncated importance sampling against TRL's formula through full logits, and the measured mismatch.
+
+A token of a rollout has the loss ratio * -min(r A, clip(r) A) + beta KL (TRL 1.16, trainer/grpo_trainer.py), and here
+the entropy bonus: the ratio multiplies the policy term alone.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +18,15 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from hpt.commands.main import main
 from hpt.config.recipe import build_config
 from hpt.config.schema import Config
-from hpt.config.sections.method import LossConfig
 from hpt.data.questions import Question
 from hpt.method.experience import Experience
-from hpt.method.gate import Decision
-from hpt.method.importance import importance_weights, set_importance
-from hpt.method.micro_batches import micro_batches
+from hpt.method.gate import ONLY_ROLLOUTS, Decision
+from hpt.method.micro_batches import empty_batch, micro_batches
 from hpt.method.rows import Row, Signal, token_rows
-from hpt.model.policy import Policy
+from hpt.model.policy import Policy, importance_of
 from hpt.rollout import Rollout, TransformersEngine
+from hpt.training.callbacks import ImportanceSampling
+from hpt.training.metrics import StepStats
 
 KINDS = [(kind, mode) for kind in ("token", "sequence") for mode in ("clip", "mask")]
 LIMIT = 1.5
@@ -45,113 +49,151 @@ def model() -> Qwen2ForCausalLM:
     return Qwen2ForCausalLM(shape)
 
 
-def settings(**loss: Any) -> Config:
-    sections = {"gate": {"kind": "rl"}, "loss": {"backend": "torch", "tis_clip": LIMIT} | loss}
-    return build_config(
-        {"output": "o", "steps": 1, "model": {"path": "m"}, "data": {"train": "t"}} | sections, source="test"
-    )
+def settings(sections: dict[str, Any] | None = None, **loss: Any) -> Config:
+    base = {"output": "o", "steps": 1, "model": {"path": "m"}, "data": {"train": "t"}, "gate": {"kind": "rl"}}
+    loss = {"backend": "torch", "tis_clip": LIMIT} | loss
+    return build_config(base | {"loss": loss} | (sections or {}), source="test")
 
 
-def shifts() -> list[torch.Tensor]:
-    """What an engine's log-probabilities are off by: ratios on both sides of the limit, for tokens and sequences."""
-    generator = torch.Generator().manual_seed(3)
+def shifts(seed: int) -> list[torch.Tensor]:
+    """For each rollout, by how much other log-probabilities of its tokens are off; within 1 on either side mostly."""
+    generator = torch.Generator().manual_seed(seed)
     return [0.8 * torch.randn(len(response), generator=generator, dtype=torch.float64) for response in RESPONSES]
 
 
-def weighted_rows(model: Qwen2ForCausalLM, config: Config) -> list[Row]:
-    """Four rollouts by an engine that is off by `shifts`, and a demonstration."""
+ENGINE, OLD, REFERENCE = 3, 4, 5  # seeds of what they are off by
+
+
+def rows_of(model: Qwen2ForCausalLM, config: Config) -> list[Row]:
+    """Four rollouts, with log-probabilities of the engine, the old policy and the reference model, and a demonstration.
+
+    log pi_old is that of the policy where the objective reads no ratio to it.
+    """
     policy = Policy(model, config)
     experiences = []
     for index, (prompt, response, advantage) in enumerate(zip(PROMPTS, RESPONSES, ADVANTAGES, strict=True)):
         rollout = Rollout(response, [0.0] * len(response), "stop", advantage=advantage)
         decision = Decision(alpha=1.0, beta=float(index == 0), off=0.0)
         experiences.append(Experience(Question(str(index), "", ""), prompt, [rollout], decision, [1, 2, 3]))
-    rows, off = token_rows(experiences, config), iter(shifts())
+    rows = token_rows(experiences, config)
+    others = zip(shifts(ENGINE), shifts(OLD), shifts(REFERENCE), strict=True)
     for row in rows:
-        old = policy.logprobs(micro_batches([row], 1000, packed=False)[0]).tolist()
+        now = policy.logprobs(micro_batches([row], 1000, packed=False)[0])
+        row.old_logprobs = now.tolist()
         if row.signal == Signal.RL:
-            row.old_logprobs = old
-            row.rollout_logprobs = (torch.tensor(old).double() - next(off)).tolist()
-        set_importance(row, config.loss)
+            engine, old, reference = next(others)
+            moved = now.double() - old if policy.needs_old_logprobs else now.double()
+            row.old_logprobs, row.rollout_logprobs = moved.tolist(), (moved - engine).tolist()
+            if config.loss.kl_coef:
+                row.ref_logprobs = (now.double() - reference).tolist()
     return rows
 
 
-def expected_weights(kind: str, mode: str) -> list[torch.Tensor]:
+def ratios(kind: str, mode: str) -> list[torch.Tensor]:
+    """TRL's vllm_importance_sampling_mode {token,sequence}_{truncate,mask} of each rollout."""
     found = []
-    for shift in shifts():
+    for shift in shifts(ENGINE):
         ratio = shift.exp() if kind == "token" else shift.sum().exp().expand(len(shift))
         found.append(ratio.clamp(max=LIMIT) if mode == "clip" else ratio * (ratio <= LIMIT))
     return found
 
 
-@pytest.mark.parametrize(("kind", "mode"), KINDS)
-def test_weights_are_the_formulas(kind: str, mode: str) -> None:
-    loss = LossConfig(tis=kind, tis_mode=mode, tis_clip=LIMIT)  # type: ignore[arg-type]
-    cut = 0
-    for shift, expected in zip(shifts(), expected_weights(kind, mode), strict=True):
-        engine = torch.linspace(-3, -0.1, len(shift), dtype=torch.float64)
-        found = torch.tensor(importance_weights((engine + shift).tolist(), engine.tolist(), loss), dtype=torch.float64)
-        assert torch.allclose(found, expected, rtol=1e-12, atol=0)
-        cut += int((expected == (LIMIT if mode == "clip" else 0)).sum())
-    assert 0 < cut < sum(map(len, RESPONSES))
+def trl_loss(model: Qwen2ForCausalLM, config: Config, factors: list[torch.Tensor]) -> torch.Tensor:
+    """The mean over questions of the means over tokens, with SFT on the demonstration."""
+    clipped = config.batch.updates > 1
+    total = torch.zeros((), dtype=torch.float64)
+    parts = zip(PROMPTS, RESPONSES, ADVANTAGES, factors, shifts(OLD), shifts(REFERENCE), strict=True)
+    for prompt, response, advantage, factor, old_shift, reference_shift in parts:
+        l, entropy = statistics(model, prompt, response)
+        r = (l - l.detach() + (old_shift if clipped else 0)).exp()
+        policy = -torch.minimum(r * advantage, r.clamp(0.8, 1.2) * advantage) if clipped else -r * advantage
+        d = l.detach() - reference_shift - l
+        penalty = config.loss.kl_coef * (d.exp() - d - 1)
+        total = total + (factor * policy + penalty - config.loss.entropy_coef * entropy).mean()
+    l, entropy = statistics(model, PROMPTS[0], [1, 2, 3])
+    total = total + (-l - config.loss.entropy_coef * entropy).mean()
+    return total / len(PROMPTS)
 
 
-@pytest.mark.parametrize(("shift", "weight"), [(-900.0, 0.0), (900.0, 2.0)])
-def test_extreme_ratios_neither_overflow_nor_pass_the_limit(shift: float, weight: float) -> None:
-    assert importance_weights([shift], [0.0], LossConfig(tis="token")) == [weight]
-    assert importance_weights([shift, shift], [0.0, 0.0], LossConfig(tis="sequence")) == [weight] * 2
-
-
-@pytest.mark.parametrize(("kind", "mode"), KINDS)
-@pytest.mark.parametrize("packed", [False, True])
-def test_the_gradient_is_the_weighted_policy_gradient(
-    model: Qwen2ForCausalLM, kind: str, mode: str, packed: bool
-) -> None:
-    """d/dtheta of -sum w A log pi, w the truncated ratio, through full logits; for any split into micro-batches."""
-    config = settings(tis=kind, tis_mode=mode)
-    rows = weighted_rows(model, config)
-    assert [row.signal for row in rows].count(Signal.SFT) == 1
-    policy = Policy(model, config)
-    gradients = []
-    for tokens in (1000, 12, 1):
-        model.zero_grad()
-        batches = micro_batches([row for row in rows if row.has_signal], tokens, packed=packed)
-        for batch in batches:
-            policy.loss(batch).loss.backward()
-        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
-    assert len(batches) == sum(row.has_signal for row in rows)
-
-    model.zero_grad()
-    loss = torch.zeros((), dtype=torch.float64)
-    for prompt, response, advantage, weights in zip(
-        PROMPTS, RESPONSES, ADVANTAGES, expected_weights(kind, mode), strict=True
-    ):
-        l = logprobs(model, prompt, response)
-        loss = loss - (weights * advantage * l).sum() / len(response) / len(PROMPTS)
-    loss = loss - logprobs(model, PROMPTS[0], [1, 2, 3]).mean() / len(PROMPTS)
-    loss.backward()
-    expected = torch.cat([p.grad.flatten() for p in model.parameters()])
-    for gradient in gradients:
-        # Sums of some hundred float32 terms; the next test shows how far the uncorrected gradient is.
-        assert (gradient - expected).norm() < 1e-5 * expected.norm()
-    uncorrected = sum(abs(float(factor) - 1) for weights in expected_weights(kind, mode) for factor in weights)
-    assert uncorrected > 1
-
-
-def logprobs(model: Qwen2ForCausalLM, prompt: list[int], response: list[int]) -> torch.Tensor:
+def statistics(model: Qwen2ForCausalLM, prompt: list[int], response: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     logits = model(torch.tensor([prompt + response]), use_cache=False).logits[0, len(prompt) - 1 : -1].double()
-    return torch.log_softmax(logits, -1).gather(-1, torch.tensor(response)[:, None]).squeeze(-1)
+    every = torch.log_softmax(logits, -1)
+    return every.gather(-1, torch.tensor(response)[:, None]).squeeze(-1), -(every.exp() * every).sum(-1)
 
 
-def test_a_masked_sequence_never_reaches_the_model() -> None:
-    row = Row([1, 2, 3], 1, Signal.RL, 1.0, 1.0, rollout_logprobs=[-9.0, -9.0], old_logprobs=[-1.0, -1.0])
-    set_importance(row, LossConfig(tis="sequence", tis_mode="mask"))
-    assert not row.has_signal
-    set_importance(row, LossConfig(tis="sequence", tis_mode="clip"))
-    assert row.importance == [2.0, 2.0]
-    demonstration = Row([1, 2], 1, Signal.SFT, 1.0)
-    set_importance(demonstration, LossConfig(tis="token"))
-    assert demonstration.importance is None
+def gradient_of(model: Qwen2ForCausalLM, loss: Any) -> torch.Tensor:
+    model.zero_grad()
+    loss()
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize(("kind", "mode"), KINDS)
+@pytest.mark.parametrize("objective", ["REINFORCE", "GRPO"])
+def test_the_ratio_multiplies_the_policy_term_alone(
+    model: Qwen2ForCausalLM, kind: str, mode: str, objective: str
+) -> None:
+    """With KL penalty and entropy bonus, for any split into micro-batches, packed or padded."""
+    updates = 2 if objective == "GRPO" else 1  # from the second on, r is not 1
+    sections = {"rl": {"objective": objective}, "batch": {"updates": updates}}
+    config = settings(tis=kind, tis_mode=mode, kl_coef=0.3, entropy_coef=0.2, sections=sections)
+    policy, rows = Policy(model, config), rows_of(model, config)
+    assert policy.importance is not None
+    stats = StepStats()
+    ImportanceSampling(policy.importance, config.loss.entropy_coef).before_updates([rows], stats)
+    factors = ratios(kind, mode)
+    assert stats.importance == pytest.approx(sum(float(factor.sum()) for factor in factors), rel=1e-5)
+    truncated = LIMIT if mode == "clip" else 0.0
+    assert stats.importance_truncated == sum(int((factor == truncated).sum()) for factor in factors)
+    assert 0 < stats.importance_truncated < stats.importance_tokens == sum(map(len, RESPONSES))
+    assert all(row.has_signal for row in rows)  # of a row that is masked as a whole the other terms are left
+
+    expected = gradient_of(model, lambda: trl_loss(model, config, factors).backward())
+    for tokens, packed in ((1000, False), (12, True), (1, False)):
+        batches = micro_batches(rows, tokens, packed=packed)
+        found = gradient_of(model, lambda batches=batches: [policy.loss(b).loss.backward() for b in batches])
+        # Sums of some hundred float32 terms.
+        assert (found - expected).norm() < 1e-5 * expected.norm()
+
+    everywhere = [torch.ones_like(factor) for factor in factors]
+    without = gradient_of(model, lambda: trl_loss(model, config, everywhere).backward())
+    assert (expected - without).norm() > 0.05 * expected.norm()
+
+
+@pytest.mark.parametrize(("shift", "ratio"), [(-900.0, 0.0), (900.0, 2.0)])
+@pytest.mark.parametrize("kind", ["token", "sequence"])
+def test_extreme_ratios_neither_overflow_nor_pass_the_limit(
+    model: Qwen2ForCausalLM, kind: str, shift: float, ratio: float
+) -> None:
+    policy = Policy(model, settings(tis=kind, tis_clip=2.0))
+    row = Row([2, 3, 4], 1, Signal.RL, 0.5, 1.5, rollout_logprobs=[-1.0, -1.0], old_logprobs=[shift - 1, -1.0])
+    stats = StepStats()
+    assert policy.importance is not None
+    ImportanceSampling(policy.importance, entropy_coef=0.0).before_updates([[row]], stats)
+    own = 1.0 if kind == "token" else ratio
+    assert stats.importance == ratio + own
+    (batch,) = micro_batches([row], 99, packed=True)
+    assert policy.loss(batch).coefficient.tolist() == [-0.75 * ratio, -0.75 * own]
+
+
+def test_a_rank_without_rows_computes_a_loss_of_0(model: Qwen2ForCausalLM) -> None:
+    assert Policy(model, settings(tis="sequence", entropy_coef=0.1)).loss(empty_batch()).loss == 0
+
+
+@pytest.mark.parametrize(
+    ("mode", "kl", "entropy", "trained"),
+    [("mask", 0, 0, False), ("clip", 0, 0, True), ("mask", 1, 0, True), ("mask", 0, 1, True)],
+)
+def test_a_masked_sequence_reaches_the_model_for_its_other_terms_only(
+    mode: str, kl: int, entropy: int, trained: bool
+) -> None:
+    config = settings(tis="sequence", tis_mode=mode, kl_coef=float(kl), entropy_coef=float(entropy))
+    rollout = Rollout([2, 3], [-9.0, -9.0], "stop", advantage=1.0)
+    (row,) = token_rows([Experience(Question("", "", ""), [1], [rollout], ONLY_ROLLOUTS)], config)
+    row.old_logprobs = [-1.0, -1.0]
+    importance = importance_of(config.loss)
+    assert importance is not None
+    ImportanceSampling(importance, config.loss.entropy_coef).before_updates([[row]], StepStats())
+    assert row.has_signal == trained
 
 
 def off_by(shift: float) -> Any:

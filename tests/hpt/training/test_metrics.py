@@ -37,10 +37,9 @@ def test_rows_are_counted_by_whether_they_reach_the_model() -> None:
         Row([1, 2], 1, Signal.SFT, 0.0),
         Row([1, 2], 1, Signal.SFT, 0.5),
         Row([1, 2], 1, Signal.OFF_POLICY, 0.5, advantage=-0.5),
-        Row([1, 2], 1, Signal.RL, 0.5, advantage=1.0, importance=[0.0]),
     ]
     stats.add_update(rows, Update(1.0, 0.1, skipped=False))
-    assert (stats.rows, stats.rows_skipped) == (4, 4)
+    assert (stats.rows, stats.rows_skipped) == (4, 3)
     assert dict(stats.demonstrations) == {Signal.SFT: 1, Signal.OFF_POLICY: 1}
 
 
