@@ -118,7 +118,9 @@ class LossConfig(Section):
         "reaches the model, those of advantage 0 too",
     )
     tis: Literal["none", "token", "sequence"] = Field(
-        "none", description="truncated importance ratio pi_old / pi_engine of rollouts, per token or per sequence"
+        "none",
+        description="truncated importance ratio pi_old / pi_engine of rollouts, per token or per sequence: it "
+        "multiplies the policy term, not the KL penalty or the entropy bonus",
     )
     tis_mode: Literal["clip", "mask"] = Field(
         "clip", description="a ratio above tis_clip counts as tis_clip (clip) or as 0 (mask)"
