@@ -11,7 +11,7 @@ from hpt.model.policy import Policy
 
 
 class PlainLoss:
-    """`Policy.loss` for runs with one update per step, no KL penalty and no off-policy rows.
+    """`Policy.loss` for runs with one update per step, without KL penalty, `loss.tis` and off-policy rows.
 
     In such runs every ratio is 1, so a token's loss is -w (A log pi + entropy_coef H).
     """
