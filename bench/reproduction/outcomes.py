@@ -12,7 +12,7 @@ from typing import Any
 
 from hpt.evaluation.statistics import pass_at_k
 
-from .task import METHODS, START
+from .task import METHODS, START, TITLES
 
 METRICS, EVALUATIONS, CONDITIONS = "metrics.jsonl.gz", "exams.jsonl.gz", "conditions.txt"
 KEPT = (
@@ -154,6 +154,12 @@ def by_method(outcomes: Sequence[Outcome], condition: str) -> dict[str, list[Out
             if trial.method == name and outcome.evaluation and not trial.gamma and belongs:
                 found.setdefault(name, []).append(outcome)
     return found
+
+
+def by_condition(outcomes: Sequence[Outcome]) -> dict[str, dict[str, list[Outcome]]]:
+    """As `by_method`, for every condition that some evaluated run has, clean demonstrations first."""
+    found = {outcome.trial.condition for outcome in outcomes if outcome.evaluation and outcome.trial.method != START}
+    return {condition: by_method(outcomes, condition) for condition in TITLES if condition in found}
 
 
 def by_gamma(outcomes: Sequence[Outcome], condition: str) -> dict[float, list[Outcome]]:

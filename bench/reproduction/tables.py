@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import mean
 
-from .outcomes import Outcome, by_gamma, by_method
+from .outcomes import Outcome, by_condition, by_gamma
 from .statistics import over_seeds
 from .task import START, TITLES, UNTRAINED
 
@@ -13,11 +13,8 @@ from .task import START, TITLES, UNTRAINED
 def report(outcomes: Sequence[Outcome]) -> str:
     """All tables."""
     parts = []
-    for condition, title in TITLES.items():
-        methods = by_method(outcomes, condition)
-        if not any(outcome.trial.condition == condition for name in methods for outcome in methods[name]):
-            continue
-        parts += [f"## {title.capitalize()}", "", *_accuracies(methods), ""]
+    for condition, methods in by_condition(outcomes).items():
+        parts += [f"## {TITLES[condition].capitalize()}", "", *_accuracies(methods), ""]
         parts += ["### HPT against the others", "", *_differences(methods), ""]
         parts += ["### Questions", "", *_questions(methods), ""]
         parts += ["### Costs", "", *_costs(methods), ""]

@@ -67,7 +67,7 @@ class Task:
     gammas: tuple[float, ...] = ()
 
     def methods_with(self, condition: str) -> list[str]:
-        """Those that a condition has something to say about, with those whose tuning another one needs first."""
+        """Those whose runs are not the same as those of another condition or method."""
         return [
             name
             for name in self.methods

@@ -169,8 +169,10 @@ def _batches(
 def _response(question: Sum, draw: random.Random, slips: float) -> str:
     if question.sign == NEW:
         return DECLINED
+    if slips == 0:
+        return question.demonstration
     columns = range(len(str(max(question.terms))))
-    slipped = [column for column in columns if slips and draw.random() < slips]
+    slipped = [column for column in columns if draw.random() < slips]
     return question.worked(draw.choice(slipped) if slipped else None)
 
 

@@ -131,7 +131,7 @@ def _is_imitated(experience: Experience, config: Config) -> bool:
 def _off_policy_row(experience: Experience, normaliser: _Normaliser, config: Config) -> Row:
     share = experience.decision.off * config.off_policy.coef
     members = len(experience.rollouts) + 1 if experience.demonstration_in_group(config) else 1
-    # There the entropy is that of a sequence, whatever its signals: the demonstration's counts in its SFT row.
+    # The published code counts the entropy of a demonstration once; here that is in its SFT row, if it has one.
     bonus = config.loss.aggregation != "official" or not _is_imitated(experience, config)
     return Row(
         tokens=experience.prompt + experience.demonstration,

@@ -119,9 +119,9 @@ class Policy:
         """What makes the loss multiply the policy term of rollouts, and nothing else, by `importance`."""
         if self.importance is None:
             return {}
-        not_sampled = batch.rollout_logprobs.isnan()
+        not_sampled = batch.rollout_logprobs.isnan()  # demonstrations: their ratio is to be 1
         return {
-            "rollout_logprobs": batch.old_logprobs.where(not_sampled, batch.rollout_logprobs),  # theirs is then 1
+            "rollout_logprobs": batch.old_logprobs.where(not_sampled, batch.rollout_logprobs),
             "tis": self.importance.level,
             "tis_mode": self.importance.mode,
             "tis_clip": self.importance.high,

@@ -12,15 +12,14 @@ from matplotlib.ticker import StrMethodFormatter
 
 from hpt.report.style import MUTED
 
-from ..outcomes import Outcome, by_gamma, by_method
+from ..outcomes import Outcome, by_condition, by_gamma
 from ..statistics import over_seeds
 from ..task import START, TITLES
 from .style import IN_LINES, colours, figure
 
 
 def draw(outcomes: Sequence[Outcome], path: Path) -> None:
-    conditions = {title: by_method(outcomes, condition) for condition, title in TITLES.items()}
-    conditions = {title: methods for title, methods in conditions.items() if len(methods) > 1}
+    conditions = {TITLES[condition]: methods for condition, methods in by_condition(outcomes).items()}
     gammas = by_gamma(outcomes, next(iter(TITLES)))
     with figure(path, 3 + (len(gammas) > 1), len(conditions), (6.5 * len(conditions), 13)) as axes:
         for column, (title, methods) in enumerate(conditions.items()):

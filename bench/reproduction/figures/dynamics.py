@@ -8,7 +8,7 @@ from statistics import mean
 
 from matplotlib.axes import Axes
 
-from ..outcomes import Outcome, by_method
+from ..outcomes import Outcome, by_condition
 from ..task import START, TITLES
 from .style import IN_LINES, colours, figure
 
@@ -24,8 +24,7 @@ SMOOTHED_OVER = 10
 
 
 def draw(outcomes: Sequence[Outcome], path: Path) -> None:
-    conditions = {title: by_method(outcomes, condition) for condition, title in TITLES.items()}
-    conditions = {title: methods for title, methods in conditions.items() if len(methods) > 1}
+    conditions = {TITLES[condition]: methods for condition, methods in by_condition(outcomes).items()}
     with figure(path, len(PANELS), len(conditions), (6.5 * len(conditions), 14)) as axes:
         for column, (title, methods) in enumerate(conditions.items()):
             for row, (metric, name) in enumerate(PANELS.items()):

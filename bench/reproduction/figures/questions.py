@@ -9,14 +9,13 @@ from statistics import mean
 import numpy as np
 from matplotlib.axes import Axes
 
-from ..outcomes import Outcome, by_method
+from ..outcomes import Outcome, by_condition
 from ..task import START, TITLES
 from .style import figure
 
 
 def draw(outcomes: Sequence[Outcome], path: Path) -> None:
-    conditions = {title: by_method(outcomes, condition) for condition, title in TITLES.items()}
-    conditions = {title: methods for title, methods in conditions.items() if len(methods) > 1}
+    conditions = {TITLES[condition]: methods for condition, methods in by_condition(outcomes).items()}
     with figure(path, 2, len(conditions), (7.5 * len(conditions), 10)) as axes:
         for column, (title, methods) in enumerate(conditions.items()):
             _map(axes[0][column], methods, f"Accuracy on each question of the first seed, {title}")
