@@ -13,17 +13,18 @@ from hpt.support.errors import ConfigError
 from hpt.support.files import folder_atomically, make_folder, write_file_atomically
 
 
-def check_places(config: Config) -> None:
+def check_places(config: Config, *shared: Path) -> None:
     """ConfigError where a path that the user has changed leads nowhere: nothing is made there.
 
-    A recipe's files are made in its run's folder, or wherever model and data are in one folder.
+    A recipe's files are made in its run's folder, or wherever model and data are in one folder, or at the places that
+    its runs share.
     """
     given = {"model.path": config.model.path, "data.train": config.data.train, "data.eval": config.data.eval}
     places = {key: Path(path) for key, path in given.items() if isinstance(path, str)}
     if len({place.parent for place in places.values()}) == 1:
         return
     for key, place in places.items():
-        if not place.exists() and place.parent != Path(config.output):
+        if not place.exists() and place not in shared and place.parent != Path(config.output):
             raise ConfigError(
                 f"{key} = {str(place)!r}: there is no such file or folder; this recipe makes what is missing in its "
                 f"run's folder, {config.output}, only"

