@@ -1,12 +1,15 @@
 """The paper's comparison at the scale of a CPU: SFT, GRPO, SFT then GRPO, LUFFY, SRFT and HPT from the same start.
 
-The task is `hpt train sums`: sums that the start model solves sometimes or never, with few demonstrations, which are
-all right (clean) or of which 40% are wrong. All methods get the same questions and the same number of optimizer
-updates. The learning rate of each is tuned in the same way in each of the two conditions, by held-out accuracy on seeds
-that are used for nothing else: rates that differ by a factor of 3 are added until the best has a worse one on both
-sides. Of SFT then GRPO, SFT has the rate of SFT alone, and GRPO's is tuned.
+There are two tasks. `hpt train sums` is done by a model of 0.2M parameters: sums that it solves sometimes or never.
+`hpt train word-problems` is done by SmolLM2-135M-Instruct after some SFT: small word problems, with fewer methods and
+seeds. In both, few questions have a demonstration. All demonstrations are right (clean), or 40% of them are wrong.
 
-Then, over several seeds: every method in both conditions, and HPT at other gammas of the gate. The last checkpoints are
+All methods get the same questions and the same number of optimizer updates. The learning rate of each is tuned in the
+same way in each condition, by held-out accuracy on seeds that are used for nothing else: rates that differ by a factor
+of 3 are added until the best has a worse one on both sides. Of SFT then GRPO, SFT has the rate of SFT alone, and GRPO's
+is tuned.
+
+Then, over several seeds: every method in every condition, and HPT at other gammas of the gate. The last checkpoints are
 evaluated with n responses per held-out question, for pass@k.
 
 Finished runs are kept and unfinished ones continued, so the command can be stopped and repeated.
@@ -34,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench reproduce", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--task", choices=list(TASKS), default="sums")
+    parser.add_argument("--task", choices=list(TASKS), help="default: all")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), metavar="METHOD", help="default: the task's")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="default: the task's")
     parser.add_argument("--tuning-seeds", nargs="+", type=int, metavar="SEED", help="default: the task's")
@@ -46,31 +49,35 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--redraw", action="store_true", help="only tables and figures, from the records in --output")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="changes to the recipe, for every run")
     options = parser.parse_args(argv)
-    folder = options.output / options.task
-    if not options.redraw:
-        changes = {
-            "methods": options.methods,
-            "seeds": options.seeds,
-            "tuning_seeds": options.tuning_seeds,
-            "rates": options.learning_rates,
-            "n": options.n,
-        }
-        task = replace(TASKS[options.task], **{name: value for name, value in changes.items() if value is not None})
+    changes = {
+        "methods": options.methods,
+        "seeds": options.seeds,
+        "tuning_seeds": options.tuning_seeds,
+        "rates": options.learning_rates,
+        "n": options.n,
+    }
+    changes = {name: value for name, value in changes.items() if value is not None}
+    tasks = [replace(task, **changes) for task in TASKS.values() if options.task in (None, task.recipe)]
+    for task in tasks:
         if shared := set(task.tuning_seeds) & set(task.seeds):
             parser.error(f"--tuning-seeds {shared.pop()}: must not be one of --seeds, since it chooses the rates")
-        with runs.hold(options.runs):
-            outcomes = Experiments(task, options.runs / options.task, options.jobs, tuple(options.settings)).compare()
-        recipe = " ".join([f"Recipe `{task.recipe}`", *options.settings])
-        conditions = f"{recipe}; commit {last_commit('kernels', 'hpt')}; {runs.machine()}"
-        write_records(folder, outcomes, conditions)
-    _show(folder)
+    for task in tasks:
+        folder = options.output / task.recipe
+        if not options.redraw:
+            with runs.hold(options.runs):
+                experiments = Experiments(task, options.runs / task.recipe, options.jobs, tuple(options.settings))
+                outcomes = experiments.compare()
+            recipe = " ".join([f"Recipe `{task.recipe}`", *options.settings])
+            conditions = f"{recipe}; commit {last_commit('kernels', 'hpt')}; {runs.machine()}"
+            write_records(folder, outcomes, conditions)
+        _show(folder, task.untrained)
     return 0
 
 
-def _show(folder: Path) -> None:
+def _show(folder: Path, untrained: str) -> None:
     """Write and print the tables, and draw the figures, from the records in `folder`."""
     outcomes, conditions = read_records(folder)
-    text = f"{report(outcomes)}\n{conditions}.\n"
+    text = f"{report(outcomes, untrained)}\n{conditions}.\n"
     (folder / "table.md").write_text(text)
     accuracy.draw(outcomes, folder / "summary.png")
     dynamics.draw(outcomes, folder / "dynamics.png")

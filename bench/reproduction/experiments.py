@@ -12,6 +12,7 @@ from statistics import mean
 
 from hpt.config.recipe import load_config
 from hpt.evaluation.evaluate import RESULTS
+from hpt.records.checkpoints import last_checkpoint
 from hpt.records.files import read_metrics
 from hpt.support.named_functions import resolve
 
@@ -38,6 +39,8 @@ class Experiments:
     def compare(self) -> list[Outcome]:
         """Tune every method's learning rate in every condition, then train and evaluate on other seeds."""
         task = self.task
+        if task.warm_up:
+            runs.train(self._warm_up, task.recipe, [*task.warm_up, *self.settings])
         self.at_once(self.make_start, (*task.tuning_seeds, *task.seeds))
         pairs = [(condition, method) for condition in task.conditions for method in task.methods_with(condition)]
         best: dict[Pair, tuple[float, ...]] = {}
@@ -68,10 +71,10 @@ class Experiments:
             list(pool.map(work, items))
 
     def make_start(self, seed: int) -> None:
-        """Make the start model and the questions that all runs of a seed share."""
+        """Make the questions that all runs of a seed share, and their start model where there is no warm-up."""
         for condition, prepare in self.task.prepare.items():
             places = self._places(Trial("hpt", (), seed, condition))
-            config = load_config(self.task.recipe, [f"output={self.folder}", f"seed={seed}", *places])
+            config = load_config(self.task.recipe, [f"output={self._start(seed)}", f"seed={seed}", *places])
             resolve(prepare, field="prepare")(config)
 
     def tune(self, pairs: Sequence[Pair], best: dict[Pair, tuple[float, ...]]) -> list[Trial]:
@@ -135,6 +138,8 @@ class Experiments:
         if trial.gamma:
             settings.append(f"gate.gamma={trial.gamma}")
         runs.train(self.run(trial), self.task.recipe, [*settings, *self._places(trial), *self.settings])
+        for state in last_checkpoint(self.run(trial)).glob("trainer_state*"):
+            state.unlink()  # two thirds of a checkpoint, and the run is finished
         print(f"trained {trial.name}", file=sys.stderr, flush=True)
 
     def evaluate(self, trial: Trial) -> None:
@@ -147,8 +152,12 @@ class Experiments:
     def _start(self, seed: int) -> Path:
         return self.folder / "starts" / f"seed{seed}"
 
+    @property
+    def _warm_up(self) -> Path:
+        return self.folder / "warm-up"
+
     def _model(self, seed: int) -> Path:
-        return self._start(seed) / "model"
+        return last_checkpoint(self._warm_up) if self.task.warm_up else self._start(seed) / "model"
 
     def _places(self, trial: Trial) -> list[str]:
         start = self._start(trial.seed)

@@ -7,14 +7,14 @@ from statistics import mean
 
 from .outcomes import Outcome, by_condition, by_gamma
 from .statistics import over_seeds
-from .task import START, TITLES, UNTRAINED
+from .task import START, TITLES
 
 
-def report(outcomes: Sequence[Outcome]) -> str:
-    """All tables."""
+def report(outcomes: Sequence[Outcome], untrained: str) -> str:
+    """All tables. untrained: the grade that no training question has."""
     parts = []
     for condition, methods in by_condition(outcomes).items():
-        parts += [f"## {TITLES[condition].capitalize()}", "", *_accuracies(methods), ""]
+        parts += [f"## {TITLES[condition].capitalize()}", "", *_accuracies(methods, untrained), ""]
         parts += ["### HPT against the others", "", *_differences(methods), ""]
         parts += ["### Questions", "", *_questions(methods), ""]
         parts += ["### Costs", "", *_costs(methods), ""]
@@ -46,12 +46,12 @@ def _ranked(methods: dict[str, list[Outcome]]) -> list[str]:
     return sorted(methods, key=lambda name: (name != START, -accuracies[name]))
 
 
-def _accuracies(methods: dict[str, list[Outcome]]) -> list[str]:
+def _accuracies(methods: dict[str, list[Outcome]], untrained: str) -> list[str]:
     first = next(iter(methods.values()))[0]
     grades = list(dict.fromkeys(answer.grade for answer in first.evaluation))
     n = first.evaluation[0].n
     ks = [k for k in (8, 64, 256) if k <= n]
-    head = ["method", "lr", "seeds", "accuracy", *(f"{grade}*" if grade == UNTRAINED else grade for grade in grades)]
+    head = ["method", "lr", "seeds", "accuracy", *(f"{grade}*" if grade == untrained else grade for grade in grades)]
     rows = []
     for method in _ranked(methods):
         outcomes = methods[method]
@@ -66,8 +66,8 @@ def _accuracies(methods: dict[str, list[Outcome]]) -> list[str]:
             ]
         )
     note = [f"Mean over seeds ± half of the 95% interval over seeds; {n} samples of each held-out question."]
-    if UNTRAINED in grades:
-        note.append(f"*: no training question has this grade ({UNTRAINED}).")
+    if untrained in grades:
+        note.append(f"*: no training question has this grade ({untrained}).")
     return [*_table([*head, *(f"pass@{k}" for k in ks)], rows), "", " ".join(note)]
 
 

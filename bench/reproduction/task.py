@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hpt.demos import sums
+from hpt.demos import sums, word_problems
 
 START = "start"
 """In place of a method: the start model, before any run."""
 CLEAN, WRONG = "clean", "wrong"
 """Conditions: all demonstrations are right, or 40% of them are wrong."""
-UNTRAINED = sums.UNTRAINED
-"""The grade of held-out questions that no training question has."""
 TITLES = {CLEAN: "clean demonstrations", WRONG: "40% wrong demonstrations"}
 
 _VERIFIED = "data.wrong_demonstrations=rollouts"  # those that the verifier refuses are not imitated
@@ -51,20 +49,23 @@ METHODS = {
 class Task:
     """A recipe, and what is run on it.
 
-    prepare: what makes the files of each condition. rates: the learning rates that tuning starts with, two or more of
-    the ladder. n: responses per held-out question at the end. exam: further arguments of `hpt eval`. gammas: values for
-    HPT's gate besides 0.
+    prepare: what makes the files of each condition. untrained: the grade of held-out questions that no training
+    question has. rates: the learning rates that tuning starts with, two or more of the ladder. n: responses per
+    held-out question at the end. exam: further arguments of `hpt eval`. gammas: values for HPT's gate besides 0.
+    warm_up: settings of a run whose model all runs start from; without them, `prepare` makes the model of a seed.
     """
 
     recipe: str
     methods: tuple[str, ...]
     prepare: dict[str, str]
+    untrained: str
     rates: tuple[float, ...]
     tuning_seeds: tuple[int, ...]
     seeds: tuple[int, ...]
     n: int
     exam: tuple[str, ...]
     gammas: tuple[float, ...] = ()
+    warm_up: tuple[str, ...] = ()
 
     def methods_with(self, condition: str) -> list[str]:
         """Those whose runs are not the same as those of another condition or method."""
@@ -84,6 +85,7 @@ SUMS = Task(
     recipe="sums",
     methods=tuple(METHODS),
     prepare={CLEAN: "hpt.demos.sums:prepare", WRONG: "hpt.demos.sums:prepare_wrong"},
+    untrained=sums.UNTRAINED,
     rates=(3e-4, 9e-4),
     tuning_seeds=(100, 101),
     seeds=(0, 1, 2, 3, 4),
@@ -91,4 +93,17 @@ SUMS = Task(
     exam=("--style", "plain", "--verifier", "boxed", "--max-tokens", "44", "--batch-size", "512"),
     gammas=(0.125, 0.25, 0.5),
 )
-TASKS = {"sums": SUMS}
+WORD_PROBLEMS = Task(
+    recipe="word-problems",
+    methods=("sft", "sft-verified", "grpo", "sft-then-grpo", "hpt"),
+    prepare={WRONG: "hpt.demos.word_problems:prepare_wrong"},
+    untrained=word_problems.UNTRAINED,
+    rates=(3.3e-5, 1e-4),
+    tuning_seeds=(100,),
+    seeds=(0, 1),
+    n=8,
+    exam=("--style", "plain", "--verifier", "boxed", "--max-tokens", "40", "--batch-size", "240"),
+    warm_up=("seed=1000", "method=sft", "steps=8", "batch.questions=16", "optimizer.lr=2e-4"),
+)
+TASKS = {task.recipe: task for task in (WORD_PROBLEMS, SUMS)}
+"""By recipe. The one that needs a further package comes first, so that a missing one is noticed at once."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,8 +19,8 @@ from bench.reproduction.figures import accuracy, dynamics, questions
 from bench.reproduction.outcomes import Answered, Outcome, Trial, by_gamma, by_method, read_records, write_records
 from bench.reproduction.statistics import over_seeds
 from bench.reproduction.tables import report
-from bench.reproduction.task import CLEAN, START, SUMS, WRONG
-from hpt.demos import sums
+from bench.reproduction.task import CLEAN, START, SUMS, WORD_PROBLEMS, WRONG
+from hpt.demos import sums, word_problems
 from hpt.demos.addition import Sum, make_questions
 
 
@@ -115,7 +116,7 @@ def test_an_interval_over_seeds_is_that_of_student() -> None:
 
 
 def test_tables_hold_means_over_seeds_paired_differences_questions_and_costs(outcomes: list[Outcome]) -> None:
-    text = report(outcomes)
+    text = report(outcomes, "1-digit")
     clean, wrong = text.split("## 40% wrong demonstrations")
     # seed 0: 8 of 8, seed 1: 4 of 8: a standard deviation of .354, and .25 x 12.706; pass@4 is not shown
     assert "| `hpt` | 0.0001 | 2 | 0.750 ± 3.176 | 0.50 | 1.00 |" in clean
@@ -162,6 +163,38 @@ def test_tuning_goes_on_until_the_best_rate_has_a_worse_one_on_both_sides(
     assert {trial.rates[0] for trial in staged} == {2.7e-3}
     assert {trial.seed for trial in single} == {8, 9}
     assert set(single) | set(staged) == set(trained)
+
+
+def test_runs_start_from_the_model_of_the_warm_up_and_leave_no_optimizer_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(folder: Path, recipe: str, settings: Sequence[str]) -> None:
+        checkpoint = folder / "checkpoints" / "step-000024"
+        if checkpoint.exists():
+            return
+        given.append((recipe, list(settings)))
+        checkpoint.mkdir(parents=True)
+        (folder / "metrics.jsonl").touch()
+        (checkpoint / "model.safetensors").touch()
+        (checkpoint / "trainer_state.pt").touch()
+
+    given: list[tuple[str, list[str]]] = []
+    monkeypatch.setattr(runs, "train", train)
+    monkeypatch.setattr(runs, "evaluate", lambda *_: None)
+    monkeypatch.setattr(Experiments, "_best_rates", lambda _, trials: (1e-4,))
+    task = replace(WORD_PROBLEMS, methods=("sft", "hpt"))
+    experiments = Experiments(task, tmp_path, jobs=1)
+    trained = {outcome.trial for outcome in experiments.compare()} - {Trial(START, (), seed, WRONG) for seed in (0, 1)}
+
+    assert given[0] == ("word-problems", list(task.warm_up))
+    start = tmp_path / "warm-up" / "checkpoints" / "step-000024"
+    assert len(given) == 1 + len(trained)
+    assert all(f"model.path={start}" in settings for _, settings in given[1:])
+    assert {trial.seed for trial in trained} == {100, 0, 1}
+    lines = (tmp_path / "starts" / "seed1" / "train-wrong.jsonl").read_text().splitlines()
+    assert lines == [json.dumps(question) for question in word_problems.make_questions(1, wrong=0.4)[0]]
+    assert not list((tmp_path / "runs").rglob("trainer_state.pt"))
+    assert len(list((tmp_path / "runs").rglob("model.safetensors"))) == len(trained)
 
 
 def test_a_run_that_outlives_its_benchmark_is_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
