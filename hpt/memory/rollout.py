@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from hpt.config.schema import Config
+from hpt.config.sections.model import ModelConfig
 from hpt.memory.components import Component
 from hpt.memory.hardware import GIB, Hardware
-from hpt.memory.meta_model import build_meta_model
-from hpt.memory.trace import DECODING, trace_rollout
+from hpt.memory.meta_model import build_meta_model, read_architecture
+from hpt.memory.trace import DECODING, RolloutTrace, trace_rollout
 from hpt.memory.training import TrainedModel
 from hpt.rollout.vllm.arguments import max_lora_rank
 
@@ -44,11 +46,9 @@ def _transformers_memory(config: Config, hardware: Hardware, trained: TrainedMod
     """`generate` of the same model that is trained (`hpt.rollout.transformers`)."""
     settings = config.rollout
     sequences = min(settings.batch_size, -(-config.batch.questions // hardware.gpus) * config.sampled)
-    model = build_meta_model(trained.architecture, config.model, DECODING)
-    trace = trace_rollout(model, sequences, prompt, config.longest_response)
-    logits = sampling_bytes(
-        sequences, model.get_output_embeddings().weight.shape[0], model.dtype.itemsize, settings.top_p
-    )
+    trace = _traced(config.model.model_dump_json(), sequences, prompt, config.longest_response)
+    head = trained.model.get_output_embeddings().weight
+    logits = sampling_bytes(sequences, head.shape[0], trained.model.dtype.itemsize, settings.top_p)
     return RolloutMemory(
         [
             Component(f"KV cache of {sequences} sequences", rollout=trace.cache),
@@ -56,6 +56,14 @@ def _transformers_memory(config: Config, hardware: Hardware, trained: TrainedMod
             Component("logits of a decoding step", rollout=logits),
         ]
     )
+
+
+@lru_cache(maxsize=32)
+def _traced(settings_json: str, sequences: int, prompt: int, response: int) -> RolloutTrace:
+    """Kept, since advice plans many changes of a recipe and most of them leave the rollouts as they are."""
+    settings = ModelConfig.model_validate_json(settings_json)
+    model = build_meta_model(read_architecture(settings), settings, DECODING)
+    return trace_rollout(model, sequences, prompt, response)
 
 
 def sampling_bytes(sequences: int, vocabulary: int, itemsize: int, top_p: float) -> int:
