@@ -52,7 +52,7 @@ class PrintedOutput:
     def _show(self) -> None:
         left, line = LIMIT, ""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        with open(self._reading, "rb", buffering=0) as pipe:
+        with os.fdopen(self._reading, "rb", buffering=0) as pipe:
             while (data := pipe.read(1 << 16)) and not (self._closing and not left):
                 if not left:
                     continue
@@ -64,7 +64,7 @@ class PrintedOutput:
                     _print(line)
                     line = ""
                     logger.warning(
-                        f"{self._field}: functions have printed {LIMIT:,} bytes; what they print from here on is dropped"
+                        f"{self._field}: functions have printed {LIMIT:,} bytes; what they print from now on is dropped"
                     )
         if line:
             _print(line)

@@ -194,26 +194,16 @@ def test_what_a_function_prints_is_shown_up_to_a_limit_and_a_sentence_says_so(ca
     assert printed.startswith("␛[2Jfirst\nxxx")
     assert 10_000 <= len(printed.replace("\n", "")) + printed.count("\n") < 10_100
     assert caplog.messages == [
-        "verify.function: functions have printed 10,000 bytes; what they print from here on is dropped"
+        "verify.function: functions have printed 10,000 bytes; what they print from now on is dropped"
     ]
 
 
 def test_a_reply_that_a_function_forges_is_an_error_that_says_so(monkeypatch):
     monkeypatch.setattr(protocol, "LONGEST_MESSAGE", 200_000)
-    forged = [
-        "garbage\n",
-        "{}\n",
-        "5\n",
-        '{"call": "1", "value": true}\n',
-        "\xff\n",
-        "[" * 100_000 + "\n",
-        "x" * 300_000,
-    ]
+    forged = ["garbage\n", "{}\n", "5\n", '{"call": "1", "value": true}\n', "[" * 100_000 + "\n", "x" * 300_000]
     with asking("forge") as verifier:
         for text in forged:
-            with pytest.raises(
-                RewardError, match=r"sent b'.*'(\.\.\.)?, which is not its answer: does a function write to"
-            ):
+            with pytest.raises(RewardError, match="which is not its answer: does a function write to"):
                 verifier.score([text], [""])
         assert verifier.score([""], [""]) == [Verdict("correct", 1.0)]
 
