@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.markup import escape
 from rich.table import Table
 
 from hpt.commands.arguments import CommandParser, non_negative_int
@@ -116,7 +115,7 @@ def _table(comparison: Comparison, parts: Mapping[str, Comparison], title: str) 
     """One row per benchmark or grade, and one for all questions."""
     table = plain_table(title, "", "count", "A", "B", "B - A", "95% interval", "newly\nsolved", "forgotten", "p")
     for name, part in parts.items():
-        table.add_row(escape(name), *_cells(part))
+        table.add_row(name, *_cells(part))
     table.add_section()
     table.add_row("all", *_cells(comparison), style="bold")
     return table
@@ -144,7 +143,7 @@ def _notes(comparison: Comparison) -> list[str]:
         if pairs:
             names = [f"{pair.benchmark} {pair.id}".strip() for pair in pairs[:IDS_SHOWN]]
             more = f" and {len(pairs) - IDS_SHOWN} more" if len(pairs) > IDS_SHOWN else ""
-            notes.append(escape(f"{change.capitalize()}: {', '.join(names)}{more}"))
+            notes.append(f"{change.capitalize()}: {', '.join(names)}{more}")
     return [
         *notes,
         f"({_RULES[comparison.rule]})",

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from hpt.commands import compare, data, doctor, evaluate, export, plan, report, serve, train
 from hpt.commands.arguments import CommandParser
+from hpt.support.console import visible
 from hpt.support.errors import HptError
 from hpt.support.messages import console, printing_messages
 from hpt.version import VERSION
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with printing_messages():
             return COMMANDS[options.command].run(options)
     except HptError as error:
-        console.print(Text.assemble(("error:", "bold red"), " ", str(error)), soft_wrap=True)
+        console.print(Text.assemble(("error:", "bold red"), " ", visible(str(error))), soft_wrap=True)
         return USAGE_ERROR
     except KeyboardInterrupt:
         console.print("Interrupted.")

@@ -9,9 +9,9 @@ from rich.text import Text
 
 from hpt.data.prompt import PromptRenderer
 from hpt.data.questions import Question
+from hpt.support.console import visible
 
 _SHOWN = 3000  # characters of a text
-_CONTROL_CHARACTERS = {code: chr(0x2400 + code) for code in range(32)} | {ord("\n"): "↵\n", ord("\t"): "\t"}
 
 
 def show_first(renderer: PromptRenderer, question: Question, *, all_turns: bool = False) -> RenderableType:
@@ -64,5 +64,5 @@ def _visible(renderer: PromptRenderer, ids: list[int], style: str) -> Text:
     shown = Text(style=style)
     # Splitting by a group keeps what it matches: every second piece is a special token.
     for place, piece in enumerate(re.split(f"({'|'.join(map(re.escape, special))})", text)):
-        shown.append(piece.translate(_CONTROL_CHARACTERS), style="bold magenta" if place % 2 else "")
+        shown.append(visible(piece).replace("\n", "↵\n"), style="bold magenta" if place % 2 else "")
     return shown

@@ -22,9 +22,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 from hpt.config.schema import Config
 from hpt.demos import addition
 from hpt.demos.addition import DECLINED, KNOWN, NEW, Pair, Sum, pairs
-from hpt.demos.files import save_model_folder
+from hpt.demos.files import model_folder, save_model_folder
 from hpt.support.cache import cache_folder
-from hpt.support.files import folder_atomically
 from hpt.support.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -61,7 +60,7 @@ def make_missing_model(config: Config, held_out: Sequence[dict[str, str]], warm_
     cached = cache_folder() / "adder" / _fingerprint(config.seed, sorted(unseen), warm_up)
     if cached.is_dir():
         logger.info(f"The small start model was warmed up before: {cached}")
-        with folder_atomically(folder) as partial:
+        with model_folder(folder) as partial:
             shutil.copytree(cached, partial, dirs_exist_ok=True)
         return
     logger.info("Warming up a small start model, once for all runs like this one")

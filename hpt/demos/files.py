@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hpt.config.schema import Config
-from hpt.support.errors import ConfigError
+from hpt.support.errors import ConfigError, HptError
 from hpt.support.files import folder_atomically, make_folder, write_file_atomically
 
 
@@ -43,8 +44,18 @@ def write_missing_questions(
             write_file_atomically(Path(path), "".join(lines).encode())
 
 
+@contextmanager
+def model_folder(folder: Path) -> Iterator[Path]:
+    """Yields a folder to fill, which becomes `folder` once it is complete. HptError where it cannot be written."""
+    try:
+        with folder_atomically(folder) as partial:
+            yield partial
+    except Exception as error:  # safetensors and tokenizers have exceptions of their own for a full disk
+        raise HptError(f"the model cannot be written to {folder}: {error}") from error
+
+
 def save_model_folder(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Writes a model and its tokenizer as a Hugging Face folder, which appears once it is complete."""
-    with folder_atomically(folder) as partial:
+    """Writes a model and its tokenizer as a Hugging Face folder; as `model_folder`."""
+    with model_folder(folder) as partial:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rich.console import Group
-from rich.markup import escape
 from rich.table import Table
 
 from hpt.evaluation.evaluate import EvalResult
@@ -22,7 +21,7 @@ def result_tables(result: EvalResult, ks: Sequence[int], title: str) -> Group:
     """
     accuracy = plain_table(title, "grade", "questions", measure(result.n), *_COLUMNS)
     for grade, part in result.grades.items():
-        accuracy.add_row(escape(grade), *_cells(part))
+        accuracy.add_row(grade, *_cells(part))
     accuracy.add_section()
     accuracy.add_row("all", *_cells(result), style="bold")
     if max(ks) == 1:
@@ -44,7 +43,7 @@ def benchmark_table(results: Mapping[str, EvalResult], averages: Mapping[str, Es
     table = plain_table(title, "benchmark", "questions", "", "score", *_COLUMNS)
     for name, result in results.items():
         count, *cells = _cells(result)
-        table.add_row(escape(name), count, measure(result.n), *cells)
+        table.add_row(name, count, measure(result.n), *cells)
     table.add_section()
     for name, estimate in averages.items():
         table.add_row(name, "", "", *_estimate(estimate), style="bold")

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from hpt.config.sections.model import LoraConfig, ModelConfig
+from hpt.model.weight_files import UNREADABLE, what_is_wrong
 from hpt.support.errors import HptError
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -43,10 +43,13 @@ def _adapter_config(folder: Path) -> dict[str, Any]:
 
 
 def merge_adapters(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """`base` with the adapters in `folder` merged into its weights."""
+    """`base` with the adapters in `folder` merged into its weights. HptError if they cannot be read."""
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
+    try:
+        return PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
+    except UNREADABLE as error:
+        raise HptError(f"the adapters in {folder} cannot be read: {what_is_wrong(error)}") from error
 
 
 def with_adapters(base: PreTrainedModel, settings: ModelConfig, folder: Path | None) -> PreTrainedModel:
@@ -64,8 +67,8 @@ def with_adapters(base: PreTrainedModel, settings: ModelConfig, folder: Path | N
         else:
             base.name_or_path = settings.path  # saved adapters name their base model by this
             model = peft.get_peft_model(base, _peft_config(settings.lora or LoraConfig()), autocast_adapter_dtype=False)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise HptError(f"model.lora = {settings.lora}: {error}") from error
+    except UNREADABLE as error:
+        raise HptError(f"model.lora = {settings.lora}: {what_is_wrong(error)}") from error
     for parameter in model.parameters():
         if parameter.requires_grad:  # peft makes adapters of 4-bit weights float32
             parameter.data = parameter.data.to(getattr(torch, settings.dtype))

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
 from hpt.config.schema import Config
@@ -15,6 +14,7 @@ from hpt.model.adapters import base_model_path, holds_adapters, is_adapted, merg
 from hpt.model.attention import attention_kind
 from hpt.model.gradient_checkpointing import enable_gradient_checkpointing
 from hpt.model.liger import apply_liger, uses_liger
+from hpt.model.weight_files import UNREADABLE, what_is_wrong
 from hpt.rollout.weights import save_adapters
 from hpt.support.errors import ConfigError, HptError
 from hpt.support.model_config import read_model_config
@@ -164,8 +164,10 @@ def _load(
             ignore_mismatched_sizes=True,  # reported below, with those that are missing
             **options,
         )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise HptError(f"model.path = {path!r}: no causal language model could be loaded: {error}") from error
+    except UNREADABLE as error:
+        raise HptError(
+            f"model.path = {path!r}: no causal language model could be loaded: {what_is_wrong(error)}"
+        ) from error
     model, found = loaded
     _check_weights(path, settings, found)
     return model if "device_map" in options else model.to(device)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hpt.evaluation.evaluate import read_results
+from hpt.support.console import visible
 
 ALL = "all"
 """Stands for all questions where a grade is asked for."""
@@ -58,7 +59,7 @@ def read_evaluations(metrics: Sequence[dict[str, Any]]) -> list[Evaluation]:
         if not record.get("eval/count"):
             continue
         grades = {
-            key.removeprefix("eval/correct/"): (value, record.get(key.replace("correct", "count", 1), 0))
+            visible(key.removeprefix("eval/correct/")): (value, record.get(key.replace("correct", "count", 1), 0))
             for key, value in record.items()
             if key.startswith("eval/correct/")
         }

@@ -13,6 +13,7 @@ from hpt.report.conditions import Conditions
 from hpt.report.evaluations import QuestionCounts, keys_of, natural_key
 from hpt.report.runs import Run, RunGroup
 from hpt.report.saved_evaluations import saved_evaluations
+from hpt.support.console import visible
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def question_map(group: RunGroup) -> QuestionMap | None:
         for key, question in by_step[0].items():
             of_question = [questions[key].correct / questions[key].n for questions in by_step]
             shares.setdefault(key, []).append(of_question)
-            grades[key] = question.grade or ""
+            grades[key] = visible(question.grade or "")
     means = {key: np.mean(over_runs, axis=0) for key, over_runs in shares.items()}
     order = sorted(means, key=lambda key: (natural_key(grades[key]), -means[key].mean(), -means[key][-1], key))
     return QuestionMap(steps, [grades[key] for key in order], np.array([means[key] for key in order]))

@@ -6,12 +6,14 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.text import Text
+
+from hpt.support.console import PlainConsole, visible
 
 LOGGER = logging.getLogger("hpt")
 
-console = Console(stderr=True, highlight=False)
+console = PlainConsole(stderr=True)
 """Where messages and progress are shown; stdout is for results."""
 
 
@@ -27,7 +29,7 @@ class ConsoleHandler(logging.Handler):
             text = Text()
             if record.levelno >= logging.WARNING:
                 text.append("warning: ", style="bold yellow")
-            console.print(text.append(record.getMessage()), soft_wrap=True)
+            console.print(text.append(visible(record.getMessage())), soft_wrap=True)
         except Exception:
             self.handleError(record)
 
@@ -56,7 +58,7 @@ def printing_messages(*, quiet: bool = False) -> Iterator[None]:
 def show(logger: logging.Logger, renderable: RenderableType) -> None:
     """Logs a table or a formatted text; handlers other than `ConsoleHandler` get it as plain text."""
     if logger.isEnabledFor(logging.INFO):
-        plain = Console(width=console.width, no_color=True)
+        plain = PlainConsole(width=console.width, no_color=True)
         with plain.capture() as capture:
             plain.print(renderable)
         logger.info(capture.get().rstrip(), extra={"shown": renderable})

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 from rich.text import Text
 
+from hpt.support.console import visible
 from hpt.support.messages import console
 
 SECONDS_BETWEEN_LINES = 60.0
@@ -37,7 +38,7 @@ class Progress:
 
     def update(self, done: int, text: str = "") -> None:
         """done: how many are done by now. text: numbers to show beside it."""
-        self.done, self.text = done, text
+        self.done, self.text = done, visible(text)
         self._display.show(self)
 
     @property

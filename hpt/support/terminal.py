@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 from rich import box
-from rich.console import Console, RenderableType
-from rich.markup import escape
+from rich.console import RenderableType
 from rich.measure import Measurement
 from rich.table import Table
+
+from hpt.support.console import PlainConsole
 
 WIDTH = 80
 
 
 def plain_table(title: str, first: str, *others: str) -> Table:
-    """A table with narrow columns, all but the first right-aligned. Title and headers are not read as markup."""
-    table = Table(title=escape(title), box=box.SIMPLE_HEAD, padding=0, show_edge=False, title_justify="left")
-    table.add_column(escape(first), overflow="fold")
+    """A table with narrow columns, all but the first right-aligned."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=0, show_edge=False, title_justify="left")
+    table.add_column(first, overflow="fold")
     for header in others:
-        table.add_column(escape(header), justify="right", overflow="fold")
+        table.add_column(header, justify="right", overflow="fold")
     return table
 
 
 def width_of(part: RenderableType) -> int:
     """Its width in columns when nothing is wrapped."""
-    console = Console(width=10_000)
+    console = PlainConsole(width=10_000)
     return Measurement.get(console, console.options, part).maximum
 
 
 def as_text(*parts: RenderableType) -> str:
     """The parts as plain text, one below the other, nothing wrapped."""
-    console = Console(width=max(WIDTH, *map(width_of, parts)), no_color=True, highlight=False)
+    console = PlainConsole(width=max(WIDTH, *map(width_of, parts)), no_color=True)
     with console.capture() as capture:
         for part in parts:
             console.print(part)
@@ -37,7 +38,7 @@ def as_text(*parts: RenderableType) -> str:
 
 def print_results(*parts: RenderableType) -> None:
     """Prints to stdout. Where that is not a terminal nothing is wrapped, whatever width $COLUMNS says."""
-    console = Console(highlight=False)
+    console = PlainConsole()
     if not console.is_terminal:
         console.width = max([console.width, *map(width_of, parts)])
     for part in parts:

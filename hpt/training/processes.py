@@ -20,7 +20,7 @@ def connected(config: Config) -> Iterator[World]:
     """Connects the ranks of a run. Objects and CPU tensors travel by gloo, GPU tensors by NCCL.
 
     A rank that dies closes its connections, which ends the others; `deepspeed.timeout` bounds the wait for one that
-    hangs. ConfigError if several processes were launched with `engine: local`.
+    hangs. ConfigError if several processes were launched with `engine: local`; HptError where they cannot be connected.
     """
     world = launched()
     if config.engine == "local":
@@ -42,7 +42,13 @@ def connected(config: Config) -> Iterator[World]:
         backend = "cpu:gloo,cuda:nccl"
     store = dist.HashStore() if world.size == 1 else None
     timeout = timedelta(minutes=config.deepspeed.timeout)
-    dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
+    try:
+        dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
+    except dist.DistError as error:
+        raise HptError(
+            f"the run's processes cannot be connected: {str(error).splitlines()[0]}. Where another program has the "
+            "port, choose a free one, as torchrun --standalone does by itself"
+        ) from error
     try:
         yield world
     except BaseException:

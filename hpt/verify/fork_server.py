@@ -86,15 +86,15 @@ def _work(connection: socket.socket) -> None:
     requests = connection.makefile("rb")
     while True:
         try:
-            function, arguments = pickle.load(requests)
+            call, function, arguments = pickle.load(requests)
         except EOFError:  # the pool has closed the connection
             return
         try:
-            reply = encode({"value": loaded(function)(*pickle.loads(arguments))})
+            reply = encode({"call": call, "value": loaded(function)(*pickle.loads(arguments))})
         except MemoryError:
-            reply = encode({"memory": "exceeded"})
+            reply = encode({"call": call, "memory": "exceeded"})
         except BaseException as error:
-            reply = encode({"error": _describe(error)})
+            reply = encode({"call": call, "error": _describe(error)})
         connection.sendall(reply)
 
 

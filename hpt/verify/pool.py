@@ -136,11 +136,11 @@ class WorkerPool:
         for _ in range(START_TRIES):
             try:
                 return Worker(self._running_server())
-            except (ConnectionError, TimeoutError):
+            except (ConnectionError, TimeoutError):  # also where the fork server was killed
                 continue
         raise HptError(
             f"worker processes end before they can start: is {self._limits}.memory_mb = {self.memory_mb} too small, "
-            "or is the machine out of processes or memory?"
+            "is the machine out of processes or memory, or does something kill them?"
         )
 
     def _running_server(self) -> ForkServer:

@@ -6,17 +6,20 @@ import contextlib
 import itertools
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
 from hpt.support.errors import ConfigError, HptError
 from hpt.verify.functions import Portable
-from hpt.verify.protocol import COMMAND, encode_request, is_open, receive
+from hpt.verify.output import PrintedOutput
+from hpt.verify.protocol import COMMAND, NotAMessage, encode_request, is_open, receive
 
 START_LIMIT = 120.0
 """Seconds in which the fork server must have imported the functions, and a forked worker must be ready."""
@@ -27,7 +30,8 @@ class ForkServer:
 
     field: the setting that names the functions, for errors. memory_mb: MiB that a worker may take beyond the imported
     modules (Linux).
-    ConfigError where a function cannot be imported; HptError where the process does not start.
+    ConfigError where a function cannot be imported; HptError where the process does not start; ConnectionError where
+    it is killed meanwhile.
     """
 
     def __init__(self, functions: Portable, field: str, memory_mb: int) -> None:
@@ -45,11 +49,14 @@ class ForkServer:
             "OMP_NUM_THREADS": "1",
         }
         arguments = [str(theirs.fileno()), str(memory_mb)]
-        with theirs:
+        self._output = PrintedOutput(field)
+        with theirs, self._output.end_for_processes() as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "hpt.verify.fork_server", *arguments],
                 env=os.environ | environment,
                 stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # Ctrl-C reaches only this process, which then ends the others
             )
@@ -69,6 +76,8 @@ class ForkServer:
             raise HptError(f"the verifier's process did not start within {START_LIMIT:g} s") from None
         except ConnectionError:
             code = self._process.wait()
+            if code == -signal.SIGKILL:
+                raise ConnectionResetError("the verifier's process was killed while starting") from None
             raise HptError(f"the verifier's process ended while starting (exit code {code})") from None
         if "error" in reply:
             raise ConfigError(f"the verifier cannot start: {reply['error']}")
@@ -83,7 +92,11 @@ class ForkServer:
         ours, theirs = socket.socketpair()
         with theirs, self._lock:
             number = next(self._numbers)
-            socket.send_fds(self._control, [COMMAND.pack(number)], [theirs.fileno()])
+            try:
+                socket.send_fds(self._control, [COMMAND.pack(number)], [theirs.fileno()])
+            except OSError as error:  # it is dead, and another thread may have closed it meanwhile
+                ours.close()
+                raise ConnectionResetError("the fork server is dead") from error
         return number, ours
 
     def kill(self, number: int) -> None:
@@ -98,6 +111,7 @@ class ForkServer:
             self._control.shutdown(socket.SHUT_RDWR)
         self._control.close()
         self._process.wait()
+        self._output.close()
 
 
 class Worker:
@@ -119,12 +133,18 @@ class Worker:
         return is_open(self._connection)
 
     def call(self, function: str, arguments: tuple[Any, ...], timeout: float) -> dict[str, Any]:
-        """The reply to a call. TimeoutError after `timeout` seconds; ConnectionError where the worker dies."""
+        """The reply to a call.
+
+        TimeoutError after `timeout` seconds; ConnectionError where the worker dies; NotAMessage for another reply.
+        """
         deadline = time.monotonic() + timeout
         self.calls += 1
+        call = uuid.uuid4().hex
         self._connection.settimeout(timeout)
-        self._connection.sendall(encode_request(function, arguments))
+        self._connection.sendall(encode_request(call, function, arguments))
         reply = receive(self._connection, deadline)
+        if reply.pop("call", None) != call:
+            raise NotAMessage(str(reply).encode())
         self.out_of_memory = "memory" in reply
         return reply
 

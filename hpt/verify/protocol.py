@@ -14,13 +14,32 @@ import struct
 import time
 from typing import Any
 
+from hpt.support.errors import RewardError
+
 COMMAND = struct.Struct("q")
 """An order to the fork server, the number of a worker: with a socket attached, fork it; without one, kill it."""
 
 
-def encode_request(function: str, arguments: tuple[Any, ...]) -> bytes:
-    """A call for a worker. The arguments are pickled on their own, so that only their call fails where they do."""
-    return pickle.dumps((function, pickle.dumps(arguments)))
+LONGEST_MESSAGE = 16 << 20
+"""Bytes of a message that is received."""
+
+
+class NotAMessage(RewardError):
+    """What came from a process of the pool is not what its program sends: a function has written to its socket."""
+
+    def __init__(self, received: bytes) -> None:
+        more = "..." if len(received) > 80 else ""
+        super().__init__(
+            f"a process of the verifier or the rewards sent {received[:80]!r}{more}, which is not its answer: does a "
+            "function write to file descriptors that are not its own?"
+        )
+
+
+def encode_request(call: str, function: str, arguments: tuple[Any, ...]) -> bytes:
+    """A call for a worker, whose reply must repeat `call`. The arguments are pickled on their own, so that only their
+    call fails where they do.
+    """
+    return pickle.dumps((call, function, pickle.dumps(arguments)))
 
 
 def encode(message: dict[str, Any]) -> bytes:
@@ -32,7 +51,7 @@ def receive(connection: socket.socket, deadline: float) -> dict[str, Any]:
     """The next message.
 
     deadline: a time of time.monotonic(); TimeoutError when it has passed.
-    ConnectionError where the other side has ended.
+    ConnectionError where the other side has ended. NotAMessage for anything but one JSON object in a line.
     """
     line = bytearray()
     while not line.endswith(b"\n"):
@@ -44,7 +63,14 @@ def receive(connection: socket.socket, deadline: float) -> dict[str, Any]:
         if not received:
             raise ConnectionResetError
         line += received
-    message: dict[str, Any] = json.loads(line)
+        if len(line) > LONGEST_MESSAGE:
+            raise NotAMessage(bytes(line))
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError):
+        raise NotAMessage(bytes(line)) from None
+    if not isinstance(message, dict):
+        raise NotAMessage(bytes(line))
     return message
 
 

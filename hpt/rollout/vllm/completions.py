@@ -17,7 +17,7 @@ from typing import Any
 
 from hpt.rollout.engine import Sampling
 from hpt.rollout.rollout import Rollout
-from hpt.rollout.vllm.connection import PROBE_SECONDS, ServerConnection, stated_reason
+from hpt.rollout.vllm.connection import LONGEST_ANSWER, PROBE_SECONDS, ServerConnection, stated_reason
 from hpt.rollout.vllm.requests import Request
 from hpt.rollout.vllm.responses import LOWEST_LOGPROB, checked_rollout, logprobs_known
 from hpt.support.errors import RolloutError
@@ -71,7 +71,7 @@ class Completions:
             server.send(connection, "POST", "/v1/completions", self._body(request, sampling))
             answer = connection.getresponse()
             server.check_status(answer)
-            tokens, logprobs, reason = self._read(running, answer)
+            tokens, logprobs, reason = self._read(running, answer, sampling.max_tokens)
         except (HTTPException, OSError) as error:
             reason = str(error) or type(error).__name__
             raise server.lost(f"broke off in the middle of an answer ({reason}); its own output says why") from error
@@ -104,16 +104,19 @@ class Completions:
             "stream_interval": TOKENS_PER_MESSAGE,
         }
 
-    def _read(self, running: _Running, answer: HTTPResponse) -> tuple[list[int], list[float], str | None]:
+    def _read(
+        self, running: _Running, answer: HTTPResponse, max_tokens: int
+    ) -> tuple[list[int], list[float], str | None]:
         """Tokens, log-probabilities and finish reason of an answer in server-sent events."""
         tokens: list[int] = []
         logprobs: list[float] = []
         reason = None
-        for line in answer:
+        while line := answer.readline(LONGEST_ANSWER):
+            if len(line) == LONGEST_ANSWER or len(tokens) > max_tokens:
+                raise RolloutError(f"{self._server} gave an answer that does not end; it may have {max_tokens} tokens")
             if not line.startswith(b"data:"):
                 continue
             content = line.removeprefix(b"data:").strip()
-            running.note_progress()
             if content == b"[DONE]":
                 return tokens, logprobs, reason
             try:
@@ -124,7 +127,9 @@ class Completions:
                 tokens += choice["token_ids"]
                 logprobs += choice["logprobs"]["token_logprobs"]
                 reason = choice["finish_reason"]
-            except (ValueError, KeyError, TypeError) as error:
+                if choice["token_ids"]:
+                    running.note_progress()
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise RolloutError(
                     f"{self._server} gave an answer that is not a completion: {content[:200].decode(errors='replace')}"
                 ) from error

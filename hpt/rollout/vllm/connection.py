@@ -19,6 +19,9 @@ PROBE_SECONDS = 5.0
 HEALTH_SECONDS = 10.0
 """Time in which a server that is well says so, however busy its engine is."""
 
+LONGEST_ANSWER = 16 << 20
+"""Bytes of an answer, or of a line of one that is streamed."""
+
 DUMMY_WEIGHTS = "default"
 """vLLM's name for the version of the weights that it started with."""
 
@@ -110,7 +113,10 @@ class ServerConnection:
 
     def world_size(self) -> int:
         """The server's worker processes, each of which receives all weights."""
-        return int(self._entry(self.get("/get_world_size"), "world_size"))
+        size = self._entry(self.get("/get_world_size"), "world_size")
+        if not isinstance(size, int) or size < 1:
+            raise HptError(f"{self} says that its world_size is {str(size)[:80]!r}, which is no number of processes")
+        return size
 
     def lost(self, what: str) -> ServerLost:
         return ServerLost(f"{self} {what}")
@@ -122,23 +128,26 @@ class ServerConnection:
         try:
             return answer[name]
         except (KeyError, TypeError) as error:
-            raise HptError(f"{self} answers {answer!r}, which is not vLLM's: {name} is missing") from error
+            raise HptError(f"{self} answers {str(answer)[:200]}, which is not vLLM's: {name} is missing") from error
 
     def _exchange(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
         connection = self.connect()
         try:
+            connection.sock.settimeout(self.timeout)  # an answer that begins may still never end
             self.send(connection, method, path, body)
             self._await_answer(connection)
             answer = connection.getresponse()
             self.check_status(answer)
-            content = answer.read()
+            content = answer.read(LONGEST_ANSWER + 1)
         except (HTTPException, OSError) as error:
             raise self.lost(f"broke off at {path} ({_in_words(error)}); its own output says why") from error
         finally:
             connection.close()
+        if len(content) > LONGEST_ANSWER:
+            raise HptError(f"{self} answers {path} with more than {LONGEST_ANSWER:,} bytes: it is not a vLLM server")
         try:
             return json.loads(content) if content else None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise HptError(f"{self} answers {path} with {content[:80]!r}, which is not JSON") from error
 
     def _await_answer(self, connection: HTTPConnection) -> None:
@@ -158,7 +167,7 @@ def stated_reason(body: bytes) -> str:
         content = json.loads(body)
         error = content.get("error", content.get("detail", content))
         return str(error.get("message", error) if isinstance(error, dict) else error)
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return body[:200].decode(errors="replace") or "no reason given"
 
 

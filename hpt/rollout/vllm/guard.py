@@ -63,7 +63,10 @@ class Guard:
             return 403, "requests of a browser's page are refused"
         if b"transfer-encoding" in headers:
             return 411, "the body's length must be given"
-        if int(headers.get(b"content-length", b"0")) > MAX_BODY_BYTES:
+        length = headers.get(b"content-length", b"0")
+        if not length.isdigit():
+            return 400, "the body's length is not a number"
+        if int(length) > MAX_BODY_BYTES:
             return 413, f"the body is longer than {MAX_BODY_BYTES} bytes"
         if scope["path"] == "/health":
             return None

@@ -54,7 +54,7 @@ def check_server(server: ServerConnection, config: Config, device: torch.device,
     device: the trainer's. longest: tokens of the longest prompt and its response together.
     """
     server.probe()
-    served = {entry.get("id"): entry for entry in _list_of_models(server)}
+    served = {entry["id"]: entry for entry in _list_of_models(server)}
     name = model_name(config)
     if name not in served:
         roots = ", ".join(sorted({str(entry.get("root")) for entry in served.values()}))
@@ -69,7 +69,8 @@ def check_server(server: ServerConnection, config: Config, device: torch.device,
                 f"{server} was started with other settings: {setting} is {theirs[setting]!r} there and {ours!r} here. "
                 "Start it with this run's recipe: hpt serve RECIPE"
             )
-    if (limit := served[name].get("max_model_len", 0)) < longest:
+    limit = served[name].get("max_model_len")
+    if not isinstance(limit, int) or limit < longest:
         raise HptError(
             f"{server} takes {limit} tokens of prompt and response, and this run's longest have {longest}. Start it "
             "with this run's recipe, whose data.max_prompt_tokens and lengths of responses it reads: hpt serve RECIPE"
@@ -100,12 +101,12 @@ def _settings_of(server: ServerConnection) -> dict[str, Any]:
             "hf_overrides": model["hf_overrides"],
             "rollout.vllm.weight_transfer": (info["weight_transfer_config"] or {}).get("backend"),
         }
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise HptError(f"{server} does not say how it was started: /server_info has no {error}") from error
 
 
 def _list_of_models(server: ServerConnection) -> list[dict[str, Any]]:
     answer = server.get("/v1/models")
     if isinstance(answer, dict) and isinstance(answer.get("data"), list):
-        return [entry for entry in answer["data"] if isinstance(entry, dict)]
+        return [entry for entry in answer["data"] if isinstance(entry, dict) and isinstance(entry.get("id"), str)]
     raise HptError(f"{server} answers /v1/models with {str(answer)[:80]!r}: it is not a vLLM server")

@@ -37,7 +37,7 @@ def test_one_page_says_what_a_run_would_see(
 ) -> None:
     train = write(
         tmp_path / "t.jsonl",
-        GOOD | {"level": 3},
+        GOOD | {"level\x1b[2J[/b]": 3},
         GOOD | {"demonstration": "\\boxed{3}"},
         GOOD | {"prompt": "2+2=", "answer": "4", "demonstration": "4" * 30},
         GOOD | {"prompt": "3+3=", "answer": "6", "demonstration": "\\boxed{6}"},
@@ -52,7 +52,7 @@ def test_one_page_says_what_a_run_would_see(
     assert "too long" in next(line for line in text.splitlines() if line.startswith("  30 to"))
     assert "Questions with the prompt of an earlier one: 1" in text
     assert "Held-out questions with the prompt of a training question: 1" in text
-    assert f"{train}: columns for reward functions only: level" in text
+    assert f"{train}: columns for reward functions only: level␛[2J[/b]" in text
     assert f"{train}: answers that the verifier cannot parse: 0 of 4 checked" in text
     assert "The verifier refuses the final answer of 1 of 3 demonstrations: 1 incorrect; questions #2" in text
     assert text.count("Prompt of question") == 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from hpt.data.questions import load_questions
 from hpt.data.tokenizer import generation_ends, load_tokenizer
 from hpt.demos import demo
 from hpt.demos.addition import GRADES
-from hpt.support.errors import ConfigError
+from hpt.support.errors import ConfigError, HptError
 
 
 @pytest.fixture
@@ -68,7 +70,9 @@ def test_nothing_is_made_at_a_place_of_the_users_own(tmp_path: Path, key: str) -
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_a_killed_prepare_leaves_no_half_model(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prepare_that_is_killed_or_fills_the_disk_leaves_no_half_model(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -78,6 +82,17 @@ def test_a_killed_prepare_leaves_no_half_model(config: Config, monkeypatch: pyte
         with pytest.raises(KeyboardInterrupt):
             demo.prepare(config)
     assert not Path(config.model.path).exists()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for _ in range(2):  # as it is saved, and as it is copied from the cache
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))  # the weights have 3.4 MB
+        try:
+            with pytest.raises(HptError, match=r"the model cannot be written to .*/start: .*File too large"):
+                demo.prepare(config)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert {path.name for path in Path(config.output).iterdir()} - {"cache"} == {"train.jsonl", "eval.jsonl"}
+        demo.prepare(config)
+        shutil.rmtree(config.model.path)
     demo.prepare(config)
     assert AutoTokenizer.from_pretrained(config.model.path).eos_token == "<eos>"
     assert not list(Path(config.output).glob(".partial*"))

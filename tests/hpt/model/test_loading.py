@@ -7,6 +7,7 @@ import json
 import shutil
 import weakref
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from hpt.method.rows import Row, Signal
 from hpt.model import attention
 from hpt.model.adapters import ADAPTER_CONFIG
 from hpt.model.liger import apply_liger
-from hpt.model.loading import check_model_settings, load_model, load_policy
+from hpt.model.loading import check_model_settings, load_model, load_policy, save_model
 from hpt.model.policy import Policy
 from hpt.records.checkpoints import checkpoints
 from hpt.rollout import Sampling, TransformersEngine
@@ -426,3 +427,30 @@ def test_ligers_kernels_compute_the_same(world: Path, monkeypatch: pytest.Monkey
         monkeypatch.setattr(modeling_qwen2, "apply_rotary_pos_emb", theirs)
         expected = plain.model(input_ids=ids, use_cache=False).last_hidden_state
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("what", ["model", "adapters to merge", "adapters to train"])
+def test_a_pickle_among_the_weights_is_refused_by_a_sentence_and_not_run(
+    world: Path, tmp_path: Path, what: str
+) -> None:
+    class Touch:
+        def __reduce__(self) -> Any:
+            return Path.touch, (tmp_path / "executed",)
+
+    config = settings(world, *([] if what == "model" else [LORA]))
+    folder = tmp_path / "folder"
+    if what == "model":
+        shutil.copytree(config.model.path, folder)
+    else:
+        save_model(load_policy(config, None, CPU), folder)
+    name = "model" if what == "model" else "adapter_model"
+    (folder / f"{name}.safetensors").unlink()
+    torch.save({"weight": Touch()}, folder / f"{'pytorch_' if what == 'model' else ''}{name}.bin")
+    load = (
+        partial(load_policy, config, folder)
+        if what == "adapters to train"
+        else partial(load_model, str(folder), config.model)
+    )
+    with pytest.raises(HptError, match=r"its weights are a pickle that is broken or holds more than tensors"):
+        load(CPU)
+    assert not (tmp_path / "executed").exists()

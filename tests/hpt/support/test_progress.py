@@ -71,10 +71,10 @@ def test_a_notebook_updates_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     console(monkeypatch, force_jupyter=True)
     with Progress("step", 2) as progress:
         progress.update(1, "reward 0.5")
-        progress.update(2, "reward 0.6")
+        progress.update(2, "reward 0.6\x1b")
     assert shown[0] == "░" * 20 + " step 0/2"
     assert shown[1].startswith("█" * 10 + "░" * 10 + " step 1/2  reward 0.5  ")
-    assert shown[2] == "█" * 20 + " step 2/2  reward 0.6"
+    assert shown[2] == "█" * 20 + " step 2/2  reward 0.6␛"
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (65.4, "1:05"), (3599.6, "1:00:00"), (90061, "25:01:01")])

@@ -16,8 +16,18 @@ from typing import get_args
 import pytest
 
 from hpt.config.sections.rollout import VerifyConfig
-from hpt.support.errors import ConfigError, HptError
-from hpt.verify import VERIFIERS, ChoiceVerifier, FunctionVerifier, MathVerifier, Verdict, make_verifier, pool
+from hpt.support.errors import ConfigError, HptError, RewardError
+from hpt.verify import (
+    VERIFIERS,
+    ChoiceVerifier,
+    FunctionVerifier,
+    MathVerifier,
+    Verdict,
+    make_verifier,
+    output,
+    pool,
+    protocol,
+)
 from hpt.verify.pool import DIED
 
 FUNCTIONS = '''
@@ -30,12 +40,22 @@ def fraction(response, answer): return fractions.Fraction(response)
 def nothing(response, answer): return None
 def fail(response, answer): raise KeyError("no " + answer)
 def leave(response, answer): sys.exit(3)
-def loaded(response, answer): return response in sys.modules
+def loaded(response, answer):
+    return not sys.flags.hash_randomization if response == "fixed hashes" else response in sys.modules
 def nap(response, answer): time.sleep(float(response)); return True
 def hang(response, answer): time.sleep(600)
 def allocate(response, answer): return len(bytearray(int(response) << 20)) > 0
 def crash(response, answer): ctypes.string_at(0)
 def chatter(response, answer): print("{}", flush=True); return not sys.stdin.read()
+def flood(response, answer):
+    print("\\x1b[2J" + answer, file=sys.stderr)
+    for _ in range(1000): os.write(1, b"x" * 999 + b"\\n")
+    return True
+def forge(response, answer):
+    for descriptor in range(3, 30):
+        try: os.write(descriptor, response.encode())
+        except OSError: pass
+    return True
 
 def count(response, answer):
     with open(response, "a") as file: file.write("x")
@@ -166,6 +186,28 @@ def test_what_a_function_prints_or_reads_does_not_meet_the_protocol():
         assert verifier.score(["a", "b"], ["", ""]) == [Verdict("correct", 1.0)] * 2
 
 
+def test_what_a_function_prints_is_shown_up_to_a_limit_and_a_sentence_says_so(capsys, caplog, monkeypatch):
+    monkeypatch.setattr(output, "LIMIT", 10_000)
+    with asking("flood") as verifier:
+        assert verifier.score(["a", "b"], ["first", "second"]) == [Verdict("correct", 1.0)] * 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("␛[2Jfirst\nxxx")
+    assert 10_000 <= len(printed.replace("\n", "")) + printed.count("\n") < 10_100
+    assert caplog.messages == [
+        "verify.function: functions have printed 10,000 bytes; what they print from now on is dropped"
+    ]
+
+
+def test_a_reply_that_a_function_forges_is_an_error_that_says_so(monkeypatch):
+    monkeypatch.setattr(protocol, "LONGEST_MESSAGE", 200_000)
+    forged = ["garbage\n", "{}\n", "5\n", '{"call": "1", "value": true}\n', "[" * 100_000 + "\n", "x" * 300_000]
+    with asking("forge") as verifier:
+        for text in forged:
+            with pytest.raises(RewardError, match="which is not its answer: does a function write to"):
+                verifier.score([text], [""])
+        assert verifier.score([""], [""]) == [Verdict("correct", 1.0)]
+
+
 def test_work_is_spread_over_the_workers():
     with asking("nap", workers=4) as verifier:
         verifier.score(["0"], [""])
@@ -178,8 +220,8 @@ def test_work_is_spread_over_the_workers():
 
 def test_workers_import_neither_torch_nor_the_main_module():
     with asking("loaded") as verifier:
-        verdicts = verifier.score(["torch", "sympy", "pytest", "judging"], [""] * 4)
-    assert [verdict.score for verdict in verdicts] == [0.0, 0.0, 0.0, 1.0]
+        verdicts = verifier.score(["torch", "sympy", "pytest", "judging", "fixed hashes"], [""] * 5)
+    assert [verdict.score for verdict in verdicts] == [0.0, 0.0, 0.0, 1.0, 1.0]
 
 
 # ---- limits and deaths
@@ -263,19 +305,40 @@ def test_workers_killed_at_any_moment_neither_hang_nor_change_a_verdict(tmp_path
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc; elsewhere workers outlive their fork server")
-def test_a_fork_server_killed_from_outside_is_replaced(tmp_path):
-    calls = tmp_path / "calls"
+def test_a_fork_server_killed_from_outside_is_replaced_even_if_that_one_is_killed_while_it_starts(tmp_path):
+    calls, others = tmp_path / "calls", set(children(os.getpid()))
 
-    def kill_parent():
-        (worker,) = eventually(lambda: _pids(calls))
-        os.kill(int(Path(f"/proc/{worker}/stat").read_text().rsplit(")", 1)[1].split()[1]), signal.SIGKILL)
+    def kill_parent_and_its_successor():
+        eventually(lambda: _pids(calls))
+        (first,) = set(children(os.getpid())) - others
+        os.kill(first, signal.SIGKILL)
+        (second,) = eventually(lambda: set(children(os.getpid())) - others - {first})
+        os.kill(second, signal.SIGKILL)
 
-    killer = threading.Thread(target=kill_parent)
+    killer = threading.Thread(target=kill_parent_and_its_successor)
     with asking("slow_at_first") as verifier:
         killer.start()
         assert verifier.score([str(calls)], [""]) == [Verdict("correct", 1.0)]
     killer.join()
     assert not any(alive(pid) for pid in _pids(calls))
+
+
+def test_workers_that_do_not_start_are_tried_again_and_then_named(monkeypatch):
+    left = [pool.START_TRIES - 1]
+
+    def worker(server):
+        left[0] -= 1
+        if left[0] >= 0:
+            raise ConnectionResetError
+        return "a worker"
+
+    monkeypatch.setattr(pool, "Worker", worker)
+    monkeypatch.setattr(pool.WorkerPool, "_running_server", lambda self: None)
+    workers = pool.WorkerPool([], workers=1, timeout=1.0, memory_mb=7)
+    assert workers._new_worker() == "a worker"
+    left[0] = pool.START_TRIES
+    with pytest.raises(HptError, match=r"end before they can start: is verify.memory_mb = 7 too small"):
+        workers._new_worker()
 
 
 def test_workers_are_replaced_after_many_calls(tmp_path, monkeypatch):

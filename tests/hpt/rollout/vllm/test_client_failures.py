@@ -19,6 +19,7 @@ from hpt.config.recipe import load_config
 from hpt.records.checkpoints import checkpoints
 from hpt.records.files import read_metrics
 from hpt.rollout import engines
+from hpt.rollout.vllm import completions, connection
 from hpt.support.errors import HptError, RolloutError
 
 pytestmark = pytest.mark.usefixtures("key_and_quick_looks")
@@ -45,6 +46,16 @@ def not_json(handler: Handler) -> None:
     handler.wfile.write(b"data: 12ab")
 
 
+def stream(content: bytes) -> Callable[[Handler], None]:
+    def answer(handler: Handler) -> None:
+        handler.close_connection = True
+        handler.send_response(200)
+        handler.end_headers()
+        handler.wfile.write(content)
+
+    return answer
+
+
 @pytest.mark.parametrize(
     ("behave", "message"),
     [
@@ -53,6 +64,10 @@ def not_json(handler: Handler) -> None:
         (lambda handler: handler.reply({"error": {"message": "out of memory"}}, 500), "answered 500 .*: out of memory"),
         (lambda handler: handler.reply({"error": {"message": "too long"}}, 400), "answered 400 .*: too long"),
         (not_json, "gave an answer that is not a completion: 12ab"),
+        (stream(b"data: " + b"[" * 100_000 + b"\n"), r"gave an answer that is not a completion: \[\[\["),
+        (stream(b"data: " + b"x" * 200_000), "gave an answer that does not end"),
+        (answering(*[completion([3], [-1.0], None)] * 8), "does not end; it may have 6 tokens"),
+        (answering([1]), "gave an answer that is not a completion"),
         (answering({"choices": []}), "gave an answer that is not a completion"),
         (answering(completion([], [], "abort")), "aborted a response.*does another run use it"),
         (answering(completion([3, 1], [-1.0], "stop")), "2 tokens and 1 log-probabilities"),
@@ -67,8 +82,9 @@ def not_json(handler: Handler) -> None:
     ],
 )
 def test_an_answer_that_is_not_a_whole_response_is_named_and_never_used(
-    world: Path, server: FakeVllm, behave: Callable[[Handler], None], message: str
+    world: Path, server: FakeVllm, behave: Callable[[Handler], None], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(completions, "LONGEST_ANSWER", 150_000)
     client = client_of(world, server.url, load(world))
     server.behave["/v1/completions"] = behave
     used: list[Any] = []
@@ -85,7 +101,17 @@ def hang(handler: Handler) -> None:
 def make_no_progress(handler: Handler) -> None:
     with handler.events() as send:
         send(completion([3], [-1.0], None))
-        time.sleep(2)
+        for _ in range(20):
+            time.sleep(0.1)
+            send(completion([], [], None))
+
+
+def stop_in_the_middle(handler: Handler) -> None:
+    handler.send_response(200)
+    handler.send_header("Content-Length", "10")
+    handler.end_headers()
+    handler.wfile.write(b"{")
+    time.sleep(2)
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/pause", "/update_weights"])
@@ -103,6 +129,7 @@ def test_a_server_that_hangs_is_named_within_seconds(world: Path, server: FakeVl
     [
         ("/v1/completions", make_no_progress, "has made no progress for 0.5 s"),
         ("/resume", hang, "has not answered for"),
+        ("/resume", stop_in_the_middle, r"broke off at /resume \(timed out\)"),
     ],
 )
 def test_a_server_that_is_well_and_does_nothing_is_named_after_the_timeout(
@@ -112,6 +139,28 @@ def test_a_server_that_is_well_and_does_nothing_is_named_after_the_timeout(
     server.behave[path] = behave
     with pytest.raises(RolloutError, match=message):
         client.generate(PROMPTS, SAMPLING, 3)
+
+
+@pytest.mark.parametrize(
+    ("path", "garbage"),
+    [
+        ("/v1/models", ["abc", 5, [], None, {"data": [{"id": [1]}]}, "x" * 9999]),
+        ("/server_info", ["abc", 5, [], None, {"vllm_config": {"model_config": 1}}, "x" * 9999]),
+        ("/weight_info", ["abc", 5, [], None, "x" * 9999]),
+        ("/get_world_size", ["abc", 5, [], None, {"world_size": "x"}, {"world_size": 0}, "x" * 9999]),
+    ],
+)
+def test_a_server_that_answers_garbage_is_named(
+    world: Path, server: FakeVllm, path: str, garbage: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "LONGEST_ANSWER", 5000)
+    model = load(world)
+    for content in garbage:
+        client = client_of(world, server.url, model) if path in ("/weight_info", "/get_world_size") else None
+        server.behave[path] = lambda handler, content=content: handler.reply(content)  # type: ignore[misc]
+        with pytest.raises(HptError, match=f"rollout.vllm.url = '{server.url}': the vLLM server ") as caught:
+            (client or client_of(world, server.url, model)).generate(PROMPTS, SAMPLING, 3)
+        assert len(str(caught.value)) < 700
 
 
 def test_a_slow_server_that_makes_progress_is_waited_for(world: Path, server: FakeVllm) -> None:

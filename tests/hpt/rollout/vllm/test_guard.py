@@ -63,6 +63,7 @@ def test_health_needs_no_key() -> None:
         ({"origin": "https://elsewhere"}, 403),
         ({"content-length": str(MAX_BODY_BYTES + 1)}, 413),
         ({"transfer-encoding": "chunked"}, 411),
+        ({"content-length": "-1"}, 400),
     ],
 )
 @pytest.mark.parametrize("path", ["/health", "/update_weights"])

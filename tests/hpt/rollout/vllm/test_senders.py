@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from hpt.rollout.vllm import senders
+from hpt.rollout.vllm import gloo_group, senders
 from hpt.rollout.vllm.connection import ServerLost
 from hpt.rollout.vllm.senders import Control, NcclSender, WeightSource, connected_sender
 
@@ -38,6 +38,18 @@ class Server:
 
     def lost(self, what: str) -> ServerLost:
         return ServerLost(f"the server {what}")
+
+
+def test_a_tensor_travels_in_messages_of_limited_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[torch.Tensor] = []
+    monkeypatch.setattr(gloo_group, "MESSAGE_BYTES", 16)
+    group = object.__new__(gloo_group.GlooGroup)
+    broadcast = lambda parts, options: (sent.extend(parts), SimpleNamespace(wait=lambda: None))[1]
+    group._group = SimpleNamespace(broadcast=broadcast)
+    tensor = torch.arange(10.0).reshape(2, 5)
+    group.broadcast(tensor)
+    assert [part.numel() for part in sent] == [4, 4, 2]
+    assert torch.equal(torch.cat(sent), tensor.view(-1))
 
 
 class Engine:

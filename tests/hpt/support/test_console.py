@@ -1,0 +1,56 @@
+"""hpt.support.console: text of others neither controls the terminal nor counts as markup."""
+
+from __future__ import annotations
+
+import io
+import logging
+
+import pytest
+from rich.console import Group
+from rich.text import Text
+
+from hpt.commands import main as commands
+from hpt.support.console import PlainConsole, visible
+from hpt.support.errors import HptError
+from hpt.support.messages import printing_messages, show
+from hpt.support.terminal import as_text, plain_table, print_results
+
+HOSTILE = "[/red]:smile:\x1b]0;mine\x07\x9b2J\r\u202e\x7f"
+SHOWN = "[/red]:smile:␛]0;mine␇\\u009b2J␍\\u202e␡"
+
+
+def test_control_characters_are_shown_and_lines_and_tabs_are_kept() -> None:
+    assert visible(HOSTILE) == SHOWN
+    assert visible("a\tb\nc é 漢 😀") == "a\tb\nc é 漢 😀"
+
+
+def test_what_is_printed_has_none_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+    table = plain_table(HOSTILE, HOSTILE, HOSTILE)
+    table.add_row(HOSTILE, HOSTILE)
+    logger = logging.getLogger("hpt.tests")
+    with printing_messages():
+        logger.warning("%s", HOSTILE)
+        show(logger, Group(table))
+        print_results(HOSTILE, table)
+    captured = capsys.readouterr()
+    assert captured.out.count(SHOWN) == 6
+    assert SHOWN in captured.err
+    assert as_text(table).count(SHOWN) == 5
+    assert not set(captured.out + captured.err) & set("\x1b\x07\x9b\r\u202e\x7f")
+
+
+def test_an_error_of_a_command_has_none_of_them(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        raise HptError(HOSTILE)
+
+    monkeypatch.setattr(commands.report, "run", fail)
+    assert commands.main(["report", "nowhere"]) == 2
+    assert capsys.readouterr().err == f"error: {SHOWN}\n"
+
+
+def test_colours_of_our_own_are_sent() -> None:
+    console = PlainConsole(file=io.StringIO(), force_terminal=True, color_system="standard")
+    console.print(Text("\x1b[2J", style="red"))
+    assert console.file.getvalue() == "\x1b[31m␛[2J\x1b[0m\n"  # type: ignore[attr-defined]
