@@ -59,6 +59,11 @@ class PolicyModule(torch.nn.Module):
         ids = positions[None] % self.model.config.get_text_config().vocab_size
         logits = self.model(input_ids=ids, use_cache=False).logits[0]
         expected = torch.log_softmax(logits.float(), dim=-1).gather(-1, ids.T).squeeze(-1)
+        if not expected.isfinite().all():
+            raise HptError(
+                f"the logits of {type(self.model).__name__} are not finite: its weights hold NaN or infinite numbers, "
+                "or they are too large for its dtype"
+            )
         got = self(ids, positions[None], positions, ids[0]).logprobs
         bound = 1e-3 if logits.dtype == torch.float32 else 0.25  # 16-bit logits of size 32 are rounded to 0.125
         difference = (got - expected).abs().max().item()

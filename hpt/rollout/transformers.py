@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from hpt.rollout.engine import OnRollout, RolloutEngine, Sampling
 from hpt.rollout.rollout import Rollout
+from hpt.rollout.weights import base_model
 
 
 class TrainedModelEngine(RolloutEngine):
@@ -92,9 +94,7 @@ def generation_config(sampling: Sampling, stop_ids: Sequence[int]) -> Generation
         "eos_token_id": list(stop_ids),
         "pad_token_id": stop_ids[0],  # padding is masked out, so any token will do
         "use_cache": True,
-        # Override the sampling defaults in the model's folder.
-        "top_k": 0,
-        "repetition_penalty": 1.0,
+        "top_k": 0,  # transformers' default is 50
     }
     if sampling.temperature == 0:
         return GenerationConfig(do_sample=False, **settings)
@@ -108,11 +108,31 @@ def generating(model: PreTrainedModel, seed: int) -> Iterator[None]:
     model.eval()
     devices = [model.device] if model.device.type == "cuda" else []
     try:
-        with _attention_for_generation(model), torch.random.fork_rng(devices=devices), torch.inference_mode():
+        with (
+            _without_the_folders_defaults(model),
+            _attention_for_generation(model),
+            torch.random.fork_rng(devices=devices),
+            torch.inference_mode(),
+        ):
             torch.manual_seed(seed)
             yield
     finally:
         model.train(was_training)
+
+
+@contextmanager
+def _without_the_folders_defaults(model: PreTrainedModel) -> Iterator[None]:
+    """`generate` takes whatever a call leaves open from the model's folder: a repetition penalty, a min_p and others.
+
+    They would change what is sampled, and log-probabilities and gradients would not know of it.
+    """
+    owner: Any = base_model(model)
+    defaults = owner.generation_config
+    owner.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        owner.generation_config = defaults
 
 
 @contextmanager

@@ -24,7 +24,7 @@ def named_weights(model: torch.nn.Module, *, merged: bool = True) -> Iterator[tu
     4-bit weights dequantized to 16 bits, and ZeRO-3 shards gathered. Under ZeRO-3 this is a collective: every rank must
     iterate, and a tensor is only complete until the next one is asked for.
     """
-    base = _base_model(model)
+    base = base_model(model)
     for name, parameter in base.named_parameters():
         if ".lora_" in name:
             continue
@@ -49,7 +49,7 @@ def save_adapters(model: PreTrainedModel, folder: Path, weights: dict[str, torch
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
 
 
-def _base_model(model: torch.nn.Module) -> torch.nn.Module:
+def base_model(model: torch.nn.Module) -> torch.nn.Module:
     """The model below peft's adapters; a model without adapters is its own base."""
     get_base_model: Any = getattr(model, "get_base_model", None)
     return model if get_base_model is None else get_base_model()

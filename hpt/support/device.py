@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 
 import torch
@@ -16,12 +17,15 @@ def pick_device(name: str, *, here: bool = True) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"device = {name!r}: allowed are auto, cpu, cuda and cuda:N") from None
-    if here and device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device = {name!r}: torch sees no GPU; allowed here are auto and cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", name):
+        raise ConfigError(f"device = {name!r}: allowed are auto, cpu, cuda and cuda:N")
+    device = torch.device(name)
+    if here and device.type == "cuda":
+        count = torch.cuda.device_count()
+        if not torch.cuda.is_available():
+            raise ConfigError(f"device = {name!r}: torch sees no GPU; allowed here are auto and cpu")
+        if (device.index or 0) >= count:
+            raise ConfigError(f"device = {name!r}: torch sees {count} GPUs; allowed here are up to cuda:{count - 1}")
     return device
 
 

@@ -120,6 +120,11 @@ def backend(request):
     return request.param
 
 
+@pytest.fixture(params=["torch", "triton", "reference"])
+def any_backend(request):
+    return request.param
+
+
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Chunks of 64 rows in blocks of a few rows, and weights cast in slabs of 256: every loop runs more than once."""

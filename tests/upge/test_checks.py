@@ -31,7 +31,10 @@ CASES = [
     ({"weight": torch.zeros(V, D + 1)}, ValueError, r"weight.*\(V, 3\).*\(5, 4\)"),
     ({"weight": torch.zeros(V, D, dtype=torch.float64)}, TypeError, "weight.*bfloat16.*float64"),
     ({"weight": torch.zeros(0, D)}, ValueError, r"weight.*at least 1.*\(0, 3\)"),
+    ({"hidden": torch.zeros(N, 0), "weight": torch.zeros(V, 0)}, ValueError, r"weight.*at least 1.*\(5, 0\)"),
     ({"weight": torch.zeros(V, D, device="meta")}, ValueError, "weight.*device.*cpu.*meta"),
+    ({"targets": torch.zeros(N, dtype=torch.long, device="meta")}, ValueError, "targets.*device.*cpu.*meta"),
+    ({"advantages": torch.ones(N, device="meta")}, ValueError, "advantages.*device.*cpu.*meta"),
     ({"targets": torch.zeros(N)}, TypeError, "targets.*int64 or int32.*float32"),
     ({"targets": torch.full((N,), V)}, ValueError, r"targets.*\[0, 5\).*5"),
     ({"targets": torch.full((N,), -1)}, ValueError, r"targets.*-1.*mask= or ignore_index="),
@@ -53,7 +56,18 @@ CASES = [
     ({"old_logprobs": torch.tensor([0, -inf, 0, 0])}, ValueError, "old_logprobs.*infinite.*row 1 is -inf"),
     ({"kl_coef": 0.1, "ref_logprobs": torch.full((N,), -inf)}, ValueError, "ref_logprobs.*infinite.*row 0 is -inf"),
     ({"rollout_logprobs": torch.full((N,), -inf)}, ValueError, "rollout_logprobs.*infinite.*row 0 is -inf"),
+    (
+        {"objectives": upge.REINFORCE(), "old_logprobs": torch.full((N,), nan), "rollout_logprobs": torch.zeros(N)},
+        ValueError,
+        "old_logprobs.*NaN.*row 0 is nan",
+    ),
+    ({"rollout_logprobs": torch.full((N,), nan)}, ValueError, "rollout_logprobs.*NaN.*row 0 is nan"),
     ({"objectives": upge.GSPO()}, ValueError, "sequence_ids.*GSPO.*None"),
+    (
+        {"objectives": upge.GSPO(), "sequence_ids": torch.arange(N), "old_logprobs": torch.full((N,), nan)},
+        ValueError,
+        "old_logprobs.*NaN.*row 0 is nan",
+    ),
     ({"kl_coef": 0.1}, ValueError, "ref_logprobs.*kl_coef.*None"),
     ({"kl_coef": nan}, ValueError, "kl_coef.*finite.*nan"),
     ({"entropy_coef": "much"}, ValueError, "entropy_coef.*'much'"),
@@ -107,7 +121,11 @@ CASES = [
     ({"hidden": torch.zeros(N, D, device="meta")}, ValueError, "hidden.*device.*meta"),
     ({"temperature": torch.zeros(N)}, ValueError, "temperature.*positive.*0.0"),
     ({"temperature": torch.ones(N, dtype=torch.int64)}, TypeError, "temperature.*float32.*int64"),
+    ({"temperature": torch.full((N,), inf)}, ValueError, "temperature.*finite.*inf"),
+    ({"temperature": inf}, ValueError, "temperature.*1e30.*inf"),
     ({"softcap": -1.0}, ValueError, "softcap.*positive.*-1.0"),
+    ({"softcap": inf}, ValueError, "softcap.*1e30.*None; got inf"),
+    ({"softcap": nan}, ValueError, "softcap.*1e30.*None; got nan"),
     ({"backend": "cuda"}, ValueError, "backend.*'auto'.*'torch'.*'cuda'"),
 ]  # fmt: skip
 
@@ -143,12 +161,32 @@ def test_unread_values_may_be_nan():
     assert torch.isfinite(out.coefficient).all()
 
 
+def test_what_nothing_reads_is_not_refused():
+    """Values of tokens that do not count, and those that neither objective nor KL penalty reads."""
+    mask = torch.tensor([True, False, True, False])
+    columns = ("advantages", "old_logprobs", "ref_logprobs", "rollout_logprobs", "weights", "temperature")
+    given = {name: torch.linspace(-1, -0.5, N).abs() for name in (*columns, "entropy_coef", "kl_coef", "lse_coef")}
+    spoiled = {name: value.masked_fill(~mask, nan) for name, value in given.items()}
+    hidden, targets, index = torch.ones(N, D), torch.zeros(N, dtype=torch.long), torch.zeros(N, dtype=torch.long)
+    call = lambda hidden, targets, index, **values: upge.fused_policy_loss(
+        hidden, torch.eye(V, D), targets, [upge.GRPO(), upge.SFT()], mask=mask, objective_index=index, **values
+    )
+    want = call(hidden, targets, index, **given)
+    ids = [x.masked_fill(~mask, -7) for x in (targets, index)]
+    out = call(hidden.masked_fill(~mask[:, None], nan), *ids, **spoiled)
+    assert all(torch.equal(a.nan_to_num(9.0), b.nan_to_num(9.0)) for a, b in zip(out, want, strict=True))
+    unread = {"old_logprobs": torch.full((N,), nan), "ref_logprobs": torch.full((N,), nan)}
+    assert torch.isfinite(call(hidden, targets, index + 1, advantages=torch.full((N,), nan), **unread).loss)
+    upge.fused_policy_loss(hidden, torch.eye(V, D), targets, upge.REINFORCE(), advantages=torch.ones(N), **unread)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: upge.PPO(clip_low=1.5), "PPO clip_low.*1.5"),
         (lambda: upge.DAPO(clip_high=-0.1), "DAPO clip_high.*-0.1"),
         (lambda: upge.PPO(dual_clip=0.5), "dual_clip.*0.5"),
+        (lambda: upge.PPO(dual_clip=1), "PPO dual_clip.*greater than 1.*got 1"),
         (lambda: upge.CISPO(clip_high=-1), "CISPO clip_high.*-1"),
         (lambda: upge.LUFFY(gamma=0), "LUFFY gamma.*0"),
         (lambda: upge.LUFFY(gamma=inf), "LUFFY gamma.*finite.*inf"),

@@ -262,6 +262,30 @@ def test_a_function_may_return_another_dtype(problem, backend):
     torch.testing.assert_close(grads, wanted)
 
 
+def test_defaults_are_the_papers():
+    """Each value stands in its preset's docstring with its source."""
+    for preset in (upge.PPO, upge.GRPO, upge.DrGRPO):
+        assert preset().mask == upge.Clip(low=0.2, high=0.2)
+    assert upge.DAPO().mask == upge.Clip(low=0.2, high=0.28)
+    assert upge.GSPO().mask == upge.Clip(low=3e-4, high=4e-4)
+    assert (upge.CISPO().mask.lower, upge.CISPO().mask.upper, upge.CISPO().mask.drop) == (0, 1.2, False)
+    assert upge.LUFFY().mask == upge.Shaping(0.1)
+    assert upge.SAPO().mask == upge.SoftGate(tau_positive=1.0, tau_negative=1.05)
+
+
+def test_a_clip_of_0_keeps_tokens_at_r_1(problem, any_backend):
+    """A mask acts beyond its bounds, not on them: on-policy tokens have their gradient with any clip."""
+    p = problem(n=40)
+    m, expected = p.inputs["mask"], -p.inputs["weights"] * p.inputs["advantages"]
+    for objective in (upge.PPO(0, 0), upge.PPO(1, 0), upge.CISPO(0, clip_low=0), upge.CISPO(0, True, clip_low=0)):
+        out, _ = p.loss(objective, any_backend, old_logprobs=None, rollout_logprobs=None)
+        assert out.stable[m].all()
+        torch.testing.assert_close(out.coefficient[m], expected[m], rtol=1e-6, atol=0)
+    out, _ = p.loss(upge.GSPO(0, 0), any_backend, old_logprobs=None, rollout_logprobs=None)
+    assert out.stable[m].all()
+    assert out.coefficient[m].all()
+
+
 def test_copies_have_keys_of_their_own():
     original = upge.PPO(dual_clip=3.0)
     for copied in (copy.deepcopy(original), pickle.loads(pickle.dumps(original))):

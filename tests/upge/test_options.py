@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import upge
 from upge.token_loss import LossFormula
-
-BACKENDS = ["torch", "triton", "reference"]
-
-
-@pytest.fixture(params=BACKENDS)
-def any_backend(request):
-    return request.param
 
 
 def plain(p, temperature=1.0):
@@ -210,6 +205,47 @@ def test_max_log_ratio(problem, any_backend):
     gap = (x["ref_logprobs"][m].double() - l).clamp(max=0.2)
     want = (x["weights"][m] * (gap.exp() - gap - 1)).sum()
     check(p, any_backend, upge.REINFORCE(), want, advantages=torch.zeros(40), kl_coef=1.0, max_log_ratio=0.2)
+
+
+def test_the_kl_is_cut_from_above_alone(problem, any_backend):
+    """Policies that moved far from the reference model: e^d would overflow, and a cut d has no gradient."""
+    p = problem(n=40)
+    now = upge.linear_logprobs(p.hidden, p.weight, p.targets, bias=p.bias, backend=any_backend).logprobs.detach()
+    for d, value, slope in ((500.0, math.expm1(20) - 20, 0.0), (-500.0, 499.0, 1.0)):
+        options = {"kl_coef": 1.0, "ref_logprobs": now + d, "mask": None, "rollout_logprobs": None}
+        out, _ = p.loss(upge.REINFORCE(), any_backend, **options | {"advantages": torch.zeros(40)})
+        torch.testing.assert_close(out.token_loss, p.inputs["weights"] * value, rtol=1e-5, atol=0)
+        torch.testing.assert_close(out.coefficient, p.inputs["weights"] * slope, rtol=1e-5, atol=0)
+
+
+def test_a_small_kl_keeps_its_digits(problem, backend):
+    """e^d - 1 - d of d = 1e-4 is 5e-9. Subtracted in float32 it would have three right digits, or a wrong sign."""
+    p = problem(n=40)
+    p.inputs |= {"mask": None, "rollout_logprobs": None, "old_logprobs": None, "advantages": torch.zeros(40)}
+    now = p.loss(upge.SFT(), backend)[0].logprobs
+    reference = now + torch.logspace(-5, -1, 40)
+    d = reference.double() - now.double()  # exact in float32, too, as numbers within a factor of 2
+    w, value = p.inputs["weights"].double(), torch.expm1(d) - d
+    for kind, slope in (("k3", torch.expm1(d)), ("k3_ratio", torch.expm1(d) - value)):
+        out, _ = p.loss(upge.REINFORCE(), backend, kl=kind, kl_coef=1.0, ref_logprobs=reference)
+        bound = 8 * torch.finfo(torch.float32).eps * w
+        assert ((out.token_loss - w * value).abs() <= bound * value).all()
+        assert ((out.coefficient + w * slope).abs() <= bound * slope).all()
+
+
+def test_a_sequence_with_dead_tokens_counts_whole(problem, any_backend):
+    """A token without weight or advantage has no term of its own, but its ratio is in the mean of its sequence."""
+    p = problem(n=40)
+    ids, place = torch.arange(40) // 5, torch.arange(40) % 5
+    x = p.inputs
+    x |= {"sequence_ids": ids, "mask": None, "rollout_logprobs": None}
+    x["advantages"] = x["advantages"].masked_fill((place == 0) | (ids == 7), 0.0)
+    x["weights"] = x["weights"].masked_fill((place == 1) | (ids == 6), 0.0)
+    log_r = plain(p)[0] - x["old_logprobs"].double()
+    s = torch.stack([log_r[ids == i].mean() for i in ids]).exp()
+    want = (x["weights"] * -torch.min(s * x["advantages"], s.clamp(0.9, 1.1) * x["advantages"])).sum()
+    out = check(p, any_backend, upge.GSPO(0.1, 0.1), want)
+    assert torch.equal(out.evaluated, ids < 6)
 
 
 def test_cispo_bounds(problem, any_backend):

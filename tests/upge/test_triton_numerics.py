@@ -221,6 +221,21 @@ def test_unlikely_targets(nll, parts):
         torch.testing.assert_close(a, b, rtol=error, atol=error)
 
 
+@pytest.mark.parametrize("parts", ["g", "k", "gqk"])
+def test_unlikely_targets_under_a_softcap(parts):
+    """Rows that are computed again have the slope of the cap at their target: here 0.3 and 0.65, and at 0 it is 1."""
+    inputs = identity_head([-60.0, 90.0, 50.0, 80.0], [-34.0, 50.0, 49.0, 0.0], softcap=50.0)
+    c = coefficients(2, parts, seed=3)
+    c = Coefficients(torch.tensor([1.0, -0.5]) * ("g" in parts), c.q, c.k)
+    (got, grads), (want, wanted) = run(inputs, c), truth(inputs, c)
+    assert (want.logprobs < -60).all()  # the first anchor, the target's logit, is out of reach
+    assert_statistics(got, want, 8 * U * 50)
+    # exp and log of distances of up to 40, and of the cap's logits of up to 50, each with a few u.
+    error = 2e-6 + 4 * U * (40 + 50)
+    for a, b in zip(grads[:2], wanted[:2], strict=True):
+        torch.testing.assert_close(a, b, rtol=error, atol=error)
+
+
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # rows that are computed again
 def test_a_target_that_is_switched_off_gives_minus_infinity():
     """Its bias is -inf or huge; the gradient is that of the float64 reference, and no NaN appears."""

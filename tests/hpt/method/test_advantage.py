@@ -15,7 +15,6 @@ from hpt.commands.main import main
 from hpt.config.recipe import load_config
 from hpt.data.questions import Question
 from hpt.method.advantage import (
-    STD_FLOOR,
     advantages,
     advantages_with_demonstrations,
     find_estimator,
@@ -36,8 +35,15 @@ def test_mean_and_std() -> None:
     ):
         mean = statistics.mean(group)
         assert mean_only == pytest.approx([score - mean for score in group], abs=1e-15)
-        scale = statistics.stdev(group) + STD_FLOOR
+        scale = statistics.stdev(group) + 1e-6
         assert with_std == pytest.approx([(score - mean) / scale for score in group], abs=1e-12)
+
+
+def test_a_small_spread_is_not_blown_up() -> None:
+    """Rewards that differ by 2e-6 have a std of 1.4e-6, and 1e-6 is added to it: advantages are 0.41 and not 0.71."""
+    expected = 1e-6 / (2**0.5 * 1e-6 + 1e-6)
+    for estimator in ("mean_std", "batch"):
+        assert advantages([[0.0, 2e-6]], estimator) == [pytest.approx([-expected, expected])]
 
 
 def test_leave_one_out_is_the_score_less_the_mean_of_the_others() -> None:
@@ -50,7 +56,7 @@ def test_leave_one_out_is_the_score_less_the_mean_of_the_others() -> None:
 
 def test_batch_standardises_over_all_questions() -> None:
     everything = [score for group in GROUPS for score in group]
-    mean, scale = statistics.mean(everything), statistics.stdev(everything) + STD_FLOOR
+    mean, scale = statistics.mean(everything), statistics.stdev(everything) + 1e-6
     for group, estimates in zip(GROUPS, advantages(GROUPS, "batch"), strict=True):
         assert estimates == pytest.approx([(score - mean) / scale for score in group], abs=1e-12)
 
@@ -82,7 +88,7 @@ def test_a_demonstration_is_one_of_its_group() -> None:
         everyone = [*group, 1.0]
         mean = statistics.mean(everyone)
         assert own == pytest.approx([score - mean for score in group], abs=1e-15)
-        assert demonstration == pytest.approx((1 - mean) / (statistics.stdev(everyone) + STD_FLOOR), abs=1e-12)
+        assert demonstration == pytest.approx((1 - mean) / (statistics.stdev(everyone) + 1e-6), abs=1e-12)
     assert advantages_with_demonstrations([[1.0, 1.0]], [1.0], "mean", "mean") == ([[0.0, 0.0]], [0.0])
 
 

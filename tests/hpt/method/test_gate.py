@@ -49,13 +49,25 @@ def not_a_pair(score: float) -> float:
     return score
 
 
+def one_alone(score: float) -> tuple[float]:
+    return (score,)
+
+
+def four(score: float) -> tuple[float, ...]:
+    return score, score, score, score
+
+
+def undefined(score: float) -> tuple[float, float]:
+    return float("nan"), 1.0
+
+
 def test_a_users_function(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "my_gates", sys.modules[__name__])
     gate = make_gate(GateConfig(kind="function", function="my_gates:half"), 8)
     assert gate(0.25) == (0.25, 0.375, 0.375)
-    for name in ("negative", "not_a_pair"):
+    for name in ("negative", "not_a_pair", "one_alone", "four", "undefined"):
         with pytest.raises(HptError, match=f"my_gates:{name} returned .* for P = 0.5"):
             make_gate(GateConfig(kind="function", function=f"my_gates:{name}"), 8)(0.5)
     with pytest.raises(ConfigError, match="has no 'absent'"):
@@ -65,6 +77,14 @@ def test_a_users_function(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_both_at_once() -> None:
     gate = make_gate(GateConfig(kind="both"), 8)
     assert gate(0.0) == gate(1.0) == (1.0, 1.0, 1.0)
+
+
+def test_a_table_is_not_moved_by_rounding() -> None:
+    rows = [[right * 0.013, 1.0 - right * 0.02] for right in range(50)]
+    gate = make_gate(GateConfig(kind="table", table=rows), 49)
+    scores = [sum([1.0] * right) / 49 for right in range(50)]
+    assert scores[1] * 49 < 1  # by a rounding
+    assert [gate(score) for score in scores] == [(alpha, beta, beta) for alpha, beta in rows]
 
 
 def test_a_table_is_exact_at_counts_and_linear_between() -> None:

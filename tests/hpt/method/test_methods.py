@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from hpt.method.advantage import advantages
 from hpt.records.checkpoints import checkpoints
 from hpt.support.errors import ConfigError
 from hpt.training.assemble import assemble
+from hpt.training.callbacks import CriticUpdates
 from hpt.training.checkpoint import load_state
 from hpt.training.rollout_records import rollout_records
 
@@ -199,18 +201,46 @@ def test_the_overlong_penalty_is_off_elsewhere(world: Path) -> None:
 
 def test_ppo_resumes_with_its_critic(world: Path, tmp_path: Path, metrics_of: Metrics) -> None:
     run = tmp_path / "run"
-    settings = ("steps=4", "critic.lr=1e-2", "optimizer.lr=1e-4", "checkpoint.keep=9")
+    settings = ("steps=4", "critic.lr=1e-2", "optimizer.lr=1e-4", "optimizer.warmup_steps=2", "checkpoint.keep=9")
     train(world, run, "ppo", *settings)
     lines = metrics_of(run)
     assert all(line["train/updates"] == 2 and line["train/rows"] == ROLLOUTS for line in lines)
     # From V = 0 it learns the mean score of about one half.
     assert lines[-1]["critic/loss"] < lines[0]["critic/loss"]
+    engines = [load_state(checkpoint)["critic"]["engine"] for checkpoint in checkpoints(run)]
+    assert [engine["steps"] for engine in engines] == [2, 4]
+    rates = [engine["optimizer"]["param_groups"][0]["lr"] for engine in engines]
+    assert rates == pytest.approx([1e-2, 1e-2])  # warmed up as the policy's
     states = [load_state(checkpoint)["critic"]["model"] for checkpoint in checkpoints(run)]
     assert not torch.equal(states[0]["head.weight"], states[1]["head.weight"])
     again = resumed_from(2, run, tmp_path / "again")
     assert same_run(again, run, metrics_of)
     resumed = load_state(checkpoints(again)[-1])["critic"]["model"]
     assert all(torch.equal(resumed[name], value) for name, value in states[1].items())
+
+
+def test_updates_and_nothing_else_run_in_train_mode(world: Path) -> None:
+    """They have dropout and gradient checkpointing; rollouts, old log-probabilities and values have neither."""
+    config = load_config(world, ["method=ppo", "eval.every=0", "model.gradient_checkpointing=true"])
+    with assemble(config, None) as trainer:
+        (critic,) = (callback.critic for callback in trainer.callbacks if isinstance(callback, CriticUpdates))
+        passes: dict[tuple[str, str], list[tuple[bool, bool]]] = defaultdict(list)
+
+        def note(whose: str, part: str, module: torch.nn.Module) -> None:
+            module.register_forward_pre_hook(
+                lambda module, _: passes[whose, part].append((module.training, torch.is_grad_enabled()))
+            )
+
+        for whose, decoder in (("policy", trainer.policy.model.get_decoder()), ("critic", critic.model.decoder)):
+            note(whose, "whole", decoder)
+            note(whose, "layer", decoder.layers[0])
+        trainer.step(1)
+        trainer.step(2)  # from the mode that the first one left
+    for modes in passes.values():
+        assert set(modes) == {(False, False), (True, True)}
+    for whose in ("policy", "critic"):  # a layer is computed again in each backward pass
+        trained = [passes[whose, part].count((True, True)) for part in ("whole", "layer")]
+        assert trained[1] == 2 * trained[0] > 0
 
 
 @pytest.fixture(scope="module")
@@ -281,6 +311,7 @@ def test_a_method_on_the_command_line_leaves_nothing_of_the_recipes(world: Path,
         (["method=srft", "rl.overlong={cache: 2}"], ["rl.overlong", '"sign"']),
         (["rl.advantage=gae"], ["gae", 'gate.kind "rl"']),
         (["gate.kind=table"], ["gate.table"]),
+        (["gate.table=soft-1"], ["gate.table is read by", '"switch"']),
         (["gate.kind=table", "gate.table=[[1]]"], ["gate.table", "[alpha, beta]"]),
         (["gate.kind=table", "gate.table=soft-4"], ["gate.table", "soft-1"]),
     ],

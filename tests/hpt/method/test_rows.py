@@ -15,6 +15,7 @@ from hpt.method.micro_batches import MicroBatch, micro_batches, packed_batch, pa
 from hpt.method.rows import Row, Signal, token_rows
 from hpt.model.policy import Policy
 from hpt.rollout import Rollout
+from hpt.support.errors import HptError
 
 VOCABULARY = 31
 SETTINGS = {
@@ -250,8 +251,6 @@ def test_several_updates_use_the_log_probabilities_from_before_the_first() -> No
 def test_a_scaled_head_is_refused() -> None:
     from transformers import GraniteConfig, GraniteForCausalLM
 
-    from hpt.support.errors import HptError
-
     torch.manual_seed(0)
     model = GraniteForCausalLM(
         GraniteConfig(
@@ -267,4 +266,12 @@ def test_a_scaled_head_is_refused() -> None:
     with torch.no_grad():
         model.lm_head.weight.mul_(30)
     with pytest.raises(HptError, match="GraniteForCausalLM"):
+        Policy(model, config())
+
+
+@pytest.mark.parametrize("name", ["lm_head.weight", "model.norm.weight"])
+def test_a_model_whose_logits_are_nan_is_refused(name: str) -> None:
+    model = tiny_model("llama")
+    model.get_parameter(name).data.fill_(float("nan"))
+    with pytest.raises(HptError, match=r"logits of LlamaForCausalLM are not finite"):
         Policy(model, config())

@@ -94,6 +94,13 @@ def test_rollouts_are_judged_by_the_states_before_their_tokens() -> None:
     )
 
 
+def test_equal_estimates_give_no_advantage() -> None:
+    """Nor a division by their standard deviation of 0."""
+    alone = experiences()[1]
+    critic().estimate_advantages([alone])
+    assert alone.rollouts[0].advantage == [0.0]
+
+
 def rows(before: float, returns: list[float]) -> list[Row]:
     values = CriticValues([before] * 3, returns[:3])
     short = Row([5, 8], 1, Signal.RL, 0.0, advantage=0.0, values=CriticValues([before], returns[3:]))

@@ -101,6 +101,14 @@ class TestAdapters:
         assert torch.equal(firsts[0], firsts[1])
         assert not torch.equal(firsts[0], firsts[2])
 
+    def test_rollouts_do_without_the_sampling_defaults_of_the_folder(self, world: Path) -> None:
+        model = load_policy(settings(world, LORA), None, CPU)
+        defaults = model.get_base_model().generation_config
+        defaults.min_p = 1.0  # only the most likely token
+        (rollouts,) = TransformersEngine(model, stop_ids=[1], batch_size=9).generate([[5]], Sampling(9, 1), 0)
+        assert len({rollout.tokens[0] for rollout in rollouts}) > 1
+        assert model.get_base_model().generation_config is defaults
+
     def test_adapters_have_the_models_dtype(self, world: Path) -> None:
         for dtype in ("bfloat16", "float32"):
             model = load_policy(settings(world, LORA, f"model.dtype={dtype}"), None, CPU)

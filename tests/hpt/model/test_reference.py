@@ -31,7 +31,12 @@ KINDS = pytest.mark.parametrize("changes", [[], [LORA]], ids=["all weights", "ad
 
 def rows() -> list[Row]:
     generator = torch.Generator().manual_seed(3)
-    shapes = ((9, 4, Signal.RL, 0.0), (6, 2, Signal.RL, 1.0), (8, 3, Signal.SFT, 1.0))
+    shapes = (
+        (9, 4, Signal.RL, 0.0),
+        (6, 2, Signal.RL, 1.0),
+        (8, 3, Signal.SFT, 1.0),
+        (7, 4, Signal.OFF_POLICY, 1.0),
+    )
     return [
         Row(torch.randint(2, 20, (n,), generator=generator).tolist(), prompt, signal, 0.05, advantage, regularised=True)
         for n, prompt, signal, advantage in shapes
@@ -66,6 +71,7 @@ def plain_logprobs(model: Any, row: Row, temperature: float) -> torch.Tensor:
 
 @KINDS
 def test_the_penalty_is_k3_against_the_start_model(world: Path, changes: list[str]) -> None:
+    """And rollouts are scored at the temperature they were sampled at, demonstrations at 1."""
     config, policy = trained_a_little(world, changes)
     given = with_reference(config, policy)
     total = sum(policy.loss(batch).loss for batch in micro_batches(given, 99, packed=False))
@@ -79,6 +85,11 @@ def test_the_penalty_is_k3_against_the_start_model(world: Path, changes: list[st
     for row in rows():
         temperature = 0.8 if row.signal == Signal.RL else 1.0
         ours = plain_logprobs(policy.model, row, temperature)
+        (batch,) = micro_batches([row], 99, packed=True)
+        torch.testing.assert_close(policy.logprobs(batch).double(), ours.detach(), rtol=0, atol=1e-5)
+        if row.signal == Signal.OFF_POLICY:  # LUFFY's
+            expected = expected - row.weight * (ours.exp() / (ours.exp() + 0.1)).sum()
+            continue
         expected = expected - row.weight * float(row.advantage) * ours.sum()  # type: ignore[arg-type]
         if row.signal == Signal.RL:
             gap = plain_logprobs(start, row, temperature).detach() - ours

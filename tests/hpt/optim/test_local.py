@@ -37,6 +37,7 @@ def test_updates_are_clipped_and_large_or_broken_ones_skipped() -> None:
         if math.isfinite(factor):
             assert update.grad_norm == pytest.approx(2 * factor)  # before clipping
     assert model.weight.grad is None
+    assert engine.loss_scale == 1.0  # halved only above: a scale below 1 would lose digits instead of saving them
 
 
 def test_float16_gradients_are_neither_lost_nor_too_large() -> None:

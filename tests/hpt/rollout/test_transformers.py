@@ -19,9 +19,15 @@ PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [3]]
 
 @pytest.fixture(scope="module")
 def model() -> Qwen2ForCausalLM:
+    model = tiny(17)
+    model.generation_config.repetition_penalty = 1.3  # a default of the folder, which nothing may follow
+    return model
+
+
+def tiny(vocabulary: int) -> Qwen2ForCausalLM:
     torch.manual_seed(0)
     config = Qwen2Config(
-        vocab_size=17,
+        vocab_size=vocabulary,
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
@@ -42,12 +48,15 @@ def engine(request: pytest.FixtureRequest) -> Engine:
     return make
 
 
-def model_logprobs(model: Qwen2ForCausalLM, prompt: list[int], rollout: Rollout, temperature: float) -> torch.Tensor:
-    """Log-probabilities of one unpadded sequence, computed without a KV cache."""
+def model_logits(model: Qwen2ForCausalLM, prompt: list[int], rollout: Rollout) -> torch.Tensor:
+    """Logits before each token of one unpadded sequence, computed without a KV cache."""
     with torch.no_grad():
-        logits = model(torch.tensor([prompt + rollout.tokens]), use_cache=False).logits[0].double() / temperature
-    predicting = logits[len(prompt) - 1 : -1]
-    return torch.log_softmax(predicting, -1).gather(-1, torch.tensor(rollout.tokens)[:, None]).squeeze(-1)
+        return model(torch.tensor([prompt + rollout.tokens]), use_cache=False).logits[0, len(prompt) - 1 : -1].double()
+
+
+def model_logprobs(model: Qwen2ForCausalLM, prompt: list[int], rollout: Rollout, temperature: float) -> torch.Tensor:
+    every = torch.log_softmax(model_logits(model, prompt, rollout) / temperature, -1)
+    return every.gather(-1, torch.tensor(rollout.tokens)[:, None]).squeeze(-1)
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (1.3, 0.8), (0.0, 1.0)])
@@ -63,6 +72,8 @@ def test_logprobs_are_the_models(engine: Engine, model: Qwen2ForCausalLM, temper
             expected = model_logprobs(model, prompt, rollout, temperature or 1.0)
             # fp32 logits of order 1 after 2 layers: 1e-5 is about a hundred rounding errors.
             assert torch.allclose(torch.tensor(rollout.logprobs).double(), expected, atol=1e-5)
+            if temperature == 0:  # it repeats tokens, which no penalty of the model's folder keeps from it
+                assert rollout.tokens == model_logits(model, prompt, rollout).argmax(-1).tolist()
 
 
 def test_a_rollout_ends_at_its_first_stop_token_or_at_the_limit(engine: Engine, model: Qwen2ForCausalLM) -> None:
@@ -93,14 +104,28 @@ def test_rollouts_depend_on_the_seed_and_the_global_random_state_is_kept(
     assert engine(model).generate(PROMPTS, sampling, seed=6) != first
 
 
-def test_sampling_follows_the_distribution(engine: Engine, model: Qwen2ForCausalLM) -> None:
-    draws = 4000
-    rollouts = engine(model, batch_size=1000).generate([[5, 6]], Sampling(n=draws, max_tokens=1), seed=0)[0]
-    counts = torch.bincount(torch.tensor([rollout.tokens[0] for rollout in rollouts]), minlength=17).double()
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 0.8)])
+def test_sampling_follows_the_distribution(engine: Engine, temperature: float, top_p: float) -> None:
+    """Of 120 tokens, more than transformers' default of top_k, whatever the model's folder has for sampling."""
+    model = tiny(120)
+    model.lm_head.weight.data *= 10  # else all tokens are about as likely
+    model.generation_config.update(temperature=0.3, top_k=9, top_p=0.5, min_p=0.2, repetition_penalty=0.2)
+    draws, prompt = 1000, [5, 6, 7, 8]
+    sampling = Sampling(n=draws, max_tokens=1, temperature=temperature, top_p=top_p)
+    rollouts = engine(model, batch_size=500).generate([prompt], sampling, seed=0)[0]
+    counts = torch.bincount(torch.tensor([rollout.tokens[0] for rollout in rollouts]), minlength=120).double()
     with torch.no_grad():
-        expected = model(torch.tensor([[5, 6]])).logits[0, -1].double().softmax(-1) * draws
-    chi_square = ((counts - expected) ** 2 / expected).sum().item()
-    assert chi_square < 39.25  # 99.9% quantile with 16 degrees of freedom; the seed is fixed
+        shares = (model(torch.tensor([prompt])).logits[0, -1].double() / temperature).softmax(-1)
+    ordered = shares.sort(descending=True)
+    kept = ordered.indices[ordered.values.cumsum(0) - ordered.values < top_p]  # the fewest that reach top_p
+    assert counts.sum() == counts[kept].sum()
+    expected = shares[kept] / shares[kept].sum() * draws
+    chi_square = ((counts[kept] - expected) ** 2 / expected).sum().item()
+    freedom = len(kept) - 1
+    assert freedom > 50 or top_p < 1
+    # 99.9% quantile by Wilson and Hilferty's approximation; the seed is fixed
+    assert chi_square < freedom * (1 - 2 / (9 * freedom) + 3.09 * (2 / (9 * freedom)) ** 0.5) ** 3
+    assert model.generation_config.top_k == 9
 
 
 def test_generation_keeps_the_training_mode_of_the_model(engine: Engine, model: Qwen2ForCausalLM) -> None:
