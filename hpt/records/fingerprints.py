@@ -19,7 +19,8 @@ import yaml
 
 from hpt.config.recipe import build_config
 from hpt.config.schema import Config
-from hpt.records.files import CHANGES, CONFIG, METRICS, read_jsonl
+from hpt.records.changes import Change, read_changes
+from hpt.records.files import CONFIG, METRICS, read_jsonl
 from hpt.support.device import pick_device
 from hpt.support.errors import ConfigError
 from hpt.support.files import named_os_errors
@@ -71,18 +72,6 @@ class Fingerprints:
         return dict(_flat(kept)) | self.content
 
 
-@dataclass(frozen=True)
-class Change:
-    """What is another than before; None: it was or is not there."""
-
-    what: str
-    before: Any
-    now: Any
-
-    def __str__(self) -> str:
-        return f"{self.what} (was {_shown(self.before)}, is {_shown(self.now)})"
-
-
 def fingerprints_of(config: Config, data: Mapping[str, str]) -> Fingerprints:
     """Those of a run on this machine, its metrics aside. data: the fingerprints of its sources by name."""
     content = {f"the content of {name}": digits for name, digits in data.items()}
@@ -111,9 +100,9 @@ def changes_since(
     """
     saved, found = checkpoint.flat(), now.flat()
     last = dict(saved)
-    for line in read_jsonl(run / CHANGES) if (run / CHANGES).is_file() else []:
-        if line["step"] == step:
-            last |= {change["what"]: change["now"] for change in line["changes"]}
+    for resumed_after, accepted in read_changes(run):
+        if resumed_after == step:
+            last |= {change.what: change.now for change in accepted}
     written = dict(_flat(yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))))
     changes = changes_between(last, found)
     unasked = [
@@ -129,7 +118,7 @@ def model_fingerprint(path: str) -> str:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         return cached_version(path)
-    hashed = hashlib.blake2b()
+    hashed = hashlib.sha256()
     with named_os_errors(folder, "read"):
         for file in sorted(folder.iterdir()):
             if file.is_file() and not file.name.startswith(".") and file.suffix != ".md":
@@ -143,7 +132,7 @@ def metrics_fingerprint(run: Path, step: int) -> str:
     """Of the lines of a run's metrics.jsonl up to `step`; the seconds of a save come to a line after the save."""
     path = run / METRICS
     lines = [line for line in read_jsonl(path) if line["step"] <= step] if path.is_file() else []
-    hashed = hashlib.blake2b()
+    hashed = hashlib.sha256()
     for line in lines:
         line.pop("time/checkpoint", None)
         hashed.update(json.dumps(line).encode())
@@ -169,7 +158,3 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

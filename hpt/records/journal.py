@@ -13,9 +13,10 @@ from typing import Any, Self
 
 from hpt.config.schema import Config
 from hpt.method.experience import Experience
+from hpt.records.changes import Change, in_words
 from hpt.records.checkpoints import step_of
 from hpt.records.files import CONFIG, RunRecords
-from hpt.records.fingerprints import Change, Fingerprints, changes_since, fingerprints_of
+from hpt.records.fingerprints import Fingerprints, changes_since, fingerprints_of
 from hpt.records.progress import StepNumbers
 from hpt.records.samples import sample_rollouts
 from hpt.records.trackers import Tracker, open_trackers
@@ -85,7 +86,7 @@ class Journal:
         self.changes, unasked = changes_since(saved, self.folder, self.resume_step, now)
         if unasked and not self.accept_changes:
             raise HptError(
-                f"{self.folder}: changed since {self.checkpoint.name} was written: {'; '.join(map(str, unasked))}. The "
+                f"{self.folder}: changed since {self.checkpoint.name} was written: {in_words(unasked)}. The "
                 "resumed run would not be what it would have been without the stop. Put it back, or resume with "
                 "--accept-changes, which notes it in the run's records"
             )
@@ -98,7 +99,7 @@ class Journal:
         if self.world.main:
             self.records.truncate_after(-1 if self.resume_step is None else self.resume_step)
             if self.changes and self.resume_step is not None:
-                logger.warning(f"Resumed with changes: {'; '.join(map(str, self.changes))}.")
+                logger.warning(f"Resumed with changes: {in_words(self.changes)}.")
                 self.records.log_changes(self.resume_step, [asdict(change) for change in self.changes])
             # Last: after a kill before it, config.yaml is that of the checkpoint, which needs no asking.
             write_file_atomically(self.folder / CONFIG, self.config.to_yaml().encode())

@@ -101,6 +101,8 @@ def check_checkpoint(checkpoint: Path, world: World = ALONE) -> None:
             "data or the settings have changed since is not checked."
         )
     else:
+        if CHECKSUMS not in names:
+            raise HptError(f"{checkpoint / CHECKSUMS} is missing. {_without(checkpoint)}")
         written = world.once(lambda: read_checksums(checkpoint))
         found = _checksums(checkpoint, list(written), world)
         for name, digits in written.items():

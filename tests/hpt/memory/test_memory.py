@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import upge
 
 from bench.commands import memory as bench
 from hpt.commands.main import main
@@ -123,8 +124,37 @@ def test_full_training_of_7b_takes_what_its_components_take() -> None:
     assert saved == pytest.approx(32 * 16384 * 3584 * 2, rel=0.01)
     cache = 28 * 2 * 512 * 2 * 8 * 9215  # layers, keys and values, their width, bytes, sequences, positions
     assert components["KV cache of 8 sequences"].rollout == pytest.approx(cache, rel=0.01)
+    # Of each of 8 sequences' 152,064 logits: one in 16 bits and five in float32, as in `sampling_bytes`.
+    assert components["logits of a decoding step"].rollout == 8 * 152064 * (2 + 5 * 4)
     assert plan.training_peak == max(plan.total(phase) for phase in PHASES[1:])
     assert not plan.fits
+
+
+def test_adapters_save_the_sums_of_the_heads_gradient_and_the_reference_model() -> None:
+    """A frozen head has no gradient; with adapters, the model without them is the reference model."""
+    penalised = ["hardware.gpu_memory_gib=80", "loss.kl_coef=0.1"]
+    loss, reference = "loss: chunk of logits, gradient sums", "reference model of the KL penalty"
+    for settings, trains_head in (([], True), (["model.lora={rank: 8}"], False)):
+        plan = make_plan(seven_b(*penalised, *settings))
+        taken = [
+            upge.memory_bytes(16384, width=3584, vocabulary=152064, dtype=torch.bfloat16, trains_weight=each)
+            for each in (trains_head, True)
+        ]
+        trace = plan.model.trace
+        assert by_name(plan)[loss].loss == max(taken[0], trace.forward - trace.saved)
+        assert (by_name(plan)[loss].loss < taken[1]) != trains_head
+        held = by_name(plan).get(reference)
+        assert (held.rollout if held else 0) == (2 * 7_615_616_512 if trains_head else 0)
+
+
+def test_vllm_divides_weights_and_heads_by_tensor_parallel() -> None:
+    settings = ["rollout.vllm.tensor_parallel=2", "data.max_prompt_tokens=1024"]
+    plan = make_plan(load_config("qwen2.5-math-7b-8x80gb", settings))
+    components = by_name(plan)
+    assert components["vLLM: weights"].rollout == 7_615_616_512  # half of 2 bytes each
+    sequence = (1024 + 8192) * 28 * 2 * (4 // 2) * 128 * 2  # tokens, layers, keys and values, heads, their size, bytes
+    room = components["vLLM: KV cache"].rollout // sequence
+    assert f"vLLM has room for {room} sequences of full length at once" in plan.notes
 
 
 def test_the_plan_counts_what_the_run_does_with_eager_attention_and_long_evaluations() -> None:
