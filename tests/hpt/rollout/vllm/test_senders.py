@@ -14,7 +14,6 @@ import torch
 
 from hpt.rollout.vllm import gloo_group, senders
 from hpt.rollout.vllm.connection import ServerLost
-from hpt.rollout.vllm.gloo_group import GlooGroup
 from hpt.rollout.vllm.senders import Control, NcclSender, WeightSource, connected_sender
 
 GPU = torch.device("cuda")
@@ -100,23 +99,6 @@ def connected(backend: str) -> tuple[Any, Control, Server]:
     control = Control(server)
     control.version = "version 1"
     return connected_sender(backend, server, control, WeightSource(), GPU), control, server
-
-
-def test_gloo_sends_a_tensor_in_messages_of_limited_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    sent: list[torch.Tensor] = []
-
-    class Group:
-        def broadcast(self, parts: list[torch.Tensor], options: Any) -> Any:
-            sent.extend(parts)
-            return SimpleNamespace(wait=lambda: None)
-
-    monkeypatch.setattr(gloo_group, "MESSAGE_BYTES", 16)
-    group = GlooGroup.__new__(GlooGroup)
-    group._group = Group()
-    tensor = torch.arange(10.0).view(2, 5)
-    group.broadcast(tensor)
-    assert [len(part) for part in sent] == [4, 4, 2]
-    assert torch.equal(torch.cat(sent), tensor.view(-1))
 
 
 def test_nccl_joins_the_trainer_and_all_workers_and_names_the_version() -> None:
