@@ -22,7 +22,13 @@ logger = logging.getLogger(__name__)
 _running = threading.Lock()
 
 
-def train(recipe: str | Path | None = None, *, resume: str | Path | None = None, **settings: Any) -> Run:
+def train(
+    recipe: str | Path | None = None,
+    *,
+    resume: str | Path | None = None,
+    accept_changes: bool = False,
+    **settings: Any,
+) -> Run:
     """Trains a model; returns the run when it has finished, or when Ctrl-C or SIGTERM has stopped it with a checkpoint.
 
         hpt.train("demo", steps=10)
@@ -33,6 +39,8 @@ def train(recipe: str | Path | None = None, *, resume: str | Path | None = None,
     recipe: the name of a shipped recipe or a YAML file; None: `settings` are the recipe.
     resume: the folder of a run to continue from its last complete checkpoint, instead of a recipe. Functions that
         were given as objects and that no import finds must be given again.
+    accept_changes: resume although what the run depends on has changed since its checkpoint: the data, the model, a
+        setting in its config.yaml, the number of threads, metrics.jsonl. The run's records then say what.
     settings: every setting of a recipe is a keyword, a section is a dict; what is given wins over the recipe.
         model: a folder or a hub name, or a dict. data: a file, a hub name, a list of dicts or a datasets.Dataset, or a
         dict with `train` and `eval`. Functions and pairs (function, weight) may stand where a recipe names functions.
@@ -50,11 +58,13 @@ def train(recipe: str | Path | None = None, *, resume: str | Path | None = None,
         raise ConfigError("hpt.train needs a recipe, settings, or resume=FOLDER; see help(hpt.train)")
     if recipe is not None and resume is not None:
         raise ConfigError(f"hpt.train: a run keeps its recipe; leave out {recipe!r}, or resume={str(resume)!r}")
+    if accept_changes and resume is None:
+        raise ConfigError("accept_changes: a new run has no changes to accept; it belongs to resume")
     with only_one_run(), only_functions_given_now(), printing_messages(quiet=rank() > 0):
         given = GivenSettings(settings)
         logger.info(f"hpt {VERSION}: reading {resume or recipe or 'the settings'}, loading PyTorch")
         if resume is not None:
-            return _resume(Path(resume), given, began)
+            return _resume(Path(resume), given, accept_changes, began)
         return _start(recipe, given, began)
 
 
@@ -95,7 +105,7 @@ def _start(recipe: str | Path | None, given: GivenSettings, began: float) -> Run
     return Run(config.output)
 
 
-def _resume(folder: Path, given: GivenSettings, began: float) -> Run:
+def _resume(folder: Path, given: GivenSettings, accept_changes: bool, began: float) -> Run:
     from hpt.support.process_state import restoring_process_state
     from hpt.training.run import resume, resumed_config
 
@@ -103,7 +113,7 @@ def _resume(folder: Path, given: GivenSettings, began: float) -> Run:
         raise ConfigError("data: a resumed run keeps its data, which is in its folder; start a new run instead")
     config = resumed_config(folder, given.changes)
     with restoring_process_state():
-        finished = resume(folder, config, began=began)
+        finished = resume(folder, config, accept_changes=accept_changes, began=began)
     _push(folder, finished)
     return Run(folder)
 

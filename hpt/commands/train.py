@@ -26,6 +26,11 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--resume", metavar="DIR", type=Path, help="resume the run in DIR from its last complete checkpoint"
     )
+    parser.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="resume although data, settings or threads have changed since; the run's records say what",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -36,7 +41,8 @@ def run(options: argparse.Namespace) -> int:
     settings = dict(map(parse_override, texts))
     if options.resume is None and options.recipe is None:
         raise HptError("hpt train needs a recipe, or --resume DIR; see hpt train --help")
-    run = hpt.train(None if options.resume else options.recipe, resume=options.resume, **settings)
+    recipe = None if options.resume else options.recipe
+    run = hpt.train(recipe, resume=options.resume, accept_changes=options.accept_changes, **settings)
     if not run.finished:
         return INTERRUPTED
     if rank() == 0:

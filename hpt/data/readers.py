@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,6 +41,13 @@ class Source:
     def columns(self) -> set[str]:
         """The columns that any record has."""
         return {key for _, record in self.records for key in record}
+
+    def fingerprint(self) -> str:
+        """Of the content of all records, in their order."""
+        hashed = hashlib.sha256()
+        for number_and_record in self.records:
+            hashed.update(repr(number_and_record).encode(errors="backslashreplace"))
+        return hashed.hexdigest()[:16]
 
 
 def read_source(name: str) -> Source:

@@ -21,12 +21,14 @@ class LoadedSource:
     """name: its path or hub name. weight: its share when sources are mixed, relative to the others.
     questions: in the order of the data.
     unread: columns in which no field was found; only reward functions see them.
+    fingerprint: of its content.
     """
 
     name: str
     weight: float
     questions: list[Question]
     unread: list[str]
+    fingerprint: str
 
 
 def load_sources(
@@ -63,7 +65,8 @@ def load_sources(
             option=COLUMN_SETTING,
         )
         questions = [dataclasses.replace(question, id=f"{prefix}{question.id}") for question in questions]
-        loaded.append(LoadedSource(config.name, config.weight, questions, unread_columns(source, column_of)))
+        unread = unread_columns(source, column_of)
+        loaded.append(LoadedSource(config.name, config.weight, questions, unread, source.fingerprint()))
     return loaded
 
 

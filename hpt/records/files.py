@@ -1,5 +1,7 @@
 """The files of a run: `metrics.jsonl` has one object per step, `rollouts/` and `eval/` one file per step.
 
+`changes.jsonl` has an object for each time that the run was resumed with something changed.
+
 A file of a step, `step-NNNNNN.jsonl`, has one object per question. Every record is valid JSON in ASCII and survives a
 kill: a line of metrics is on the disk when `log` returns, and the file of a step is complete or absent.
 `truncate_after` drops what a killed run wrote after the checkpoint that it is resumed from.
@@ -19,6 +21,7 @@ from hpt.support.files import append_to_file, make_folder, named_os_errors, writ
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
+CHANGES = "changes.jsonl"
 ROLLOUTS = "rollouts"
 EVALUATIONS = "eval"
 _STEP_NAME = re.compile(r"step-(\d+)\.jsonl")
@@ -48,6 +51,10 @@ class RunRecords:
         assert last["step"] == step, f"the last line is of step {last['step']}, not {step}"
         write_file_atomically(self.metrics_path, _json_lines([*earlier, last | metrics]))
 
+    def log_changes(self, step: int, changes: Sequence[dict[str, Any]]) -> None:
+        """Appends what was another than before when the run was resumed after `step` (fields of a `Change`)."""
+        append_to_file(self.folder / CHANGES, _json_line({"step": step, "changes": changes}))
+
     def log_rollouts(self, step: int, records: Sequence[dict[str, Any]]) -> None:
         """Writes the rollouts of one step, one object per question; replaces a file of the same step."""
         self._log_step(ROLLOUTS, step, records)
@@ -58,9 +65,10 @@ class RunRecords:
 
     def truncate_after(self, step: int) -> None:
         """Drops every record after `step`, so that a run resumed there writes each step once."""
-        if self.metrics_path.exists():
-            kept = [record for record in read_jsonl(self.metrics_path) if record["step"] <= step]
-            write_file_atomically(self.metrics_path, _json_lines(kept))
+        for path in (self.metrics_path, self.folder / CHANGES):
+            if path.exists():
+                kept = [record for record in read_jsonl(path) if record["step"] <= step]
+                write_file_atomically(path, _json_lines(kept))
         for kind in (ROLLOUTS, EVALUATIONS):
             with named_os_errors(self.folder / kind):
                 for found, path in step_files(self.folder, kind).items():

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from hpt.config.schema import Config
 from hpt.method.experience import Experience
+from hpt.records.changes import Change, in_words
+from hpt.records.checkpoints import step_of
 from hpt.records.files import CONFIG, RunRecords
+from hpt.records.fingerprints import Fingerprints, changes_since, fingerprints_of
 from hpt.records.progress import StepNumbers
 from hpt.records.samples import sample_rollouts
 from hpt.records.trackers import Tracker, open_trackers
@@ -20,19 +25,24 @@ from hpt.support.errors import ConfigError, HptError
 from hpt.support.files import write_file_atomically
 from hpt.support.progress import Progress
 
+logger = logging.getLogger(__name__)
+
 
 class Journal:
     """While it is open, rank 0 records the run and keeps other processes out of its folder; other ranks do nothing.
 
-    Opening it is a collective: every rank must do it. resume_step: the step of the checkpoint that the run is resumed
-    from, None for a new run.
+    Opening it is a collective: every rank must do it. checkpoint: the one that the run is resumed from, None for a new
+    run. accept_changes: a run is resumed although what it depends on has changed.
     """
 
-    def __init__(self, config: Config, resume_step: int | None, world: World) -> None:
+    def __init__(self, config: Config, checkpoint: Path | None, world: World, *, accept_changes: bool = False) -> None:
         self.config = config
         self.folder = Path(config.output)
-        self.resume_step = resume_step
+        self.checkpoint = checkpoint
+        self.resume_step = step_of(checkpoint) if checkpoint else None
         self.world = world
+        self.accept_changes = accept_changes
+        self.changes: list[Change] = []
         self.numbers = StepNumbers()
         self.stack = ExitStack()
         self.trackers: list[Tracker] = []
@@ -57,14 +67,46 @@ class Journal:
             stack.callback(tracker.close)
         self.progress = stack.enter_context(Progress("step", self.config.steps, self.resume_step or 0))
 
+    def take_fingerprints(self, data: Mapping[str, str], *, resumed: bool) -> None:
+        """Takes the fingerprints for the checkpoints to come. data: those of its sources by name.
+
+        resumed: the run goes on from a checkpoint that was there when it began. Then HptError, on every rank, names
+        what has changed since and was not asked for, unless `accept_changes`.
+        """
+        self.world.once(lambda: self._take_fingerprints(data, resumed))
+
+    def _take_fingerprints(self, data: Mapping[str, str], resumed: bool) -> None:
+        self.fingerprints = fingerprints_of(self.config, data)
+        if not resumed or self.checkpoint is None or self.resume_step is None:
+            return
+        saved = Fingerprints.read(self.checkpoint)
+        if saved is None:
+            return
+        now = self.fingerprints.with_metrics(self.folder, self.resume_step)
+        self.changes, unasked = changes_since(saved, self.folder, self.resume_step, now)
+        if unasked and not self.accept_changes:
+            raise HptError(
+                f"{self.folder}: changed since {self.checkpoint.name} was written: {in_words(unasked)}. The "
+                "resumed run would not be what it would have been without the stop. Put it back, or resume with "
+                "--accept-changes, which notes it in the run's records"
+            )
+
     def begin(self) -> None:
-        """Writes the recipe and drops the records after `resume_step`.
+        """Writes the recipe and what has changed, and drops the records after `resume_step`.
 
         Call it after every check has passed: a run that cannot start must leave its folder unchanged.
         """
         if self.world.main:
-            write_file_atomically(self.folder / CONFIG, self.config.to_yaml().encode())
             self.records.truncate_after(-1 if self.resume_step is None else self.resume_step)
+            if self.changes and self.resume_step is not None:
+                logger.warning(f"Resumed with changes: {in_words(self.changes)}.")
+                self.records.log_changes(self.resume_step, [asdict(change) for change in self.changes])
+            # Last: after a kill before it, config.yaml is that of the checkpoint, which needs no asking.
+            write_file_atomically(self.folder / CONFIG, self.config.to_yaml().encode())
+
+    def fingerprints_at(self, step: int) -> Fingerprints | None:
+        """For the checkpoint of `step`, whose metrics are logged; None on other ranks than 0."""
+        return self.fingerprints.with_metrics(self.folder, step) if self.world.main else None
 
     def log(self, metrics: dict[str, float]) -> None:
         """Records the metrics of one step, `step` among them."""

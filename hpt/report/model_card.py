@@ -92,6 +92,8 @@ def _text(run: Run, step: int, scores: Sequence[Score]) -> str:
     else:
         lines.append("This run recorded no evaluation.")
     lines += ["", "## The run", "", f"![Reward, gate, accuracy, entropy and length over the run]({FIGURE})", ""]
+    if run.changes:
+        lines += [*(f"- {change}" for change in run.changes), ""]
     lines += ["## Recipe", "", "```yaml", run.config_text.rstrip(), "```", ""]
     return "\n".join(lines)
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from hpt.records.changes import in_words, read_changes
 from hpt.records.files import CONFIG, EVALUATIONS, METRICS, read_metrics, step_files
 from hpt.report.conditions import Conditions, data_name, sampling_of, tell_apart
 from hpt.report.curves import Curve, add_curves
@@ -95,6 +96,13 @@ class Run:
         n = min(question.n for question in last[0]) if last else settings.get("n", 1)
         questions = len(last[0]) if last else round(self.evaluations[-1].count / n)
         return Conditions(data_name(self._path_in("data", "eval")), questions, n, **sampling_of(settings))
+
+    @cached_property
+    def changes(self) -> list[str]:
+        """A sentence for each time that the run was resumed with something changed."""
+        return [
+            f"Resumed after step {step} with changes: {in_words(each)}." for step, each in read_changes(self.folder)
+        ]
 
     @cached_property
     def phases(self) -> dict[str, float]:

@@ -14,7 +14,14 @@ from hpt.support.errors import HptError
 def make_folder(folder: Path) -> None:
     """Creates a folder and its parents where they are missing. HptError names the folder where that fails."""
     with named_os_errors(folder, "create"):
-        folder.mkdir(parents=True, exist_ok=True)
+        _make_folder(folder)
+
+
+def _make_folder(folder: Path) -> None:
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in reversed(missing):
+        flush_to_disk(each.parent)
 
 
 def write_file_atomically(path: Path, data: bytes) -> None:
@@ -43,6 +50,8 @@ def append_to_file(path: Path, data: bytes) -> None:
         end = file.seek(0, os.SEEK_END)
         try:
             _write_all(file.fileno(), data)
+            if end == 0:
+                flush_to_disk(path.parent)
         except OSError:
             with contextlib.suppress(OSError):
                 os.ftruncate(file.fileno(), end)
@@ -53,19 +62,21 @@ def append_to_file(path: Path, data: bytes) -> None:
 def folder_atomically(path: Path) -> Iterator[Path]:
     """Yields an empty hidden folder beside `path`. After the block it is flushed to disk and renamed to `path`.
 
-    An old folder of that name is replaced. Where the block raises, or the process is killed, it stays as it was.
+    An old folder of that name is replaced. Where the block raises, or the process is killed in it, it stays as it was.
     """
     partial = path.with_name(f".partial-{path.name}")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    _make_folder(path.parent)
+    partial.mkdir()
     try:
         yield partial
         for written in [*partial.rglob("*"), partial]:
             flush_to_disk(written)
-        if path.exists():
-            remove_folder_atomically(path)
+        old = _set_aside(path) if path.exists() else None
         partial.rename(path)
         flush_to_disk(path.parent)
+        if old:
+            shutil.rmtree(old)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -73,10 +84,14 @@ def folder_atomically(path: Path) -> Iterator[Path]:
 
 def remove_folder_atomically(path: Path) -> None:
     """Removes a folder, renaming it first: a removal that is interrupted leaves no incomplete folder at `path`."""
+    shutil.rmtree(_set_aside(path))
+
+
+def _set_aside(path: Path) -> Path:
+    """Renames a folder that is to be removed."""
     removed = path.with_name(f".removed-{path.name}")
     shutil.rmtree(removed, ignore_errors=True)
-    path.rename(removed)
-    shutil.rmtree(removed)
+    return path.rename(removed)
 
 
 def remove_leftovers(parent: Path) -> None:

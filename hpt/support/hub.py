@@ -29,6 +29,17 @@ def missing_local_path(name: str) -> str | None:
     return f"there is no such file or folder ({existing.resolve()} has no {missing!r}){hint}"
 
 
+def cached_version(name: str) -> str:
+    """The version (a commit) of a model of the hub that is cached here; "unknown" where none is."""
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        found = try_to_load_from_cache(name, "config.json")
+    except ValueError:  # no hub name
+        return "unknown"
+    return Path(found).parent.name if isinstance(found, str) else "unknown"
+
+
 @lru_cache(maxsize=1)
 def find_hub() -> bool:
     """Whether the hub answers. Where it does not, its libraries are set to use only what is cached.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -55,14 +55,24 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def assemble(config: Config, checkpoint: Path | None, world: World = ALONE) -> Iterator[Trainer]:
-    """This rank's trainer of a run, with the weights of `checkpoint` if there is one. Errors name what to change."""
+def assemble(
+    config: Config,
+    checkpoint: Path | None,
+    world: World = ALONE,
+    *,
+    when_read: Callable[[Data], None] = lambda data: None,
+) -> Iterator[Trainer]:
+    """This rank's trainer of a run, with the weights of `checkpoint` if there is one. Errors name what to change.
+
+    when_read: called with the data, before a model is loaded.
+    """
     quiet_libraries()
     device = pick_device(config.device)
     check_settings(config, device)
     unstarted_verifier, unstarted_functions = make_verifier(config.verify), make_reward_functions(config)
     prepare(config, world)
     data = load_data(config)
+    when_read(data)
     with unstarted_verifier as verifier, unstarted_functions or nullcontext() as reward_functions:
         check_verifiable(config, data, verifier)
         if reward_functions:

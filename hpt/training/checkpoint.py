@@ -1,14 +1,16 @@
 """Checkpoints: a plain Hugging Face folder plus the trainer's state, written whole or not at all.
 
 A checkpoint is written into a hidden sibling folder, flushed to disk, and renamed: a run killed at any moment leaves
-either the new checkpoint or none of it. Random states need no saving: every draw of a step is seeded by (seed, step).
+either the new checkpoint or none of it. It has checksums of its files, which a resume checks, and fingerprints of what
+the run depends on. Random states need no saving: every draw of a step is seeded by (seed, step).
 Every process of a run writes its part of the trainer's state into the one folder, so all nodes must see it.
 """
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,14 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hpt.model.loading import save_model
-from hpt.records.checkpoints import checkpoint_path, checkpoints
+from hpt.records.checkpoints import checkpoint_path, checkpoints, step_of
+from hpt.records.checksums import CHECKSUMS, checksum, files_of, read_checksums, write_checksums
+from hpt.records.fingerprints import FINGERPRINTS, Fingerprints
 from hpt.support.distributed import ALONE, World
 from hpt.support.errors import HptError
 from hpt.support.files import folder_atomically, remove_folder_atomically, remove_leftovers
+
+logger = logging.getLogger(__name__)
 
 STATE = "trainer_state.pt"  # of rank 0; that of another is trainer_state-RANK.pt
 
@@ -33,6 +39,7 @@ def save_checkpoint(
     state: dict[str, Any],
     *,
     keep: int,
+    fingerprints: Fingerprints | None = None,
     weights: dict[str, torch.Tensor] | None = None,
     world: World = ALONE,
 ) -> Path:
@@ -45,6 +52,8 @@ def save_checkpoint(
         if world.main:
             save_model(model, folder, weights)
             tokenizer.save_pretrained(folder)
+            if fingerprints:
+                fingerprints.write(folder)
         torch.save(state, _state_path(folder, world))
 
     path = checkpoint_path(run, step)
@@ -67,6 +76,8 @@ def write_checkpoint(path: Path, write: Callable[[Path], None], world: World = A
         with ExitStack() as stack:  # empty on all ranks but 0
             partial = world.once(lambda: stack.enter_context(folder_atomically(path)))
             world.agree(lambda: write(partial))
+            checksums = _checksums(partial, world.once(lambda: files_of(partial)), world)
+            world.once(lambda: write_checksums(partial, checksums))
             world.once(stack.close)
     except Exception as error:
         free = shutil.disk_usage(path.parent).free
@@ -78,25 +89,59 @@ def write_checkpoint(path: Path, write: Callable[[Path], None], world: World = A
         ) from error
 
 
-def load_state(checkpoint: Path, world: World = ALONE) -> dict[str, Any]:
-    """This rank's state. HptError where another number of processes wrote the checkpoint, or its file is broken."""
+def check_checkpoint(checkpoint: Path, world: World = ALONE) -> None:
+    """HptError where a file is not what was written, or where another number of processes wrote the checkpoint.
+
+    A collective. Of a checkpoint of an earlier version, which has no checksums, it is a warning.
+    """
+    names = world.once(lambda: {name for name in (CHECKSUMS, FINGERPRINTS) if (checkpoint / name).is_file()})
+    if not names:
+        logger.warning(
+            f"{checkpoint} is of an earlier version of hpt, without checksums and fingerprints: whether its files, the "
+            "data or the settings have changed since is not checked."
+        )
+    else:
+        if CHECKSUMS not in names:
+            raise HptError(f"{checkpoint / CHECKSUMS} is missing. {_without(checkpoint)}")
+        written = world.once(lambda: read_checksums(checkpoint))
+        found = _checksums(checkpoint, list(written), world)
+        for name, digits in written.items():
+            if found[name] != digits:
+                state = "is not what was written: its checksum is another" if found[name] else "is missing"
+                raise HptError(f"{checkpoint / name} {state}. {_without(checkpoint)}")
     writers = len(list(checkpoint.glob(f"{Path(STATE).stem}*.pt")))
     if writers not in (0, world.size):
         raise HptError(
             f"{checkpoint} was written by {writers} processes, and this run has {world.size}: resume it on {writers}, "
             f"or start a new run from its weights with model.path={checkpoint}"
         )
+
+
+def load_state(checkpoint: Path, world: World = ALONE) -> dict[str, Any]:
+    """This rank's state. HptError where its file is broken."""
     path = _state_path(checkpoint, world)
     try:
         return torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:
-        earlier = [each for each in checkpoints(checkpoint.parent.parent) if each.name < checkpoint.name]
-        advice = "there is no older one, so the run starts again from step 0"
-        if earlier:
-            advice = f"the run goes on from {earlier[-1].name}"
-        raise HptError(
-            f"{path} is broken ({type(error).__name__}). Remove {checkpoint} and resume: {advice}"
-        ) from error
+        raise HptError(f"{path} is broken ({type(error).__name__}). {_without(checkpoint)}") from error
+
+
+def _without(checkpoint: Path) -> str:
+    """What to do where a checkpoint cannot be used."""
+    older = [each for each in checkpoints(checkpoint.parent.parent) if step_of(each) < step_of(checkpoint)]
+    then = "there is no older one, so the run starts again from step 0"
+    if older:
+        then = f"the run goes on from {older[-1].name}"
+    return f"Remove {checkpoint} and resume: {then}"
+
+
+def _checksums(folder: Path, names: list[str], world: World) -> dict[str, str]:
+    """Of files in a folder by name, "" of one that is missing; each rank reads its part. A collective."""
+
+    def read(own: Sequence[str]) -> list[str]:
+        return [checksum(folder / name) if (folder / name).is_file() else "" for name in own]
+
+    return dict(zip(names, world.spread(names, read), strict=True))
 
 
 def _state_path(checkpoint: Path, world: World) -> Path:

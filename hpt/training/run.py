@@ -22,9 +22,10 @@ from hpt.support.device import peak_memory_gib
 from hpt.support.distributed import World
 from hpt.support.errors import ConfigError, HptError, StepError
 from hpt.training.assemble import assemble
-from hpt.training.checkpoint import load_state, save_checkpoint
+from hpt.training.checkpoint import check_checkpoint, load_state, save_checkpoint
 from hpt.training.processes import connected
 from hpt.training.rollout_records import rollout_records
+from hpt.training.run_data import Data
 from hpt.training.stop_signals import StopSignals
 from hpt.training.trainer import Trainer
 
@@ -63,38 +64,45 @@ def _changes_training_data(key: str, value: Any) -> bool:
     return key == "data" or key.startswith("data.train")
 
 
-def resume(folder: Path, config: Config, *, began: float | None = None) -> bool:
+def resume(folder: Path, config: Config, *, accept_changes: bool = False, began: float | None = None) -> bool:
     """Continues the run in `folder` from its last complete checkpoint, or from the start if it has none.
 
-    config: as `resumed_config` makes it. Returns whether the run finished; began: as in `start`.
+    config: as `resumed_config` makes it. accept_changes: although what the run depends on has changed, such as the data
+    or a setting in its config.yaml; else that is an HptError. Returns whether the run finished; began: as in `start`.
     """
     began = time.perf_counter() if began is None else began
     with connected(config) as world:
         found = world.once(lambda: checkpoints(folder))
         if found and step_of(found[-1]) > config.steps:
             raise ConfigError(f"steps = {config.steps}: the run in {folder} has done {step_of(found[-1])} already")
-        return _run(config, found[-1] if found else None, world, began)
+        return _run(config, found[-1] if found else None, world, began, accept_changes=accept_changes)
 
 
-def _run(config: Config, checkpoint: Path | None, world: World, began: float) -> bool:
+def _run(config: Config, checkpoint: Path | None, world: World, began: float, *, accept_changes: bool = False) -> bool:
     folder = Path(config.output)
     done = step_of(checkpoint) if checkpoint else 0
     stages = [stage for stage in stages_of(config) if stage.last > done]
     if config.rewards and not any(stage.config.gate.needs_rollouts for stage in stages):
         logger.warning('gate.kind "sft" samples no rollouts: rewards have no effect on training')
     with (
-        Journal(config, done if checkpoint else None, world) as journal,
+        Journal(config, checkpoint, world, accept_changes=accept_changes) as journal,
         StopSignals(world) as signals,
     ):
         if config.threads:
             torch.set_num_threads(config.threads)
         if checkpoint:
             logger.info(f"Resumed {folder} after step {done}.")
+            check_checkpoint(checkpoint, world)
         for stage in stages:
-            with assemble(stage.config, checkpoint, world) as trainer:
+            first = stage is stages[0]
+
+            def when_read(data: Data, first: bool = first) -> None:
+                journal.take_fingerprints(data.fingerprints, resumed=first)
+
+            with assemble(stage.config, checkpoint, world, when_read=when_read) as trainer:
                 if checkpoint and done >= stage.first:
                     trainer.load_state_dict(load_state(checkpoint, trainer.world))
-                if stage is stages[0]:
+                if first:
                     journal.begin()  # only now: a resume that is refused leaves the run's folder as it was
                 done = _run_stage(trainer, stage, checkpoint, config, journal, signals, began)
             signals.training = False
@@ -119,24 +127,23 @@ def _run_stage(
 
     began: when the preparations for the stage began, a time.perf_counter().
     """
-    folder = Path(config.output)
     done = step_of(checkpoint) if checkpoint else 0
     preparation = {"time/start": time.perf_counter() - began}  # logged once, with the first line
     if not checkpoint and config.eval.every:
-        with _failure_saves(trainer, folder, 0):
+        with _failure_saves(trainer, journal, 0):
             journal.log({"step": 0, **_evaluation(trainer, journal, 0), **preparation})
         preparation = {}
     if signals.received():
         return done
     signals.training = True
     for step in range(done + 1, stage.last + 1):
-        with _failure_saves(trainer, folder, step - 1):
+        with _failure_saves(trainer, journal, step - 1):
             line, experiences = trainer.step(step)
         journal.log_rollouts(step, rollout_records(step, experiences))
         journal.log_samples(step, experiences)
         line = {"step": step, **line, "memory/peak_gib": peak_memory_gib(), **preparation}
         preparation = {}
-        with _failure_saves(trainer, folder, step):
+        with _failure_saves(trainer, journal, step):
             try:
                 if config.eval.every and (step % config.eval.every == 0 or step == config.steps):
                     line |= _evaluation(trainer, journal, step)
@@ -144,7 +151,7 @@ def _run_stage(
                 journal.log(line)
         stop = signals.received()  # read once, so that a signal after the save does not skip it
         if stop or step == stage.last or (config.checkpoint.every and step % config.checkpoint.every == 0):
-            journal.amend(step, _save(trainer, folder, step))
+            journal.amend(step, _save(trainer, journal, step))
         if stop:
             return step
     return stage.last
@@ -157,15 +164,16 @@ def _evaluation(trainer: Trainer, journal: Journal, step: int) -> dict[str, floa
     return {**result.metrics(), "time/eval": time.perf_counter() - began}
 
 
-def _save(trainer: Trainer, folder: Path, step: int) -> dict[str, float]:
+def _save(trainer: Trainer, journal: Journal, step: int) -> dict[str, float]:
     began = time.perf_counter()
     save_checkpoint(
-        folder,
+        journal.folder,
         step,
         trainer.policy.model,
         trainer.renderer.tokenizer,
         trainer.state_dict(),
         keep=trainer.config.checkpoint.keep,
+        fingerprints=journal.fingerprints_at(step),
         weights=trainer.engine.gathered_state_dict(),
         world=trainer.world,
     )
@@ -173,7 +181,7 @@ def _save(trainer: Trainer, folder: Path, step: int) -> dict[str, float]:
 
 
 @contextmanager
-def _failure_saves(trainer: Trainer, folder: Path, done: int) -> Iterator[None]:
+def _failure_saves(trainer: Trainer, journal: Journal, done: int) -> Iterator[None]:
     """Where something fails, such as a user's function, saves the policy as of step `done`: no step is lost.
 
     Nothing is saved once the weights have changed, nor with several ranks unless all of them failed together.
@@ -184,9 +192,9 @@ def _failure_saves(trainer: Trainer, folder: Path, done: int) -> Iterator[None]:
         together = trainer.world.size == 1 or isinstance(error, StepError)
         if trainer.updating or not together:
             raise
-        if done and not checkpoint_path(folder, done).exists():
-            _save_after(error, trainer, folder, done)
-        stopped = f"Stopped after step {done}; continue with: hpt train --resume {folder}"
+        if done and not checkpoint_path(journal.folder, done).exists():
+            _save_after(error, trainer, journal, done)
+        stopped = f"Stopped after step {done}; continue with: hpt train --resume {journal.folder}"
         if isinstance(error, HptError):
             raise HptError(f"{error}\n{stopped}") from error
         if done:
@@ -194,10 +202,10 @@ def _failure_saves(trainer: Trainer, folder: Path, done: int) -> Iterator[None]:
         raise
 
 
-def _save_after(error: Exception, trainer: Trainer, folder: Path, step: int) -> None:
+def _save_after(error: Exception, trainer: Trainer, journal: Journal, step: int) -> None:
     """Saves step `step`. Where that fails, too, as it does without a GPU that works, raises `error`."""
     try:
-        _save(trainer, folder, step)
+        _save(trainer, journal, step)
     except Exception as failure:
         logger.error("Step %d could not be saved: %s: %s", step, type(failure).__name__, failure)
         raise error from None

@@ -46,6 +46,11 @@ class Data:
         return [question for source in self.held_out for question in source.questions]
 
     @property
+    def fingerprints(self) -> dict[str, str]:
+        """Of the content of each source, by its name."""
+        return {source.name: source.fingerprint for source in [*self.sources, *self.held_out]}
+
+    @property
     def example(self) -> Question:
         """The first question with a demonstration, if any has one."""
         return next((question for question in self.questions if question.demonstration), self.questions[0])

@@ -180,3 +180,14 @@ def test_the_default_dtype_changes_nothing(problem, backend):
         for a, b in zip(got, want, strict=True):
             assert a.dtype == b.dtype
             assert torch.equal(a, b)
+
+
+def test_the_loss_is_summed_in_double_precision():
+    """Of three losses the first and the last cancel; in single precision their sum would round the middle one."""
+    g = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(3, 4, generator=g), torch.randn(7, 4, generator=g)
+    hidden[2] = hidden[0]
+    targets, weights = torch.tensor([1, 2, 1]), torch.tensor([1e7, 1.0, -1e7])
+    out = upge.fused_policy_loss(hidden, weight, targets, upge.SFT(), weights=weights)
+    assert out.token_loss.sum() != out.token_loss[1]
+    assert out.loss == out.token_loss[1]

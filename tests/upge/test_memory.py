@@ -90,6 +90,8 @@ def test_the_readme_states_the_memory_of_a_7b_head(monkeypatch):
     parts = plans.extra_bytes(plan, 16384, 152064, 3584)
     most = plans.chunk_rows(plan, 152064, 3584, sums_weight=True)
     assert plans.balanced(16384, most, plan.granule) == 2048
+    frozen = plans.chunk_rows(plan, 152064, 3584, sums_weight=False)
+    assert 1000 < frozen < 1.1 * most / 2  # about 1,000 rows are as fast, with half of the memory
     assert sum(plans.extra_bytes(plan, 8 * most, 152064, 3584).values()) < 1.5 * 2**30
     assert sum(parts.values()) < 1.5 * 2**30
     stated = [int(x.replace(",", "")) for x in re.findall(r"\| ([\d,]+) MiB \|", README.read_text())]

@@ -153,6 +153,7 @@ def test_a_comparison_fits_80_columns(tmp_path, capsys, monkeypatch):
         ({"a": 1, "b": 1}, {"prompt": "another"}, ["2 have another prompt or answer", "'a', 'b'", "--seed"]),
         ({"a": 1, "b": 1}, {"answer": "another"}, ["2 have another prompt or answer", "'a', 'b'"]),
         ({"a": 5, "b": 1}, {}, ["line 1: fields 'correct' and 'n' are 5 and 4; allowed"]),
+        ({"a": -1, "b": 1}, {}, ["line 1: fields 'correct' and 'n' are -1 and 4; allowed"]),
         ({"a": 1, "b": 1}, {"n": "4"}, ["'n' are 1 and '4'"]),
         ({}, {}, ["holds no questions"]),
     ],

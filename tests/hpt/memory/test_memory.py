@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import upge
 
 from bench.commands import memory as bench
 from hpt.commands.main import main
@@ -123,8 +124,46 @@ def test_full_training_of_7b_takes_what_its_components_take() -> None:
     assert saved == pytest.approx(32 * 16384 * 3584 * 2, rel=0.01)
     cache = 28 * 2 * 512 * 2 * 8 * 9215  # layers, keys and values, their width, bytes, sequences, positions
     assert components["KV cache of 8 sequences"].rollout == pytest.approx(cache, rel=0.01)
+    # Of each of 8 sequences' 152,064 logits: one in 16 bits and five in float32, as in `sampling_bytes`.
+    assert components["logits of a decoding step"].rollout == 8 * 152064 * (2 + 5 * 4)
     assert plan.training_peak == max(plan.total(phase) for phase in PHASES[1:])
     assert not plan.fits
+
+
+def test_a_frozen_head_has_no_sums_of_its_gradient_and_adapters_need_no_reference_model() -> None:
+    """With adapters, the model without them is the reference model."""
+    plan = make_plan(seven_b("hardware.gpu_memory_gib=80"))
+    trace, head = plan.model.trace, plan.model.model.get_output_embeddings().weight
+
+    def parts(*settings: str) -> dict[str, Component]:
+        found = training.training_components(
+            seven_b("hardware.gpu_memory_gib=80", *settings), plan.hardware, plan.model
+        )
+        return {component.name: component for component in found}
+
+    loss, reference = "loss: chunk of logits, gradient sums", "reference model of the KL penalty"
+    assert parts("loss.kl_coef=0.1")[reference].rollout == 2 * 7_615_616_512
+    assert reference not in parts("loss.kl_coef=0.1", "model.lora={rank: 8}")
+    trained, frozen = (
+        upge.memory_bytes(16384, width=3584, vocabulary=152064, dtype=torch.bfloat16, trains_weight=each)
+        for each in (True, False)
+    )
+    assert parts()[loss].loss == trained
+    head.requires_grad_(False)
+    try:
+        assert parts()[loss].loss == max(frozen, trace.forward - trace.saved) < trained
+    finally:
+        head.requires_grad_(True)
+
+
+def test_vllm_divides_weights_and_heads_by_tensor_parallel() -> None:
+    settings = ["rollout.vllm.tensor_parallel=2", "data.max_prompt_tokens=1024"]
+    plan = make_plan(load_config("qwen2.5-math-7b-8x80gb", settings))
+    components = by_name(plan)
+    assert components["vLLM: weights"].rollout == 7_615_616_512  # half of 2 bytes each
+    sequence = (1024 + 8192) * 28 * 2 * (4 // 2) * 128 * 2  # tokens, layers, keys and values, heads, their size, bytes
+    room = components["vLLM: KV cache"].rollout // sequence
+    assert f"vLLM has room for {room} sequences of full length at once" in plan.notes
 
 
 def test_the_plan_counts_what_the_run_does_with_eager_attention_and_long_evaluations() -> None:

@@ -63,6 +63,7 @@ def test_truncate_after_drops_later_steps_and_a_broken_last_line(tmp_path, broke
     for step in range(4):
         records.log({"step": step, "train/loss": step / 3})
         records.log_rollouts(step, [{"step": step, "id": "q"}])
+        records.log_changes(step, [{"what": "seed", "before": 0, "now": step}])
         records.log_evaluation(step, [{"id": "q", "n": 4, "correct": step}])
     whole = (tmp_path / "metrics.jsonl").read_bytes()
     with (tmp_path / "metrics.jsonl").open("ab") as file:
@@ -71,6 +72,7 @@ def test_truncate_after_drops_later_steps_and_a_broken_last_line(tmp_path, broke
 
     records.truncate_after(2)
     assert (tmp_path / "metrics.jsonl").read_bytes() == b"".join(whole.splitlines(keepends=True)[:3])
+    assert [line["step"] for line in read_jsonl(tmp_path / "changes.jsonl")] == [0, 1, 2]
     for kind in ("rollouts", "eval"):
         assert list(step_files(tmp_path, kind)) == [0, 1, 2]
     assert read_jsonl(step_path(tmp_path, "eval", 2)) == [{"step": 2, "id": "q", "n": 4, "correct": 2}]

@@ -176,6 +176,8 @@ def test_a_table_of_rollouts_every_few_steps(world, tmp_path, monkeypatch, name)
     with Journal(config, None, ALONE) as journal:
         for step in (1, 2, 3, 4):
             journal.log_samples(step, [experience("q", 1, 0, text=NASTY)] if step < 4 else [experience("sft")])
+        assert not run.finished
+    assert run.finished
     ((step, logged),) = run.logged
     columns, rows = logged["rollouts"]
     assert (step, columns, len(rows)) == (2, COLUMNS, 2)

@@ -25,6 +25,7 @@ from hpt.records.files import read_metrics
 from hpt.report import accuracy_table, report, summary_figure
 from hpt.report.curves import Curve
 from hpt.report.figures import FIGURES
+from hpt.report.model_card import model_card
 from hpt.report.panels.quantities import OFF_POLICY, REWARD, draw_quantity
 from hpt.report.panels.stacks import draw_gate_counts, has_gate_counts
 from hpt.report.runs import group_runs, load_runs
@@ -490,7 +491,12 @@ def test_a_run_without_evaluation(tmp_path):
     folder = write_run(tmp_path / "run", steps=2)
     lines = [{k: v for k, v in line.items() if not k.startswith("eval/")} for line in read_metrics(folder)[1:]]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    change = {"what": "the content of <b>.jsonl", "before": None, "now": "3f"}
+    (folder / "changes.jsonl").write_text(json.dumps({"step": 1, "changes": [change]}) + "\n")
     page = Page(report([folder]))
+    sentence = "Resumed after step 1 with changes: the content of <b>.jsonl (was null, is 3f)."
+    assert f"run: {sentence}" in page.texts["li"]
+    assert sentence in str(model_card(load_runs([folder])[0], 2))
     assert page.tables == []
     assert "not evaluated" in page.texts["dd"][0]
     assert accuracy_table(folder).row_count == 0

@@ -32,6 +32,21 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
+def test_the_new_folder_is_there_before_the_old_one_is_removed(tmp_path, monkeypatch):
+    write_folder(tmp_path / "folder", "old")
+    seen = []
+    rmtree = files.shutil.rmtree
+
+    def watch(path, ignore_errors=False):
+        if path.exists():
+            seen.append((path.name, (tmp_path / "folder" / "deep" / "file").read_text()))
+        rmtree(path, ignore_errors=ignore_errors)
+
+    monkeypatch.setattr(files.shutil, "rmtree", watch)
+    write_folder(tmp_path / "folder")
+    assert seen == [(".removed-folder", "new")]
+
+
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
 def test_a_block_that_raises_leaves_the_old_folder(tmp_path, error):
     write_folder(tmp_path / "folder", "old")
@@ -91,6 +106,16 @@ def test_a_file_is_flushed_before_it_is_renamed(tmp_path, monkeypatch):
     files.write_file_atomically(tmp_path / "file", b"new")
     assert calls == ["fsync", "rename", "fsync"]
     assert (tmp_path / "file").read_bytes() == b"new"
+    calls.clear()
+    files.append_to_file(tmp_path / "file", b"er")
+    assert calls == ["fsync"]
+    files.append_to_file(tmp_path / "another", b"new")
+    assert calls == ["fsync"] * 3  # of a new file its folder, too
+    calls.clear()
+    files.make_folder(tmp_path / "deep" / "deeper")
+    assert calls == ["fsync"] * 2
+    files.make_folder(tmp_path / "deep" / "deeper")
+    assert calls == ["fsync"] * 2
 
 
 def test_errors_name_the_path(tmp_path):

@@ -24,11 +24,11 @@ def parts(world: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 def test_the_newest_are_kept_and_transformers_loads_them(tmp_path: Path, parts: Any) -> None:
     model, tokenizer = parts
     state = {"engine": {"x": torch.arange(3.0), "n": 4}}
-    for step in (1, 2, 10, 9):
+    for step in (1, 2, 1_000_000, 999_999):  # by name the last one would be the newest
         save_checkpoint(tmp_path, step, model, tokenizer, state, keep=2)
     found = checkpoints(tmp_path)
-    assert [step_of(path) for path in found] == [9, 10]
-    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"step-000009", "step-000010"}
+    assert [step_of(path) for path in found] == [999_999, 1_000_000]
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"step-999999", "step-1000000"}
     loaded = AutoModelForCausalLM.from_pretrained(found[-1])
     for one, other in zip(model.parameters(), loaded.parameters(), strict=True):
         assert torch.equal(one, other)
@@ -93,12 +93,14 @@ def test_a_full_disk_says_which_checkpoints_can_go(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"not a state", b""])
 def test_a_broken_state_is_named_with_the_checkpoint_to_go_on_from(tmp_path: Path, content: bytes) -> None:
-    folders = [tmp_path / "checkpoints" / f"step-00000{step}" for step in (2, 4)]
+    folders = [tmp_path / "checkpoints" / f"step-{step}" for step in (999_999, 1_000_000)]
     for folder in folders:
         folder.mkdir(parents=True)
         (folder / "trainer_state.pt").write_bytes(content)
-    with pytest.raises(HptError, match=r"step-000004/trainer_state\.pt is broken .*goes on from step-000002$") as error:
+    with pytest.raises(
+        HptError, match=r"step-1000000/trainer_state\.pt is broken .*goes on from step-999999$"
+    ) as error:
         load_state(folders[1])
     assert len(str(error.value)) < 300 + 2 * len(str(tmp_path))
-    with pytest.raises(HptError, match=r"step-000002/trainer_state\.pt is broken .*from step 0$"):
+    with pytest.raises(HptError, match=r"step-999999/trainer_state\.pt is broken .*from step 0$"):
         load_state(folders[0])

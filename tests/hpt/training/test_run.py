@@ -134,9 +134,12 @@ def test_a_run_killed_in_the_middle_of_a_save_resumes_bit_exactly(
 def test_a_signal_saves_and_stops(world: Path, tmp_path: Path, metrics_of: Metrics, number: int) -> None:
     run = tmp_path / "run"
     process = start(world, run, "steps=5000", "eval.every=0", "checkpoint.every=0")
-    wait_for(lambda: (run / "rollouts" / "step-000002.jsonl").exists(), process)
-    process.send_signal(number)
-    assert process.wait(timeout=60) == 130
+    try:
+        wait_for(lambda: (run / "rollouts" / "step-000002.jsonl").exists(), process)
+        process.send_signal(number)
+        assert process.wait(timeout=60) == 130
+    finally:
+        process.kill()
     assert len(checkpoints(run)) == 1
     assert metrics_of(run)[-1]["step"] == int(checkpoints(run)[0].name[-6:])
 

@@ -68,6 +68,13 @@ def test_no_choice(response):
     assert chosen_letter(response) is None
 
 
+def test_a_statement_counts_in_the_last_2000_characters():
+    statement = "answer is (B)"
+    rest = ".".ljust(2_000 - len(statement), "z")
+    assert chosen_letter(f"The {statement}{rest}") == "B"
+    assert chosen_letter(f"The {statement}{rest}z") is None
+
+
 @pytest.mark.parametrize(
     "nonsense",
     [

@@ -137,6 +137,7 @@ def test_normalise(text, expected):
         (r"\{1, 2\}", r"\{2, 1\}"),
         (r"4.5\times 10^{33}", "4.5e33"),
         ("4.5e33", r"4.5 \times 10^{33}"),
+        (r"\sqrt{5+2\sqrt{6}} \cdot 10^{40}", r"(\sqrt{2}+\sqrt{3}) \cdot 10^{40}"),  # 30 digits of it are off by 1e10
         ("1.6e-19", r"1.6 \times 10^{-19}"),
         ("-1./3", r"-\frac{1}{3}"),
         (r"3\sqrt{13}", r"3\sqrt{13}."),
