@@ -78,6 +78,7 @@ def test_a_crash_keeps_what_came_before_and_says_where(cases) -> None:
     assert "in crashes" in section.findings[1]["found"]
 
 
+@pytest.mark.slow
 def test_a_hang_ends_at_the_limit_with_its_children_and_says_where(cases) -> None:
     outcome = run_isolated(cases.hangs, 25)
     assert outcome.fault == "did not end within 25 seconds"
