@@ -1,8 +1,9 @@
-"""Mutation testing of what holds the mathematics and the promises: would the tests notice a small fault there?
+"""Mutation testing of what holds the mathematics and the promises.
 
-mutmut puts one fault after the other into the files that bench/mutation/pyproject.toml names and runs the tests that
-call the changed function. The table says how many were caught. Each fault that was not is judged in
-bench/mutation/survivors.yaml; the command fails where one is not judged, or where fewer than 95% are caught.
+Would the tests notice a small fault there? mutmut puts one fault after the other into the files that
+bench/mutation/pyproject.toml names, and runs the tests that call the changed function. The table says how many were
+caught. Each fault that was not is judged in bench/mutation/survivors.yaml; the command fails where one is not judged,
+or where fewer than 95% are caught.
 
 Results are kept in build/mutation: the command can be stopped and repeated. A function that changed is tested again.
 After a change of tests alone, name the mutants to test again, as in 'hpt.method.gate.*'.
@@ -35,6 +36,13 @@ LINKS = {
 SURVIVORS = ROOT / "bench" / "mutation" / "survivors.yaml"
 REQUIRED = 0.95
 CAUGHT = {"killed", "timeout", "segfault"}
+HEAD = """# Mutation testing
+
+`make mutation`, by mutmut 3.8.1, of commit {commit}. Caught: a test fails, or never ends. What has no mutants: code
+outside functions, functions with a decorator (properties and Triton kernels too), the arguments of `raise` and of what
+is logged.
+
+"""
 
 
 @dataclass(frozen=True)
@@ -72,9 +80,7 @@ def main(argv: Sequence[str]) -> int:
     text = table(found, judgements)
     print(text)
     if options.out:
-        commit = last_commit("kernels", "hpt", "tests")
-        command = "`make mutation`, by mutmut"
-        options.out.with_suffix(".md").write_text(f"# Mutation testing\n\n{command}, of commit {commit}.\n\n{text}")
+        options.out.with_suffix(".md").write_text(HEAD.format(commit=last_commit("kernels", "hpt", "tests")) + text)
     return 0 if passes(found, judgements) else 1
 
 
