@@ -22,9 +22,8 @@ from pathlib import Path
 
 import yaml
 
-from ..commit import last_commit
+from ..commit import ROOT, last_commit
 
-ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "build" / "mutation"
 LINKS = {
     "hpt": "hpt",
