@@ -61,17 +61,38 @@ def undefined(score: float) -> tuple[float, float]:
     return float("nan"), 1.0
 
 
+def extremes(score: float) -> tuple[float, float]:
+    return 0.0, 1e6
+
+
+def no_arguments() -> tuple[float, float]:
+    return 1.0, 1.0
+
+
 def test_a_users_function(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "my_gates", sys.modules[__name__])
     gate = make_gate(GateConfig(kind="function", function="my_gates:half"), 8)
     assert gate(0.25) == (0.25, 0.375, 0.375)
+    assert make_gate(GateConfig(kind="function", function="my_gates:extremes"), 8)(0.5) == (0.0, 1e6, 1e6)
     for name in ("negative", "not_a_pair", "one_alone", "four", "undefined"):
         with pytest.raises(HptError, match=f"my_gates:{name} returned .* for P = 0.5"):
             make_gate(GateConfig(kind="function", function=f"my_gates:{name}"), 8)(0.5)
-    with pytest.raises(ConfigError, match="has no 'absent'"):
+    with pytest.raises(ConfigError, match=r"gate.function = 'my_gates:absent': .* has no 'absent'"):
         make_gate(GateConfig(kind="function", function="my_gates:absent"), 8)
+    with pytest.raises(ConfigError, match=r"is called with \(P\) and takes \(\)"):
+        make_gate(GateConfig(kind="function", function="my_gates:no_arguments"), 8)
+
+
+def test_signals_whose_coefficient_is_0_are_dropped() -> None:
+    for settings, decision in [
+        ([], (0.0, 1.0, 0.0)),  # off_policy.coef is 0 by default
+        (["sft.coef=0", "off_policy.coef=0.5"], (0.0, 0.0, 1.0)),
+    ]:
+        gate = gate_of(load_config("sums", ["gate.gamma=1", *settings]))
+        assert gate(1 / load_config("sums").sampled) == decision
+        assert gate(1.0) == RL
 
 
 def test_both_at_once() -> None:

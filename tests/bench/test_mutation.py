@@ -1,0 +1,43 @@
+"""`make mutation`: its table, and which results pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench.commands.mutation import SURVIVORS, Mutant, change, passes, read_judgements, table
+
+DIFF = """--- a.py
++++ a.py
+@@ -1,3 +1,3 @@
+ def f(x):
+-    if x > 0:
++    if x >= 0:
+         return x
+"""
+
+
+def test_the_change_of_a_diff() -> None:
+    assert change(DIFF) == ("if x > 0:", "if x >= 0:")
+
+
+def test_every_mutant_is_tested_and_caught_or_judged(tmp_path: Path) -> None:
+    judged = tmp_path / "survivors.yaml"
+    judged.write_text('a.py:\n  - {was: "if x > 0:", now: ["if x >= 0:", "other"], why: x is never 0}\n')
+    judgements = read_judgements(judged)
+    missed = Mutant("a.py", "survived", "if x > 0:", "if x >= 0:")
+    found = [Mutant("a.py", "killed")] * 18 + [Mutant("b.py", "timeout"), missed]
+    assert passes(found, judgements)
+    assert not passes(found, {})
+    assert not passes([*found, missed], judgements)
+    assert not passes([*found, Mutant("b.py", "not checked")], judgements)
+    text = table([*found, Mutant("b.py", "not checked")], judgements)
+    assert "| a.py | 19 | 18 | 94.7% | 1 | 0 | 0 |" in text
+    assert "| all | 21 | 19 | 95.0% | 1 | 0 | 1 |" in text
+    assert "- `if x > 0:`\n    - `if x >= 0:`: x is never 0" in text
+
+
+def test_every_judgement_is_about_a_line_that_is_there() -> None:
+    root = SURVIVORS.parents[2]
+    for file, was, _ in read_judgements(SURVIVORS):
+        code = (root / "kernels" / file if file.startswith("upge/") else root / file).read_text()
+        assert was in " ".join(line.strip() for line in code.splitlines()), (file, was)
