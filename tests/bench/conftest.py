@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def python() -> Callable[..., str]:
     """Python with the given arguments; what it prints."""
 

@@ -30,7 +30,7 @@ print(json.dumps([dict(describe(job.launch), variant=job.variant, candidate=job.
 """
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def recorded(python) -> list[dict]:
     return json.loads(python("-c", RECORD))
 
@@ -60,6 +60,7 @@ def test_kernels_are_specialised_as_at_run_time(recorded: list[dict]) -> None:
     assert logits["constants"]["distances"] is None
 
 
+@pytest.mark.slow  # `make kernels`, a part of .ci/run, does it too; here is what the command writes
 def test_compile(bench, tmp_path: Path) -> None:
     report = tmp_path / "kernels.json"
     arguments = ("--arch", "sm_90", "--dtype", "bfloat16", "--kernel", "weight_descriptors", "finish")
