@@ -2,7 +2,8 @@
 
 Every case puts a fault into real processes and checks what must hold afterwards: mostly that the run is bit-equal to
 one that nothing disturbed, that an error is a sentence, and that no process and no partial file is left. Moments and
-places are drawn from the seed. Exits with 1 if anything did not hold. Needs Linux; full disks need a user who may mount.
+places are drawn from the seed. Exits with 1 if anything did not hold. Needs Linux, and for disks that fill a user who
+may mount.
 """
 
 from __future__ import annotations

@@ -100,7 +100,9 @@ def the_run_and_all_it_started(killing: Killing) -> bool:
 
 
 def a_worker_of_the_verifier(killing: Killing) -> bool:
-    return _in_verifier(killing, lambda process: [each for server in children(process.pid) for each in children(server)])
+    return _in_verifier(
+        killing, lambda process: [each for server in children(process.pid) for each in children(server)]
+    )
 
 
 def the_parent_of_the_workers(killing: Killing) -> bool:

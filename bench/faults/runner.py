@@ -19,7 +19,9 @@ from .processes import adopt_orphans, left_over
 HELD, BROKEN, IMPOSSIBLE = "held", "BROKEN", "not possible here"
 
 
-def run_cases(cases: Sequence[Case], folder: Path, recipe: Path, reference: Path, *, seed: int, jobs: int) -> list[Result]:
+def run_cases(
+    cases: Sequence[Case], folder: Path, recipe: Path, reference: Path, *, seed: int, jobs: int
+) -> list[Result]:
     """The results in the order of the cases. Folders of cases that did not hold are kept."""
     waiting, running = list(enumerate(cases)), dict[int, int]()
     results: dict[int, Result] = {}
@@ -94,5 +96,8 @@ def table(results: Sequence[Result]) -> str:
         lines.append(f"| {' | '.join(' '.join(cell.replace('|', chr(92) + '|').split())[:400] for cell in cells)} |")
     held = sum(each.outcome == HELD for each in results)
     broken = sum(each.outcome == BROKEN for each in results)
-    lines += ["", f"{held} of {len(results)} cases held, {broken} did not, {len(results) - held - broken} not possible."]
+    lines += [
+        "",
+        f"{held} of {len(results)} cases held, {broken} did not, {len(results) - held - broken} not possible.",
+    ]
     return "\n".join(lines) + "\n"

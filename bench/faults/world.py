@@ -108,14 +108,16 @@ def expect_same(run: Path, reference: Path) -> None:
     )
     for path in checkpoints(reference):
         _expect_same_files(run / "checkpoints" / path.name, path)
-    partial = [str(path.relative_to(run)) for path in run.rglob("*") if "partial" in path.name or ".removed" in path.name]
+    partial = [
+        str(path.relative_to(run))
+        for path in run.rglob("*")
+        if "partial" in path.name or path.name.startswith(".removed-")
+    ]
     expect(not partial, f"left over: {partial}")
 
 
 def metrics_of(run: Path) -> list[dict[str, Any]]:
-    return [
-        {key: value for key, value in line.items() if not key.startswith(MEASURED)} for line in read_metrics(run)
-    ]
+    return [{key: value for key, value in line.items() if not key.startswith(MEASURED)} for line in read_metrics(run)]
 
 
 def _expect_same_files(folder: Path, right: Path) -> None:
