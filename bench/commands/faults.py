@@ -15,6 +15,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
             "commit": last_commit("kernels", "hpt", "bench/faults"),
         }
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        report = {"settings": settings, "cases": [each.as_json() for each in results]}
+        report = {"settings": settings, "cases": [asdict(each) for each in results]}
         options.out.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
         options.out.with_suffix(".md").write_text(text)
     if broken:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 
 class Broken(Exception):
@@ -54,9 +53,6 @@ class Result:
     outcome: str
     seen: str
     seconds: float
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def expect(condition: object, seen: str) -> None:

@@ -11,7 +11,7 @@ from hpt.records.checkpoints import checkpoints
 from hpt.records.files import METRICS
 
 from .cases import Case, Place, expect
-from .world import expect_message, expect_same, expect_unchanged, finish, flip_a_bit, hpt, resume, state_of
+from .world import command, expect_message, expect_same, expect_unchanged, finish, flip_a_bit, resume, state_of
 
 FLIPS = 6
 
@@ -94,7 +94,7 @@ def _broken_metrics(place: Place) -> str:
     before = state_of(run)
     said = f"{run / METRICS}, line 2: broken record"
     expect_message(resume(run, "steps=5"), said)
-    expect_message(hpt("report", run), said)
+    expect_message(command("report", run), said)
     expect_unchanged(run, before)
     return "line 2 named by resume and report"
 
@@ -115,7 +115,7 @@ def _cut_rollouts(place: Place) -> str:
     seen = []
     for damage in (content[: len(content) // 3], bytes(place.random.randbytes(500)), b""):
         first.write_bytes(damage)
-        with hpt("report", run) as process:
+        with command("report", run) as process:
             status = process.wait()
             expect(status in (0, 2) and "Traceback" not in process.text, f"status {status}: {process.text[-500:]}")
             expect(status == 0 or first.name in process.text, f"{first.name} is not named: {process.text[-300:]}")
@@ -129,6 +129,6 @@ def _cut_model(place: Place) -> str:
     shutil.copytree(place.recipe.parent / "model", model)
     _cut(model / "model.safetensors")
     run = place.folder / "run"
-    expect_message(hpt("train", place.recipe, f"output={run}", f"model.path={model}"), "model.path")
+    expect_message(command("train", place.recipe, f"output={run}", f"model.path={model}"), "model.path")
     expect(not (run / METRICS).exists(), "metrics were written")
     return "refused"

@@ -16,7 +16,7 @@ from hpt.records.files import METRICS
 
 from .cases import Case, Impossible, Place, expect
 from .processes import Forked, wait_for
-from .world import expect_message, expect_same, finish, finish_run, hpt, resume, train
+from .world import command, expect_message, expect_same, finish, finish_run, train
 
 HOLDS = "a sentence, nothing partial, bit-equal once there is room"
 ROUNDS = 3
@@ -37,12 +37,12 @@ def cases() -> list[Case]:
         for number in range(ROUNDS)
     ]
     found += [
-        Case("full disk", f"fills before {what}", HOLDS, partial(_fills_when, sign=sign))
-        for what, sign in (
-            ("the first rollouts", METRICS),
-            ("metrics", "rollouts/step-000001.jsonl"),
-            ("a checkpoint", "rollouts/step-000002.jsonl"),
-            ("the second checkpoint", "checkpoints/step-000002"),
+        Case("full disk", f"fills once {sign} is there", HOLDS, partial(_fills_when, sign=sign))
+        for sign in (
+            METRICS,
+            "rollouts/step-000001.jsonl",
+            "checkpoints/.partial-step-000002",
+            "checkpoints/step-000002",
         )
     ]
     return [*found, Case("full disk", "fills before a report", HOLDS, _fills_before_a_report)]
@@ -89,7 +89,7 @@ def _limited_rollouts(place: Place) -> str:
 
 def _limited_report(place: Place) -> str:
     output = place.folder / "report"
-    process = hpt("report", place.reference, "--output", output, before=lambda: limit_files(20_000))
+    process = command("report", place.reference, "--output", output, before=lambda: limit_files(20_000))
     return _report_again(place, output, process)
 
 
@@ -97,7 +97,7 @@ def _report_again(place: Place, output: Path, process: Forked) -> str:
     said = expect_message(process, "cannot write")
     left = [path.name for path in output.rglob("*") if "partial" in path.name or not path.stat().st_size]
     expect(not left, f"partial files: {left}")
-    finish(hpt("report", place.reference, "--output", output))
+    finish(command("report", place.reference, "--output", output))
     return said[said.index("cannot write") :][:120]
 
 
@@ -156,20 +156,17 @@ def _fill_and_mend(place: Place, run: Path, process: Forked, ballast: Path) -> s
 def _mended(place: Place, run: Path) -> str:
     partial = [path.name for path in run.rglob("*") if "partial" in path.name]
     expect(not partial, f"partial after the error: {partial}")
-    if (run / "config.yaml").exists():
-        finish(resume(run))
-    else:
-        finish(train(place.recipe, run))
+    finish_run(place.recipe, run)
     expect_same(run, place.reference)
     return "bit-equal"
 
 
 def _fills_before_a_report(place: Place) -> str:
-    with small_disk(place.folder / "disk", 1) as disk:
+    with small_disk(place.folder / "disk", 16) as disk:
         output = disk / "report"
         output.mkdir()
         ballast = fill(disk)
-        with hpt("report", place.reference, "--output", output) as process:
+        with command("report", place.reference, "--output", output) as process:
             process.wait()
             ballast.unlink()
             return _report_again(place, output, process)

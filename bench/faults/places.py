@@ -10,7 +10,7 @@ from hpt.records.files import METRICS
 
 from .cases import Case, Place, expect
 from .processes import left_over, wait_for
-from .world import expect_message, expect_same, expect_unchanged, finish, hpt, resume, state_of, train
+from .world import command, expect_message, expect_same, expect_unchanged, finish, resume, state_of, train
 
 
 def cases() -> list[Case]:
@@ -73,7 +73,7 @@ def _becomes_read_only(place: Place) -> str:
 def _read_only_report(place: Place) -> str:
     output = place.folder / "locked"
     output.mkdir(mode=0o500)
-    expect_message(hpt("report", place.reference, "--output", output, before=without_privileges), "cannot")
+    expect_message(command("report", place.reference, "--output", output, before=without_privileges), "cannot")
     return "refused"
 
 

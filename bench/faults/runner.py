@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from .cases import Broken, Case, Impossible, Place, Result
@@ -64,7 +65,7 @@ def _run_in_child(case: Case, place: Place, path: Path) -> None:
         if left := left_over():
             outcome, seen = BROKEN, f"{seen}; processes left: {left}"
         result = Result(case.family, case.name, case.holds, outcome, seen, time.monotonic() - began)
-        path.write_text(json.dumps(result.as_json()))
+        path.write_text(json.dumps(asdict(result)))
     finally:
         os._exit(0)
 

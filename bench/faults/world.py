@@ -43,7 +43,7 @@ def prepare(folder: Path) -> Path:
     return Path(make_world(folder))
 
 
-def hpt(*arguments: str | Path, before: Callable[[], object] | None = None) -> Forked:
+def command(*arguments: str | Path, before: Callable[[], object] | None = None) -> Forked:
     """`hpt ARGUMENTS` as a process. before: called in it first, for a limit or a signal's handler."""
 
     def work() -> int:
@@ -57,11 +57,11 @@ def hpt(*arguments: str | Path, before: Callable[[], object] | None = None) -> F
 
 
 def train(recipe: Path, run: Path, settings: Sequence[str] = (), **options: Any) -> Forked:
-    return hpt("train", recipe, f"output={run}", *settings, **options)
+    return command("train", recipe, f"output={run}", *settings, **options)
 
 
 def resume(run: Path, *settings: str, **options: Any) -> Forked:
-    return hpt("train", "--resume", run, *settings, **options)
+    return command("train", "--resume", run, *settings, **options)
 
 
 def finish(process: Forked) -> None:
