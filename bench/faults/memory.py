@@ -12,7 +12,7 @@ from .world import expect_message, train
 
 SHAPE = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 4}
 """16 million parameters: enough for its memory to be more than PyTorch's own."""
-SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
+SHARES = (0.3, 0.6, 1.0, 1.5, 2.0, 3.0, 5.0)
 """Of the memory of its weights, gradients and AdamW's moments."""
 BYTES = 16
 """Of each parameter, for those."""

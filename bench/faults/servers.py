@@ -30,7 +30,12 @@ def cases() -> list[Case]:
         Case(
             "server", "stopped (SIGSTOP)", stops, partial(_check, fault=_stop, said="hangs: /health has not answered")
         ),
-        Case("server", "started again, with dummy weights", stops, partial(_check, fault=_restart, said="vLLM server")),
+        Case(
+            "server",
+            "started again, with dummy weights",
+            stops,
+            partial(_check, fault=_restart, said="has been started again"),
+        ),
         Case("server", "killed while the run waits for another", goes_on, _killed_and_waited_for),
         *(Case("server", f"answers {path} with garbage", stops, partial(_garbage, path=path)) for path in PATHS),
     ]
@@ -121,7 +126,9 @@ def _check(place: Place, *, fault: Callable[[Place, Server], Server], said: str)
     run = place.folder / "run"
     with _train(place, server, "run") as process:
         wait_for((run / STEP).exists, process, "step 2")
+        process.send(signal.SIGSTOP)  # it meets the server as the fault has left it
         server = fault(place, server)
+        process.send(signal.SIGCONT)
         text = expect_message(process, "the vLLM server", f"continue with: hpt train --resume {run}")
     server.kill()
     expect(any(part in text for part in said.split("|")), f"said: {text[-400:]}")
