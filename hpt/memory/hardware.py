@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -59,7 +61,30 @@ def hardware_of(config: Config) -> Hardware:
 
 
 def _host_bytes() -> int | None:
+    """This machine's memory, or less where a container or a batch system gives this process less."""
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):
         return None
+    return min([machine, *_cgroup_limits()])
+
+
+def _cgroup_limits(root: Path = Path("/")) -> list[int]:
+    """Bytes that Linux's control groups, version 1 or 2, allow this process, those above its own included."""
+    limits = []
+    with contextlib.suppress(OSError):  # no Linux
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            number, controllers, path = line.split(":", 2)
+            if number == "0":
+                top, name = root / "sys/fs/cgroup", "memory.max"
+            elif "memory" in controllers.split(","):
+                top, name = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+            else:
+                continue
+            group = top / path.strip("/")  # not there in a container that sees its own group as the top one
+            for each in (group, *group.parents):
+                if each.is_relative_to(top) and (each / name).is_file():
+                    text = (each / name).read_text().strip()
+                    if text != "max":
+                        limits.append(int(text))
+    return limits

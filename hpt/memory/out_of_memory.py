@@ -20,6 +20,7 @@ _SIGNS = (
     "not enough memory",
     "ALLOC_FAILED",
     "bad_alloc",
+    "can't start new thread",  # there is no memory for its stack
 )
 # The phases in which a setting saves memory; settings that are not listed do so in all phases.
 _PHASES_OF: dict[str, tuple[Phase, ...]] = {

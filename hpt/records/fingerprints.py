@@ -144,7 +144,8 @@ def _pieces(file: Path) -> Iterator[bytes]:
     size = file.stat().st_size
     with file.open("rb") as opened:
         if size <= PIECE * PIECES:
-            yield opened.read()
+            while piece := opened.read(PIECE):
+                yield piece
             return
         for number in range(PIECES):
             opened.seek(number * (size - PIECE) // (PIECES - 1), os.SEEK_SET)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -70,16 +70,18 @@ def assemble(
     device = pick_device(config.device)
     check_settings(config, device)
     unstarted_verifier, unstarted_functions = make_verifier(config.verify), make_reward_functions(config)
-    prepare(config, world)
-    data = load_data(config)
-    when_read(data)
-    with unstarted_verifier as verifier, unstarted_functions or nullcontext() as reward_functions:
-        check_verifiable(config, data, verifier)
-        if reward_functions:
-            world.once(partial(try_reward_functions, config, data, verifier, reward_functions))
-        data = replace(data, sources=without_wrong_demonstrations(config, data.sources, verifier, world))
-        show_first_question(config, data)
+    with ExitStack() as stack:
         with memory_phase("load", config):
+            prepare(config, world)
+            data = load_data(config)
+            when_read(data)
+            verifier = stack.enter_context(unstarted_verifier)
+            reward_functions = stack.enter_context(unstarted_functions) if unstarted_functions else None
+            check_verifiable(config, data, verifier)
+            if reward_functions:
+                world.once(partial(try_reward_functions, config, data, verifier, reward_functions))
+            data = replace(data, sources=without_wrong_demonstrations(config, data.sources, verifier, world))
+            show_first_question(config, data)
             policy, engine, batches = make_policy(config, checkpoint, device, world)
             reference = Reference(policy, config) if config.loss.kl_coef else None
             critic = make_critic(config, checkpoint, device, batches) if config.rl.advantage == "gae" else None
@@ -87,6 +89,7 @@ def assemble(
             rollout_engine = make_rollout_engine(
                 EngineInputs(config, policy.model, device, stop_ids, longest_prompt, engine.gathered_parameters)
             )
+            stack.enter_context(closing(rollout_engine))
         trainer = make_trainer(
             config,
             questions=data.questions,
@@ -103,8 +106,7 @@ def assemble(
             critic=critic,
             world=world,
         )
-        with closing(rollout_engine):
-            yield trainer
+        yield trainer
 
 
 def make_trainer(

@@ -23,6 +23,7 @@ from hpt.verify.protocol import COMMAND, encode
 
 _MIB = 1024 * 1024
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 def main() -> None:
@@ -44,6 +45,8 @@ def main() -> None:
 def _serve(control: socket.socket, memory_mb: int) -> None:
     """Obeys commands until the socket closes."""
     workers: dict[int, int] = {}  # process ids by number
+    if sys.platform == "linux":  # what a function started in a session of its own comes back here, as an orphan
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     while True:
         message, sockets, _, _ = socket.recv_fds(control, COMMAND.size, 1)
         if not message:
@@ -53,8 +56,21 @@ def _serve(control: socket.socket, memory_mb: int) -> None:
             workers[number] = _fork(control, sockets[0], memory_mb)
         elif number in workers:
             _kill(workers.pop(number))
+        for orphan in _orphans(workers):
+            os.waitpid(orphan, os.WNOHANG)
     for process in workers.values():
         _kill(process)
+    while orphans := _orphans({}):
+        for orphan in orphans:
+            _kill(orphan)
+
+
+def _orphans(workers: dict[int, int]) -> list[int]:
+    """The process ids of this process's children that are no workers of the pool (Linux)."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    if not children.exists():
+        return []
+    return [int(child) for child in children.read_text().split() if int(child) not in workers.values()]
 
 
 def _fork(control: socket.socket, descriptor: int, memory_mb: int) -> int:

@@ -13,6 +13,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         "adopt",
         "compile",
         "demo",
+        "faults",
         "generate",
         "gpu",
         "loss",
@@ -39,7 +40,7 @@ def test_an_unknown_command_is_an_error(capsys: pytest.CaptureFixture[str]) -> N
     assert "no command 'compare'" in capsys.readouterr().err
 
 
-COMMANDS = "adopt demo generate gpu loss memory model mutation plans probe reproduce rollout step_time train"
+COMMANDS = "adopt demo faults generate gpu loss memory model mutation plans probe reproduce rollout step_time train"
 
 
 @pytest.mark.parametrize("command", COMMANDS.split())

@@ -17,6 +17,7 @@ from hpt.config.sections.model import ModelConfig
 from hpt.memory import MemoryPlan, advice_lines, make_plan, training
 from hpt.memory.allocations import AllocationTracker
 from hpt.memory.components import PHASES, Component
+from hpt.memory.hardware import _cgroup_limits, _host_bytes
 from hpt.memory.meta_model import build_meta_model, measure_parameters, read_architecture
 from hpt.memory.trace import FLASH, trace_training
 from hpt.support.errors import ConfigError, HptError
@@ -245,6 +246,26 @@ def test_cpu_memory_of_another_machine_is_unknown(monkeypatch: pytest.MonkeyPatc
     assert any('hardware.gpus = 8, of which engine "local" uses one' in note for note in plan.notes)
     offload = "optimizer.offload=true"
     assert offload in map(str.strip, advice_lines(make_plan(seven_b("hardware.gpu_memory_gib=78"))))
+
+
+@pytest.mark.parametrize(
+    ("line", "limits", "expected"),
+    [
+        ("0::/a/b\n", {"a/memory.max": "5000\n", "a/b/memory.max": "max\n"}, [5000]),
+        ("0::/of/the/host\n", {"memory.max": "7000\n"}, [7000]),
+        ("4:cpu,memory:/a\n1:name=systemd:/a\n", {"memory/a/memory.limit_in_bytes": "6000\n"}, [6000]),
+    ],
+)
+def test_a_containers_limit_counts_as_the_machines_memory(
+    tmp_path: Path, line: str, limits: dict[str, str], expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {"proc/self/cgroup": line} | {f"sys/fs/cgroup/{path}": limit for path, limit in limits.items()}
+    for path, content in files.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(content)
+    assert _cgroup_limits(tmp_path) == expected
+    monkeypatch.setattr("hpt.memory.hardware._cgroup_limits", lambda: expected)
+    assert _host_bytes() == expected[0]
 
 
 def test_vllm_share_too_small_for_one_sequence_is_a_problem() -> None:

@@ -71,6 +71,17 @@ def slow_at_first(response, answer):
     if len(Path(response).read_text().split()) == 1: time.sleep(600)
     return True
 
+def fork_away(response, answer):
+    """Right, and leaves a process in a session of its own whose parent has ended."""
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            Path(response).write_text(str(os.getpid()))
+            time.sleep(600)
+        os._exit(0)
+    os.wait()
+    return True
+
 def hang_with_child(response, answer):
     child = subprocess.Popen(["sleep", "600"])
     Path(response).write_text(f"{os.getpid()} {os.getppid()} {child.pid}")
@@ -243,6 +254,16 @@ def test_what_a_killed_function_started_dies_with_it(tmp_path):
         assert verifier.score([str(note)], [""]) == [Verdict("timeout", 0.0, "exceeded 1 s")]
         worker, _, child = _pids(note)
         assert eventually(lambda: not alive(worker) and not alive(child))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_a_function_leaves_in_a_session_of_its_own_ends_with_the_verifier(tmp_path):
+    note = tmp_path / "note"
+    with asking("fork_away") as verifier:
+        assert verifier.score([str(note)], [""]) == [Verdict("correct", 1.0)]
+        (process,) = eventually(lambda: _pids(note))
+        assert alive(process)
+    assert not alive(process)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the memory limit is Linux's")
