@@ -23,6 +23,7 @@ def outputs(notebook: NotebookNode, having: str) -> str:
     return "\n".join(texts)
 
 
+@pytest.mark.slow
 def test_the_demo_runs_with_progress_a_reward_of_a_cell_and_a_second_run(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
