@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import os
 import select
@@ -21,13 +20,7 @@ from .cases import Broken
 SECONDS = 600.0
 """Within which whatever is waited for must have happened, on a busy machine too."""
 
-_PR_SET_CHILD_SUBREAPER = 36
 _F_SETPIPE_SZ = 1031
-
-
-def adopt_orphans() -> None:
-    """From now on processes whose parent has ended are children of this one, which so sees all that runs leave."""
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 class Forked:

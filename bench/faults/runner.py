@@ -14,8 +14,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from hpt.verify.fork_server import adopt_orphans
+
 from .cases import Broken, Case, Impossible, Place, Result
-from .processes import adopt_orphans, left_over
+from .processes import left_over
 
 HELD, BROKEN, IMPOSSIBLE = "held", "BROKEN", "not possible here"
 

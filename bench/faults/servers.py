@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hpt.rollout.vllm.gloo_group import free_port
+
 from .cases import Case, Place, expect
 from .processes import Forked, wait_for
 from .world import expect_message, expect_same, finish, resume, train
@@ -45,7 +47,7 @@ class Server:
     """A fake vLLM server in a process of its own."""
 
     def __init__(self, place: Place, *, port: int = 0, garbage: tuple[str, bytes, Path] | None = None) -> None:
-        self.port = port or _free_port()
+        self.port = port or free_port("127.0.0.1")
         self.process = Forked(partial(_serve, place.recipe, self.port, garbage))
         wait_for(self._answers, self.process, "the server listens")
 
@@ -61,13 +63,6 @@ class Server:
         with self.process:
             self.process.send(signal.SIGKILL)
             self.process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
-        return port
 
 
 def _serve(recipe: Path, port: int, garbage: tuple[str, bytes, Path] | None) -> int:

@@ -47,7 +47,7 @@ class Source:
         hashed = hashlib.sha256()
         for number_and_record in self.records:
             hashed.update(repr(number_and_record).encode(errors="backslashreplace"))
-        return hashed.hexdigest()[:16]
+        return hashed.hexdigest()
 
 
 def read_source(name: str) -> Source:

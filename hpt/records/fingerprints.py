@@ -74,7 +74,7 @@ class Fingerprints:
 
 def fingerprints_of(config: Config, data: Mapping[str, str]) -> Fingerprints:
     """Those of a run on this machine, its metrics aside. data: the fingerprints of its sources by name."""
-    content = {f"the content of {name}": digits for name, digits in data.items()}
+    content = {f"the content of {name}": digits[:DIGITS] for name, digits in data.items()}
     content[f"the files of {config.model.path}"] = model_fingerprint(config.model.path)
     device = pick_device(config.device)
     if config.device == "auto":

@@ -45,8 +45,7 @@ def main() -> None:
 def _serve(control: socket.socket, memory_mb: int) -> None:
     """Obeys commands until the socket closes."""
     workers: dict[int, int] = {}  # process ids by number
-    if sys.platform == "linux":  # what a function started in a session of its own comes back here, as an orphan
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    adopt_orphans()  # what a function started in another session, too
     while True:
         message, sockets, _, _ = socket.recv_fds(control, COMMAND.size, 1)
         if not message:
@@ -63,6 +62,12 @@ def _serve(control: socket.socket, memory_mb: int) -> None:
     while orphans := _orphans({}):
         for orphan in orphans:
             _kill(orphan)
+
+
+def adopt_orphans() -> None:
+    """From now on, what this process's descendants leave running are its own children (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def _orphans(workers: dict[int, int]) -> list[int]:
