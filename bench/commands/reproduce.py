@@ -12,7 +12,8 @@ is tuned.
 Then, over several seeds: every method in every condition, and HPT at other gammas of the gate. The last checkpoints are
 evaluated with n responses per held-out question, for pass@k.
 
-Finished runs are kept and unfinished ones continued, so the command can be stopped and repeated.
+Every trial is recorded in --output when it is finished, and what is recorded there is not run again; runs that were
+interrupted are continued. So the command can be stopped and repeated. With an empty --output it does everything.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from .. import runs
 from ..commit import last_commit
 from ..reproduction.experiments import Experiments
 from ..reproduction.figures import accuracy, dynamics, questions
-from ..reproduction.outcomes import read_records, write_records
+from ..reproduction.records import CONDITIONS, Records, read_records
 from ..reproduction.tables import report
 from ..reproduction.task import METHODS, TASKS
 
@@ -64,20 +65,31 @@ def main(argv: Sequence[str]) -> int:
     for task in tasks:
         folder = options.output / task.recipe
         if not options.redraw:
-            with runs.hold(options.runs):
-                experiments = Experiments(task, options.runs / task.recipe, options.jobs, tuple(options.settings))
-                outcomes = experiments.compare()
             recipe = " ".join([f"Recipe `{task.recipe}`", *options.settings])
-            conditions = f"{recipe}; commit {last_commit('kernels', 'hpt')}; {runs.machine()}"
-            write_records(folder, outcomes, conditions)
+            records = _records(folder, recipe)
+            if records.recipe != recipe:
+                parser.error(f"--output {folder}: holds records of {records.recipe}, not of {recipe}")
+            with runs.hold(options.runs):
+                runs_folder = options.runs / task.recipe
+                Experiments(task, runs_folder, records, options.jobs, tuple(options.settings)).compare()
         _show(folder, task.untrained)
     return 0
 
 
+def _records(folder: Path, recipe: str) -> Records:
+    """Those in the folder, to which this commit and machine are added, or new ones."""
+    records = read_records(folder) if (folder / CONDITIONS).exists() else Records(folder, recipe, [])
+    now = f"commit {last_commit('kernels', 'hpt')}, {runs.machine()}"
+    if now not in records.conditions:
+        records.conditions.append(now)
+    return records
+
+
 def _show(folder: Path, untrained: str) -> None:
     """Write and print the tables, and draw the figures, from the records in `folder`."""
-    outcomes, conditions = read_records(folder)
-    text = f"{report(outcomes, untrained)}\n{conditions}.\n"
+    records = read_records(folder)
+    outcomes = list(records.outcomes.values())
+    text = f"{report(outcomes, untrained)}\n{'; '.join([records.recipe, *records.conditions])}.\n"
     (folder / "table.md").write_text(text)
     accuracy.draw(outcomes, folder / "summary.png")
     dynamics.draw(outcomes, folder / "dynamics.png")

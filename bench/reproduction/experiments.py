@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,10 +18,8 @@ from hpt.support.named_functions import resolve
 
 from .. import runs
 from .outcomes import Answered, Outcome, Trial, kept
-from .task import METHODS, START, Task
-
-Pair = tuple[str, str]
-"""A condition and the name of a method."""
+from .records import Records
+from .task import METHODS, START, Pair, Task
 
 LADDER = (1.1e-5, 3.3e-5, 1e-4, 3e-4, 9e-4, 2.7e-3, 8.1e-3)
 """The learning rates that tuning may try."""
@@ -29,29 +27,23 @@ LADDER = (1.1e-5, 3.3e-5, 1e-4, 3e-4, 9e-4, 2.7e-3, 8.1e-3)
 
 @dataclass
 class Experiments:
-    """The folder of all runs of a task. jobs: runs at once; settings: changes to the recipe, for every run."""
+    """The runs of a task. folder: theirs; jobs: runs at once; settings: changes to the recipe, for every run."""
 
     task: Task
     folder: Path
+    records: Records
     jobs: int
     settings: tuple[str, ...] = ()
 
-    def compare(self) -> list[Outcome]:
+    def compare(self) -> None:
         """Tune every method's learning rate in every condition, then train and evaluate on other seeds."""
         task = self.task
-        if task.warm_up:
-            runs.train(self._warm_up, task.recipe, [*task.warm_up, *self.settings])
-        self.at_once(self.make_start, (*task.tuning_seeds, *task.seeds))
         pairs = [(condition, method) for condition in task.conditions for method in task.methods_with(condition)]
-        best: dict[Pair, tuple[float, ...]] = {}
-        tuning = []
         for staged in (False, True):  # the second stage is tuned after the first stage's method
-            tuning += self.tune([pair for pair in pairs if (METHODS[pair[1]].first is not None) == staged], best)
-        for (condition, method), rates in best.items():
-            print(f"learning rate of {method}, {condition}: {rates}", file=sys.stderr, flush=True)
+            self.tune([pair for pair in pairs if (METHODS[pair[1]].first is not None) == staged])
         starts = [Trial(START, (), seed, task.conditions[0]) for seed in task.seeds]
         final = [
-            Trial(method, best[condition, method], seed, condition)
+            Trial(method, self.records.rates[condition, method], seed, condition)
             for seed in task.seeds
             for condition, method in pairs
         ]
@@ -61,9 +53,15 @@ class Experiments:
             if trial.method == "hpt" and trial.condition == task.conditions[0]
             for gamma in task.gammas
         ]
-        self.at_once(self.train, [*final, *gated])
-        self.at_once(self.evaluate, [*starts, *final, *gated])
-        return [self.outcome(trial) for trial in (*tuning, *starts, *final, *gated)]
+        self.complete([*starts, *final, *gated])
+
+    def complete(self, trials: Iterable[Trial]) -> None:
+        """Run the trials that have no record yet."""
+        missing = [trial for trial in trials if trial not in self.records.outcomes]
+        if missing and self.task.warm_up:
+            runs.train(self._warm_up, self.task.recipe, [*self.task.warm_up, *self.settings])
+        self.at_once(self.make_start, sorted({trial.seed for trial in missing}))
+        self.at_once(self.run, missing)
 
     def at_once(self, work: Callable[..., None], items: Iterable[object]) -> None:
         """`work` on every item, `jobs` of them at a time. The first error ends the comparison."""
@@ -77,27 +75,28 @@ class Experiments:
             config = load_config(self.task.recipe, [f"output={self._start(seed)}", f"seed={seed}", *places])
             resolve(prepare, field="prepare")(config)
 
-    def tune(self, pairs: Sequence[Pair], best: dict[Pair, tuple[float, ...]]) -> list[Trial]:
-        """Adds the best rates of every method to `best`, and returns all that was tried.
+    def tune(self, pairs: Iterable[Pair]) -> None:
+        """Choose the learning rates of the methods that have none in the records.
 
         Starts with the task's rates, and adds those beside the best one on the ladder until it has a worse one on both
-        sides. A method in two stages has its first rate from `best`, and its second is tuned.
+        sides. A method in two stages has its first rate from the records, and its second is tuned.
         """
-        rates = {pair: set(self.task.rates) for pair in pairs}
+        rates = {pair: set(self.task.rates) for pair in pairs if pair not in self.records.rates}
         while True:
-            tried = {pair: self._tuning_trials(pair, rates[pair], best) for pair in pairs}
-            self.at_once(self.train, [trial for trials in tried.values() for trial in trials])
-            best |= {pair: self._best_rates(trials) for pair, trials in tried.items()}
-            wider = {pair: _neighbours(best[pair][-1]) - rates[pair] for pair in pairs}
+            tried = {pair: self._tuning_trials(pair, rates[pair]) for pair in rates}
+            self.complete(trial for trials in tried.values() for trial in trials)
+            best = {pair: self._best_rates(trials) for pair, trials in tried.items()}
+            wider = {pair: _neighbours(best[pair][-1]) - rates[pair] for pair in rates}
             if not any(wider.values()):
-                return [trial for trials in tried.values() for trial in trials]
-            for pair in pairs:
+                self.records.choose(best)
+                return
+            for pair in rates:
                 rates[pair] |= wider[pair]
 
-    def _tuning_trials(self, pair: Pair, rates: set[float], best: dict[Pair, tuple[float, ...]]) -> list[Trial]:
+    def _tuning_trials(self, pair: Pair, rates: set[float]) -> list[Trial]:
         condition, method = pair
         first = METHODS[method].first
-        before = best[condition, first][-1:] if first else ()
+        before = self.records.rates[condition, first][-1:] if first else ()
         return [
             Trial(method, (*before, rate), seed, condition) for rate in sorted(rates) for seed in self.task.tuning_seeds
         ]
@@ -106,13 +105,22 @@ class Experiments:
         """The rates with the highest last held-out accuracy, in the mean of tuning seeds; the smallest of several."""
         accuracies: dict[tuple[float, ...], list[float]] = {}
         for trial in trials:
-            accuracies.setdefault(trial.rates, []).append(self.outcome(trial).last_accuracy)
+            accuracies.setdefault(trial.rates, []).append(self.records.outcomes[trial].last_accuracy)
         return max(sorted(accuracies), key=lambda rates: mean(accuracies[rates]))
+
+    def run(self, trial: Trial) -> None:
+        """Train and evaluate, and record the outcome. Runs of tuning are not evaluated."""
+        if trial.method != START:
+            self.train(trial)
+        if trial.seed in self.task.seeds:
+            self.evaluate(trial)
+        self.records.add(self.outcome(trial))
+        print(f"done: {trial.name}", file=sys.stderr, flush=True)
 
     def outcome(self, trial: Trial) -> Outcome:
         """What the run and the evaluation of a trial left on the disk."""
-        metrics = [kept(line) for line in read_metrics(self.run(trial))] if trial.method != START else []
-        results = self.evaluation(trial) / RESULTS
+        metrics = [kept(line) for line in read_metrics(self._run_folder(trial))] if trial.method != START else []
+        results = self._evaluation_folder(trial) / RESULTS
         answers = []
         if results.is_file():
             for text in results.read_text().splitlines():
@@ -120,10 +128,10 @@ class Experiments:
                 answers.append(Answered(line["id"], line["grade"], line["correct"], line["n"], mean(line["lengths"])))
         return Outcome(trial, metrics, answers)
 
-    def run(self, trial: Trial) -> Path:
+    def _run_folder(self, trial: Trial) -> Path:
         return self.folder / "runs" / trial.name
 
-    def evaluation(self, trial: Trial) -> Path:
+    def _evaluation_folder(self, trial: Trial) -> Path:
         return self.folder / "exams" / trial.name
 
     def train(self, trial: Trial) -> None:
@@ -137,17 +145,15 @@ class Experiments:
             settings.append(f"optimizer.lr={trial.rates[0]}")
         if trial.gamma:
             settings.append(f"gate.gamma={trial.gamma}")
-        runs.train(self.run(trial), self.task.recipe, [*settings, *self._places(trial), *self.settings])
-        for state in last_checkpoint(self.run(trial)).glob("trainer_state*"):
+        runs.train(self._run_folder(trial), self.task.recipe, [*settings, *self._places(trial), *self.settings])
+        for state in last_checkpoint(self._run_folder(trial)).glob("trainer_state*"):
             state.unlink()  # two thirds of a checkpoint, and the run is finished
-        print(f"trained {trial.name}", file=sys.stderr, flush=True)
 
     def evaluate(self, trial: Trial) -> None:
         start = self._start(trial.seed)
-        model = self._model(trial.seed) if trial.method == START else self.run(trial)
+        model = self._model(trial.seed) if trial.method == START else self._run_folder(trial)
         arguments = ["--data", str(start / "eval.jsonl"), "--n", str(self.task.n), "--temperature", "1", "--top-p", "1"]
-        runs.evaluate(model, self.evaluation(trial), [*arguments, *self.task.exam])
-        print(f"evaluated {trial.name}", file=sys.stderr, flush=True)
+        runs.evaluate(model, self._evaluation_folder(trial), [*arguments, *self.task.exam])
 
     def _start(self, seed: int) -> Path:
         return self.folder / "starts" / f"seed{seed}"

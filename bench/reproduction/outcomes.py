@@ -1,12 +1,9 @@
-"""What the comparison measured: trials, their metrics and evaluations, and the files that keep them."""
+"""What the comparison measured: trials, their metrics and evaluations."""
 
 from __future__ import annotations
 
-import gzip
-import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
@@ -14,7 +11,6 @@ from hpt.evaluation.statistics import pass_at_k
 
 from .task import METHODS, START, TITLES
 
-METRICS, EVALUATIONS, CONDITIONS = "metrics.jsonl.gz", "exams.jsonl.gz", "conditions.txt"
 KEPT = (
     "step",
     "reward/mean",
@@ -103,36 +99,6 @@ class Outcome:
     def demonstrations(self) -> float:
         """Demonstrations trained on, each as often as it was. One that is trained by two signals counts once."""
         return sum(max(line.get("train/rows_sft", 0), line.get("train/rows_off_policy", 0)) for line in self.metrics)
-
-
-def write_records(folder: Path, outcomes: Iterable[Outcome], conditions: str) -> None:
-    """Write two JSONL files, with one line per step and one per question, and the conditions of all trials."""
-    folder.mkdir(parents=True, exist_ok=True)
-    metrics, evaluations = [], []
-    for outcome in outcomes:
-        trial = asdict(outcome.trial)
-        metrics += [{"trial": trial, **line} for line in outcome.metrics]
-        evaluations += [{"trial": trial, **asdict(answer)} for answer in outcome.evaluation]
-    for name, lines in ((METRICS, metrics), (EVALUATIONS, evaluations)):
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        (folder / name).write_bytes(gzip.compress(text.encode(), mtime=0))
-    (folder / CONDITIONS).write_text(conditions)
-
-
-def read_records(folder: Path) -> tuple[list[Outcome], str]:
-    """The outcomes and the conditions that `write_records` wrote."""
-    found: dict[Trial, Outcome] = {}
-    for name in (METRICS, EVALUATIONS):
-        for text in gzip.decompress((folder / name).read_bytes()).decode().splitlines():
-            line = json.loads(text)
-            parts = line.pop("trial")
-            trial = Trial(**parts | {"rates": tuple(parts["rates"])})
-            outcome = found.setdefault(trial, Outcome(trial, [], []))
-            if name == METRICS:
-                outcome.metrics.append(line)
-            else:
-                outcome.evaluation.append(Answered(**line))
-    return list(found.values()), (folder / CONDITIONS).read_text()
 
 
 def kept(line: dict[str, Any]) -> dict[str, Any]:

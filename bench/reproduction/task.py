@@ -10,6 +10,8 @@ START = "start"
 """In place of a method: the start model, before any run."""
 CLEAN, WRONG = "clean", "wrong"
 """Conditions: all demonstrations are right, or 40% of them are wrong."""
+Pair = tuple[str, str]
+"""A condition and the name of a method."""
 TITLES = {CLEAN: "clean demonstrations", WRONG: "40% wrong demonstrations"}
 
 _VERIFIED = "data.wrong_demonstrations=rollouts"  # those that the verifier refuses are not imitated
@@ -91,7 +93,7 @@ SUMS = Task(
     seeds=(0, 1, 2, 3, 4),
     n=256,
     exam=("--style", "plain", "--verifier", "boxed", "--max-tokens", "44", "--batch-size", "512"),
-    gammas=(0.125, 0.25, 0.5),
+    gammas=(0.125, 0.5),
 )
 WORD_PROBLEMS = Task(
     recipe="word-problems",

@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 
 from bench import runs
+from bench.commands import reproduce
 from bench.reproduction.experiments import Experiments
 from bench.reproduction.figures import accuracy, dynamics, questions
-from bench.reproduction.outcomes import Answered, Outcome, Trial, by_gamma, by_method, read_records, write_records
+from bench.reproduction.outcomes import Answered, Outcome, Trial, by_gamma, by_method
+from bench.reproduction.records import Records, read_records
 from bench.reproduction.statistics import over_seeds
 from bench.reproduction.tables import report
 from bench.reproduction.task import CLEAN, START, SUMS, WORD_PROBLEMS, WRONG
@@ -88,13 +90,24 @@ def outcomes() -> list[Outcome]:
 
 
 def test_records_come_back_as_they_were(outcomes: list[Outcome], tmp_path: Path) -> None:
-    write_records(tmp_path, outcomes, "two cores")
-    first = (tmp_path / "metrics.jsonl.gz").read_bytes()
-    read, conditions = read_records(tmp_path)
-    assert {o.trial: o for o in read} == {o.trial: o for o in outcomes}
-    assert conditions == "two cores"
-    write_records(tmp_path, outcomes, "two cores")
-    assert (tmp_path / "metrics.jsonl.gz").read_bytes() == first
+    records = Records(tmp_path / "sums", "Recipe `sums`", ["two cores", "four cores"])
+    for each in outcomes:
+        records.add(each)
+    records.choose({(CLEAN, "sft-then-grpo"): (1e-4, 3e-4)})
+    first = (tmp_path / "sums" / "metrics.jsonl.gz").read_bytes()
+    read = read_records(tmp_path / "sums")
+    assert read.outcomes == {o.trial: o for o in outcomes}
+    assert (read.recipe, read.conditions) == ("Recipe `sums`", ["two cores", "four cores"])
+    assert read.rates == {(CLEAN, "sft-then-grpo"): (1e-4, 3e-4)}
+    read.choose({})
+    assert (tmp_path / "sums" / "metrics.jsonl.gz").read_bytes() == first
+
+
+def test_records_of_another_recipe_are_not_mixed_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Records(tmp_path / "sums", "Recipe `sums` steps=3", []).choose({})
+    with pytest.raises(SystemExit):
+        reproduce.main(["--task", "sums", "--output", str(tmp_path), "steps=4"])
+    assert "holds records of Recipe `sums` steps=3, not of Recipe `sums` steps=4" in capsys.readouterr().err
 
 
 def test_methods_without_demonstrations_and_the_start_model_belong_to_every_condition(outcomes: list[Outcome]) -> None:
@@ -145,24 +158,31 @@ def test_tuning_goes_on_until_the_best_rate_has_a_worse_one_on_both_sides(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = replace(SUMS, methods=("sft", "grpo", "sft-then-grpo"), tuning_seeds=(8, 9))
-    experiments = Experiments(task, tmp_path, jobs=1)
-    trained: list[Trial] = []
+    records = Records(tmp_path / "records", "", [])
+    experiments = Experiments(task, tmp_path, records, jobs=1)
     best_rate = {"sft": 2.7e-3, "grpo": 1e-4, "sft-then-grpo": 8.1e-3}
-    monkeypatch.setattr(experiments, "train", trained.append)
-    monkeypatch.setattr(
-        experiments,
-        "outcome",
-        lambda trial: outcome(trial, accuracy=-abs(math.log(trial.rates[-1] / best_rate[trial.method]))),
-    )
-    best: dict[tuple[str, str], tuple[float, ...]] = {}
-    single = experiments.tune([(CLEAN, "sft"), (CLEAN, "grpo")], best)
-    staged = experiments.tune([(CLEAN, "sft-then-grpo")], best)
-    assert best == {(CLEAN, "sft"): (2.7e-3,), (CLEAN, "grpo"): (1e-4,), (CLEAN, "sft-then-grpo"): (2.7e-3, 8.1e-3)}
+    trained: list[Trial] = []
+
+    def run(trial: Trial) -> None:
+        trained.append(trial)
+        records.add(outcome(trial, accuracy=-abs(math.log(trial.rates[-1] / best_rate[trial.method]))))
+
+    monkeypatch.setattr(experiments, "run", run)
+    monkeypatch.setattr(experiments, "make_start", lambda _: None)
+    experiments.tune([(CLEAN, "sft"), (CLEAN, "grpo")])
+    single = set(trained)
+    experiments.tune([(CLEAN, "sft"), (CLEAN, "sft-then-grpo")])  # the rate of sft is known
+    staged = set(trained) - single
+    assert records.rates == {
+        (CLEAN, "sft"): (2.7e-3,),
+        (CLEAN, "grpo"): (1e-4,),
+        (CLEAN, "sft-then-grpo"): (2.7e-3, 8.1e-3),
+    }
     rates = {method: sorted({t.rates[-1] for t in single if t.method == method}) for method in ("sft", "grpo")}
     assert rates == {"sft": [3e-4, 9e-4, 2.7e-3, 8.1e-3], "grpo": [3.3e-5, 1e-4, 3e-4, 9e-4]}
     assert {trial.rates[0] for trial in staged} == {2.7e-3}
     assert {trial.seed for trial in single} == {8, 9}
-    assert set(single) | set(staged) == set(trained)
+    assert len(trained) == len(set(trained))
 
 
 def test_runs_start_from_the_model_of_the_warm_up_and_leave_no_optimizer_state(
@@ -183,12 +203,15 @@ def test_runs_start_from_the_model_of_the_warm_up_and_leave_no_optimizer_state(
     monkeypatch.setattr(runs, "evaluate", lambda *_: None)
     monkeypatch.setattr(Experiments, "_best_rates", lambda _, trials: (1e-4,))
     task = replace(WORD_PROBLEMS, methods=("sft", "hpt"))
-    experiments = Experiments(task, tmp_path, jobs=1)
-    trained = {outcome.trial for outcome in experiments.compare()} - {Trial(START, (), seed, WRONG) for seed in (0, 1)}
+    records = Records(tmp_path / "records", "", [])
+    Experiments(task, tmp_path, records, jobs=1).compare()
+    trained = set(records.outcomes) - {Trial(START, (), seed, WRONG) for seed in (0, 1)}
 
     assert given[0] == ("word-problems", list(task.warm_up))
     start = tmp_path / "warm-up" / "checkpoints" / "step-000024"
     assert len(given) == 1 + len(trained)
+    Experiments(task, tmp_path / "elsewhere", records, jobs=1).compare()
+    assert len(given) == 1 + len(trained)  # what has a record is not run again
     assert all(f"model.path={start}" in settings for _, settings in given[1:])
     assert {trial.seed for trial in trained} == {100, 0, 1}
     lines = (tmp_path / "starts" / "seed1" / "train-wrong.jsonl").read_text().splitlines()
