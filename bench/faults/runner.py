@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from pathlib import Path
 from hpt.verify.fork_server import adopt_orphans
 
 from .cases import Broken, Case, Impossible, Place, Result
-from .processes import left_over
+from .processes import kill_tree, left_over
 
 HELD, BROKEN, IMPOSSIBLE = "held", "BROKEN", "not possible here"
 
@@ -25,34 +26,48 @@ HELD, BROKEN, IMPOSSIBLE = "held", "BROKEN", "not possible here"
 def run_cases(
     cases: Sequence[Case], folder: Path, recipe: Path, reference: Path, *, seed: int, jobs: int
 ) -> list[Result]:
-    """The results in the order of the cases. Folders of cases that did not hold are kept."""
+    """The results in the order of the cases. Folders of cases that did not hold are kept.
+
+    Where this process is ended (SIGTERM, Ctrl-C), the cases under way are killed with all that they started.
+    """
+    adopt_orphans()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     waiting, running = list(enumerate(cases)), dict[int, int]()
     results: dict[int, Result] = {}
-    while waiting or running:
-        while waiting and len(running) < jobs:
-            number, case = waiting.pop(0)
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                number, case = waiting.pop(0)
+                own = folder / f"case-{number:03d}"
+                own.mkdir()
+                place = Place(own / "place", recipe, reference, random.Random(f"{seed} {case.title}"))
+                sys.stdout.flush()
+                pid = os.fork()
+                if pid == 0:
+                    _run_in_child(case, place, own / "result.json")
+                running[pid] = number
+            pid, status = os.wait()
+            if pid not in running:  # left by a case that was killed
+                continue
+            number = running.pop(pid)
             own = folder / f"case-{number:03d}"
-            own.mkdir()
-            place = Place(own / "place", recipe, reference, random.Random(f"{seed} {case.title}"))
-            sys.stdout.flush()
-            pid = os.fork()
-            if pid == 0:
-                _run_in_child(case, place, own / "result.json")
-            running[pid] = number
-        pid, status = os.wait()
-        number = running.pop(pid)
-        own = folder / f"case-{number:03d}"
-        results[number] = _result(cases[number], own / "result.json", status)
-        _unmount(own)
-        if results[number].outcome != BROKEN:
-            shutil.rmtree(own, ignore_errors=True)
-        _show(results[number], len(results), len(cases))
+            results[number] = _result(cases[number], own / "result.json", status)
+            _unmount(own)
+            if results[number].outcome != BROKEN:
+                shutil.rmtree(own, ignore_errors=True)
+            _show(results[number], len(results), len(cases))
+    finally:
+        for pid in running:
+            kill_tree(pid)
+        left_over()
+        _unmount(folder)
     return [results[number] for number in range(len(cases))]
 
 
 def _run_in_child(case: Case, place: Place, path: Path) -> None:
     """Never returns."""
     began = time.monotonic()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         adopt_orphans()
         place.folder.mkdir()
