@@ -21,9 +21,6 @@ from .outcomes import Answered, Outcome, Trial, kept
 from .records import Records
 from .task import METHODS, START, Pair, Task
 
-LADDER = (1.1e-5, 3.3e-5, 1e-4, 3e-4, 9e-4, 2.7e-3, 8.1e-3)
-"""The learning rates that tuning may try."""
-
 
 @dataclass
 class Experiments:
@@ -79,19 +76,24 @@ class Experiments:
         """Choose the learning rates of the methods that have none in the records.
 
         Starts with the task's rates, and adds those beside the best one on the ladder until it has a worse one on both
-        sides. A method in two stages has its first rate from the records, and its second is tuned.
+        sides, or the ladder ends. A method in two stages has its first rate from the records, and its second is tuned.
         """
         rates = {pair: set(self.task.rates) for pair in pairs if pair not in self.records.rates}
         while True:
             tried = {pair: self._tuning_trials(pair, rates[pair]) for pair in rates}
             self.complete(trial for trials in tried.values() for trial in trials)
             best = {pair: self._best_rates(trials) for pair, trials in tried.items()}
-            wider = {pair: _neighbours(best[pair][-1]) - rates[pair] for pair in rates}
+            wider = {pair: self._neighbours(best[pair][-1]) - rates[pair] for pair in rates}
             if not any(wider.values()):
                 self.records.choose(best)
                 return
             for pair in rates:
                 rates[pair] |= wider[pair]
+
+    def _neighbours(self, rate: float) -> set[float]:
+        ladder = self.task.ladder
+        place = ladder.index(rate)
+        return set(ladder[max(0, place - 1) : place + 2])
 
     def _tuning_trials(self, pair: Pair, rates: set[float]) -> list[Trial]:
         condition, method = pair
@@ -172,8 +174,3 @@ class Experiments:
             f"data.train={start}/train-{trial.condition}.jsonl",
             f"data.eval={start}/eval.jsonl",
         ]
-
-
-def _neighbours(rate: float) -> set[float]:
-    place = LADDER.index(rate)
-    return set(LADDER[max(0, place - 1) : place + 2]) - {rate}

@@ -52,15 +52,17 @@ class Task:
     """A recipe, and what is run on it.
 
     prepare: what makes the files of each condition. untrained: the grade of held-out questions that no training
-    question has. rates: the learning rates that tuning starts with, two or more of the ladder. n: responses per
-    held-out question at the end. exam: further arguments of `hpt eval`. gammas: values for HPT's gate besides 0.
-    warm_up: settings of a run whose model all runs start from; without them, `prepare` makes the model of a seed.
+    question has. ladder: the learning rates that tuning may try. rates: those that it starts with, two or more.
+    n: responses per held-out question at the end. exam: further arguments of `hpt eval`. gammas: values for HPT's gate
+    besides 0. warm_up: settings of a run whose model all runs start from; without them, `prepare` makes the model of a
+    seed.
     """
 
     recipe: str
     methods: tuple[str, ...]
     prepare: dict[str, str]
     untrained: str
+    ladder: tuple[float, ...]
     rates: tuple[float, ...]
     tuning_seeds: tuple[int, ...]
     seeds: tuple[int, ...]
@@ -88,6 +90,7 @@ SUMS = Task(
     methods=tuple(METHODS),
     prepare={CLEAN: "hpt.demos.sums:prepare", WRONG: "hpt.demos.sums:prepare_wrong"},
     untrained=sums.UNTRAINED,
+    ladder=(3.3e-5, 1e-4, 3e-4, 9e-4, 2.7e-3, 8.1e-3),
     rates=(3e-4, 9e-4),
     tuning_seeds=(100, 101),
     seeds=(0, 1, 2, 3, 4),
@@ -100,6 +103,7 @@ WORD_PROBLEMS = Task(
     methods=("sft", "sft-verified", "grpo", "sft-then-grpo", "hpt"),
     prepare={WRONG: "hpt.demos.word_problems:prepare_wrong"},
     untrained=word_problems.UNTRAINED,
+    ladder=(3.3e-5, 1e-4),
     rates=(3.3e-5, 1e-4),
     tuning_seeds=(100,),
     seeds=(0, 1),
