@@ -140,7 +140,7 @@ def load_file(name: str, columns: ColumnsConfig, *, seed: int) -> tuple[list[Que
     layout = find_layout(source)
     if layout and columns.answer is None and "answer" not in source.columns:
         return layout.questions(source, seed), layout.scoring
-    return parse_questions(source, columns, need_demonstration=False, option=COLUMN_OPTION), None
+    return parse_questions(source, columns, demonstrations="optional", option=COLUMN_OPTION), None
 
 
 def _key(name: str) -> str:
@@ -157,7 +157,7 @@ def _read(benchmark: Benchmark, name: str, columns: ColumnsConfig, seed: int) ->
     own_names = {"id": "unique_id", "grade": "level"}
     found = {field: column for field, column in own_names.items() if column in source.columns}
     settings = found | columns.model_dump(exclude_none=True)
-    return parse_questions(source, ColumnsConfig(**settings), need_demonstration=False, option=COLUMN_OPTION)
+    return parse_questions(source, ColumnsConfig(**settings), demonstrations="optional", option=COLUMN_OPTION)
 
 
 def _check_fields(benchmark: Benchmark, source: Source, columns: ColumnsConfig) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from hpt.data.readers import Record, Source
 from hpt.support.errors import DataError
@@ -11,6 +11,9 @@ from hpt.support.errors import DataError
 if TYPE_CHECKING:
     from hpt.config.sections.data import ColumnsConfig
 
+Demonstrations = Literal["required", "some", "optional"]
+"""What questions must have. required: a demonstration each. some: there is one to look for, which questions may lack.
+optional: none."""
 KNOWN_COLUMNS: dict[str, tuple[str, ...]] = {
     "prompt": ("prompt", "problem", "question"),
     "answer": ("answer", "reward_model.ground_truth", "solution"),
@@ -47,15 +50,13 @@ def find_columns(
     source: Source,
     columns: ColumnsConfig,
     *,
-    need_demonstration: bool,
+    demonstrations: Demonstrations,
     need_answer: bool,
-    some_without: bool = False,
     option: str,
 ) -> dict[str, str]:
     """The column of each field of `KNOWN_COLUMNS` that any record has.
 
     columns: the names that the user gave; None for a field that is to be looked for.
-    some_without: the column of a needed demonstration may be missing even so.
     option: how the user names a column, for the error message: "data.columns.{field}=NAME".
 
     "messages" holds both prompt and demonstration. Where it is found and not named, prompt and demonstration columns
@@ -64,7 +65,7 @@ def find_columns(
     """
     found: dict[str, str] = {}
     fields = list(KNOWN_COLUMNS)
-    if need_demonstration and not need_answer:
+    if demonstrations != "optional" and not need_answer:
         fields.sort(key=lambda field: field != "demonstration")  # it comes first, and may be the solution
     for field in fields:
         column = _first_present(_candidates(field, columns, found), source)
@@ -76,7 +77,7 @@ def find_columns(
     # One recipe names the columns of training and test data, and test data may have no demonstrations.
     optional = ("id", "answer", "tools", "chat_template_kwargs", "grade")
     needed = {form, *(field for field in optional if getattr(columns, field))}
-    if need_demonstration and not some_without and form == "prompt":
+    if demonstrations == "required" and form == "prompt":
         needed.add("demonstration")
     if need_answer:
         needed.add("answer")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hpt.data import fields
-from hpt.data.columns import KNOWN_COLUMNS, find_columns, value_at
+from hpt.data.columns import KNOWN_COLUMNS, Demonstrations, find_columns, value_at
 from hpt.data.fields import Message
 from hpt.data.readers import Source, read_source
 from hpt.support.errors import DataError
@@ -84,7 +84,7 @@ def load_questions(
     source: str,
     columns: ColumnsConfig,
     *,
-    need_demonstration: bool,
+    demonstrations: Demonstrations,
     need_answer: bool = True,
     option: str = COLUMN_SETTING,
 ) -> list[Question]:
@@ -92,12 +92,12 @@ def load_questions(
 
     source: a .jsonl, .json (a list of objects), .csv or .parquet file; a dataset folder; or a dataset of the
         Hugging Face hub as NAME[:CONFIG]@SPLIT. Folders and hub names are read by the `datasets` library.
-    columns, need_demonstration, need_answer, option: as in `parse_questions`.
+    columns, demonstrations, need_answer, option: as in `parse_questions`.
 
     Raises DataError naming file, line, field, what came and what is allowed, the first few problems in one message.
     """
     return parse_questions(
-        read_source(source), columns, need_demonstration=need_demonstration, need_answer=need_answer, option=option
+        read_source(source), columns, demonstrations=demonstrations, need_answer=need_answer, option=option
     )
 
 
@@ -105,16 +105,15 @@ def parse_questions(
     source: Source,
     columns: ColumnsConfig,
     *,
-    need_demonstration: bool,
+    demonstrations: Demonstrations,
     need_answer: bool = True,
-    some_without: bool = False,
     option: str = COLUMN_SETTING,
 ) -> list[Question]:
     """The questions of a source that has been read.
 
     columns: the column of each field, or None to look for it in `KNOWN_COLUMNS`.
-    need_demonstration, need_answer: whether a question without one is an error.
-    some_without: questions may lack a needed demonstration even so.
+    demonstrations: whether a question without one is an error.
+    need_answer: whether a question without an answer is an error.
     option: how the user names a column, for the error message that one is missing.
 
     A question without an id gets "#" and its line (JSONL) or record number, from 1. DataError as in `load_questions`.
@@ -126,17 +125,16 @@ def parse_questions(
     column_of = find_columns(
         source,
         columns,
-        need_demonstration=need_demonstration,
+        demonstrations=demonstrations,
         need_answer=need_answer,
-        some_without=some_without,
         option=option,
     )
-    every = need_demonstration and not some_without
+    required = demonstrations == "required"
     convert: dict[str, Callable[[Any], Any]] = {
         "prompt": fields.prompt,
         "answer": fields.required_answer if need_answer else fields.answer,
-        "demonstration": fields.required_demonstration if every else fields.demonstration,
-        "messages": fields.required_conversation if every else fields.conversation,
+        "demonstration": fields.required_demonstration if required else fields.demonstration,
+        "messages": fields.required_conversation if required else fields.conversation,
         "tools": fields.tools,
         "chat_template_kwargs": fields.chat_template_kwargs,
         "id": fields.label,

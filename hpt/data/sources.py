@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpt.data.columns import find_columns, unread_columns
+from hpt.data.columns import Demonstrations, find_columns, unread_columns
 from hpt.data.questions import COLUMN_SETTING, Question, parse_questions
 from hpt.data.readers import read_source
 
@@ -35,9 +35,8 @@ def load_sources(
     sources: Sequence[SourceConfig],
     columns: ColumnsConfig,
     *,
-    need_demonstration: bool,
+    demonstrations: Demonstrations,
     need_answer: bool,
-    some_without: bool = False,
 ) -> list[LoadedSource]:
     """Read and check every source; the other arguments and errors are those of `parse_questions`.
 
@@ -52,16 +51,14 @@ def load_sources(
         questions = parse_questions(
             source,
             own_columns,
-            need_demonstration=need_demonstration,
+            demonstrations=demonstrations,
             need_answer=need_answer,
-            some_without=some_without,
         )
         column_of = find_columns(
             source,
             own_columns,
-            need_demonstration=need_demonstration,
+            demonstrations=demonstrations,
             need_answer=need_answer,
-            some_without=some_without,
             option=COLUMN_SETTING,
         )
         questions = [dataclasses.replace(question, id=f"{prefix}{question.id}") for question in questions]

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from hpt.config.schema import Config
 from hpt.config.sections.rewards import VERIFIER
-from hpt.data.columns import MissingColumn
+from hpt.data.columns import Demonstrations, MissingColumn
 from hpt.data.demonstrations import as_missing_demonstrations_says, demonstration_count, undemonstrated
 from hpt.data.prompt import PromptRenderer
 from hpt.data.selection import Selection, select_by_length
@@ -32,7 +32,7 @@ def read_questions(config: Config) -> tuple[list[LoadedSource], list[LoadedSourc
         held_out = load_sources(
             config.data.eval_sources,
             config.data.columns,
-            need_demonstration=False,
+            demonstrations="optional",
             need_answer=config.eval.every > 0 and config.gate.reads == VERIFIER,
         )
     return train, held_out
@@ -41,24 +41,25 @@ def read_questions(config: Config) -> tuple[list[LoadedSource], list[LoadedSourc
 def _training_sources(config: Config) -> list[LoadedSource]:
     """The sources of `data.train`, as `data.missing_demonstrations` says."""
 
-    def read(*, some_without: bool) -> list[LoadedSource]:
+    def read(demonstrations: Demonstrations) -> list[LoadedSource]:
         with _explaining({"answer": _why_answers(config), "demonstration": _why_demonstrations(config)}):
             return load_sources(
                 config.data.train_sources,
                 config.data.columns,
-                need_demonstration=config.gate.needs_demonstrations,
+                demonstrations=demonstrations,
                 need_answer=config.needs_answers,
-                some_without=some_without,
             )
 
     missing = config.data.missing_demonstrations
-    if missing == "error" or not config.gate.needs_demonstrations:
-        return read(some_without=False)
-    sources = read(some_without=True)
+    if not config.gate.needs_demonstrations:
+        return read("optional")
+    if missing == "error":
+        return read("required")
+    sources = read("some")
     if demonstration_count(sources):
         return as_missing_demonstrations_says(config, sources)
     try:
-        return read(some_without=False)  # says where demonstrations were looked for
+        return read("required")  # says where demonstrations were looked for
     except DataError as error:
         raise DataError(f"No question has a demonstration (data.missing_demonstrations={missing}): {error}") from error
 

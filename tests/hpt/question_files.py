@@ -34,15 +34,13 @@ GPQA = {
 }
 
 
-def load(source, need_demonstration=False, need_answer=True, **columns):
-    return load_questions(
-        source, ColumnsConfig(**columns), need_demonstration=need_demonstration, need_answer=need_answer
-    )
+def load(source, demonstrations="optional", need_answer=True, **columns):
+    return load_questions(source, ColumnsConfig(**columns), demonstrations=demonstrations, need_answer=need_answer)
 
 
-def error_of(source, need_demonstration=False, need_answer=True, **columns):
+def error_of(source, demonstrations="optional", need_answer=True, **columns):
     with pytest.raises(DataError) as caught:
-        load(source, need_demonstration, need_answer, **columns)
+        load(source, demonstrations, need_answer, **columns)
     return str(caught.value)
 
 

@@ -69,7 +69,7 @@ def test_the_published_files_are_found_and_whole(name, monkeypatch):
     monkeypatch.setenv(DATA_DIR, str(PUBLISHED))
     source, questions = load_benchmark(find_benchmark(name), None, ColumnsConfig(), seed=0)
     assert len(questions) == SIZES[name]
-    assert questions == load_questions(source, ColumnsConfig(), need_demonstration=False)
+    assert questions == load_questions(source, ColumnsConfig(), demonstrations="optional")
 
 
 @pytest.mark.parametrize("kind", FILE_KINDS)

@@ -73,7 +73,9 @@ def test_messages_and_tools_of_a_csv_file_are_json(tmp_path):
 def test_a_demonstration_that_is_more_than_text_keeps_its_message(jsonl):
     thought = SAY | {"reasoning_content": "one and one"}
     for turn in (CALL, thought):
-        (question,) = load(jsonl({"messages": [ASK, turn], "tools": TOOLS}), need_answer=False, need_demonstration=True)
+        (question,) = load(
+            jsonl({"messages": [ASK, turn], "tools": TOOLS}), need_answer=False, demonstrations="required"
+        )
         assert question == Question("#1", (ASK,), None, turn["content"], turn=turn, tools=TOOLS)
     # What a table adds to messages that lack a key changes nothing.
     (question,) = load(jsonl({"messages": [ASK | {"tool_calls": None}, SAY | {"tool_calls": None}]}), need_answer=False)
@@ -82,7 +84,7 @@ def test_a_demonstration_that_is_more_than_text_keeps_its_message(jsonl):
 
 def test_weights_of_openai_choose_the_demonstration(jsonl):
     right, wrong = SAY | {"weight": 1}, END | {"weight": 0}
-    need = {"need_answer": False, "need_demonstration": True}
+    need = {"need_answer": False, "demonstrations": "required"}
     (question,) = load(jsonl({"messages": [ASK, wrong, AGAIN, right]}), **need)
     assert (question.prompt, question.demonstration) == ((ASK, wrong, AGAIN), "2")
     # What follows the last turn to be trained is left out.
@@ -146,7 +148,7 @@ def test_bad_chats_are_named(jsonl, record, expected):
 
 
 def test_training_on_demonstrations_needs_the_assistant_last(jsonl):
-    message = error_of(jsonl({"messages": [ASK]}), need_demonstration=True, need_answer=False)
+    message = error_of(jsonl({"messages": [ASK]}), demonstrations="required", need_answer=False)
     assert (
         "line 1: field 'messages' has messages in the order user; training on demonstrations needs an assistant"
         in message

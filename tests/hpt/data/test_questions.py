@@ -8,7 +8,7 @@ from hpt.data.questions import Question
 
 def test_openr1_layout_needs_no_mapping(jsonl):
     second = OPENR1 | {"reward_model": {"ground_truth": "5", "style": "rule"}}
-    first, other = load(jsonl(OPENR1, second), need_demonstration=True)
+    first, other = load(jsonl(OPENR1, second), demonstrations="required")
     assert first.prompt == (
         {"role": "system", "content": "Think first."},
         {"role": "user", "content": "What is $2+2$?"},
@@ -94,7 +94,7 @@ def test_demonstration_missing(jsonl, demonstration):
         record["demonstration"] = demonstration
     source = jsonl(GOOD, record)
     assert [q.demonstration for q in load(source)] == [GOOD["demonstration"], None]
-    assert "line 2: field 'demonstration' is" in error_of(source, need_demonstration=True)
+    assert "line 2: field 'demonstration' is" in error_of(source, demonstrations="required")
 
 
 def test_missing_columns_say_what_was_looked_for(jsonl):
@@ -105,24 +105,24 @@ def test_missing_columns_say_what_was_looked_for(jsonl):
     assert "looked for level;" in error_of(jsonl(GOOD), grade="level")
     # One recipe names the columns of training and test file alike, and a test file needs no demonstrations.
     assert load(jsonl(GOOD), demonstration="steps")[0].demonstration is None
-    assert "looked for steps;" in error_of(jsonl(GOOD), need_demonstration=True, demonstration="steps")
+    assert "looked for steps;" in error_of(jsonl(GOOD), demonstrations="required", demonstration="steps")
     # The solution is the answer here, so it is no demonstration.
-    message = error_of(jsonl({"problem": "x", "solution": "2"}), need_demonstration=True)
+    message = error_of(jsonl({"problem": "x", "solution": "2"}), demonstrations="required")
     assert "column for the demonstration: looked for demonstration, target, completion;" in message
     assert "data.columns.answer=solution data.columns.demonstration=solution makes it both" in message
     both = {"answer": "solution", "demonstration": "solution"}
-    (question,) = load(jsonl({"problem": "x", "solution": "2"}), need_demonstration=True, **both)
+    (question,) = load(jsonl({"problem": "x", "solution": "2"}), demonstrations="required", **both)
     assert (question.answer, question.demonstration) == ("2", "2")
 
 
 def test_a_solution_is_the_demonstration_where_no_answer_is_needed(jsonl):
     source = jsonl({"problem": "x", "solution": "2"})
-    (question,) = load(source, need_demonstration=True, need_answer=False)
+    (question,) = load(source, demonstrations="required", need_answer=False)
     assert (question.answer, question.demonstration) == (None, "2")
     # A column that was named for one field is no other's.
     (question,) = load(source, demonstration="solution", need_answer=False)
     assert (question.answer, question.demonstration) == (None, "2")
-    (question,) = load(jsonl({"problem": "x", "solution": "2", "target": "3"}), need_demonstration=True)
+    (question,) = load(jsonl({"problem": "x", "solution": "2", "target": "3"}), demonstrations="required")
     assert (question.answer, question.demonstration) == ("2", "3")
 
 

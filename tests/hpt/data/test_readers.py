@@ -38,7 +38,7 @@ def test_parquet_and_dataset_folder(tmp_path):
     datasets.DatasetDict(train=dataset, test=dataset.select([0])).save_to_disk(tmp_path / "two")
     assert load(f"{tmp_path / 'two'}@test") == questions[:1]
     assert "name one of its splits, train, test" in error_of(str(tmp_path / "two"))
-    message = error_of(str(tmp_path / "train.parquet"), need_demonstration=True)
+    message = error_of(str(tmp_path / "train.parquet"), demonstrations="required")
     assert "train.parquet, record 2: field 'target' is null" in message
 
 
@@ -76,7 +76,7 @@ def test_datasets_is_imported_only_where_it_is_needed(tmp_path):
     code = (
         "import sys; from hpt.config.sections.data import ColumnsConfig; "
         "from hpt.data.questions import load_questions; "
-        "load_questions(sys.argv[1], ColumnsConfig(), need_demonstration=False); "
+        "load_questions(sys.argv[1], ColumnsConfig(), demonstrations='optional'); "
         "assert not {'datasets', 'pyarrow', 'pandas'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "train.csv")], check=True)

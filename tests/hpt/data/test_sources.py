@@ -23,7 +23,7 @@ def data(**settings):
 
 
 def load_all(sources, columns=None):
-    return load_sources(sources, columns or ColumnsConfig(), need_demonstration=False, need_answer=True)
+    return load_sources(sources, columns or ColumnsConfig(), demonstrations="optional", need_answer=True)
 
 
 def test_one_source_has_three_forms():
@@ -115,7 +115,7 @@ def test_lists_and_datasets_are_written_as_they_are(tmp_path: Path):
         write_records(given, tmp_path / "new" / "data.jsonl")
         lines = (tmp_path / "new" / "data.jsonl").read_text().splitlines()
         assert [json.loads(line) for line in lines] == records
-    assert len(load_questions(str(tmp_path / "new" / "data.jsonl"), ColumnsConfig(), need_demonstration=True)) == 2
+    assert len(load_questions(str(tmp_path / "new" / "data.jsonl"), ColumnsConfig(), demonstrations="required")) == 2
     write_records([{"prompt": "p", "answer": np.float64(2.5), "scores": np.arange(2)}], tmp_path / "a.jsonl")
     assert json.loads((tmp_path / "a.jsonl").read_text()) == {"prompt": "p", "answer": 2.5, "scores": [0, 1]}
 

@@ -42,8 +42,8 @@ def test_prepare_makes_what_training_reads_and_nothing_twice(config: Config, tmp
     tokenizer = load_tokenizer(config.model.path)
     renderer = PromptRenderer(tokenizer, config.prompt, eos_token_ids=generation_ends(config.model.path))
     assert renderer.stop_ids == [tokenizer.eos_token_id]
-    questions = load_questions(config.data.train, config.data.columns, need_demonstration=True)
-    held_out = load_questions(config.data.eval, config.data.columns, need_demonstration=False)
+    questions = load_questions(config.data.train, config.data.columns, demonstrations="required")
+    held_out = load_questions(config.data.eval, config.data.columns, demonstrations="optional")
     assert {question.grade for question in questions} == {question.grade for question in held_out} == set(GRADES)
     for question, ids in zip(questions, renderer.encode_demonstrations(questions), strict=True):
         assert tokenizer.decode(ids) == f"{question.demonstration}<eos>"
