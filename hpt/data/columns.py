@@ -12,8 +12,7 @@ if TYPE_CHECKING:
     from hpt.config.sections.data import ColumnsConfig
 
 Demonstrations = Literal["required", "some", "optional"]
-"""What questions must have. required: a demonstration each. some: there is one to look for, which questions may lack.
-optional: none."""
+"""Which questions must have one. required: all. some: those that lack one are dealt with later. optional: none."""
 KNOWN_COLUMNS: dict[str, tuple[str, ...]] = {
     "prompt": ("prompt", "problem", "question"),
     "answer": ("answer", "reward_model.ground_truth", "solution"),
