@@ -82,7 +82,8 @@ def _differences(methods: dict[str, list[Outcome]]) -> list[str]:
         changes = [ours.accuracy() - theirs.accuracy() for ours, theirs in pairs]
         change = over_seeds(changes)
         ahead = sum(difference > 0 for difference in changes)
-        rows.append([_label(method), f"{change.mean:+.3f} ± {change.half_width:.3f}", f"{ahead} of {len(changes)}"])
+        sign = "+" if change.mean >= 0 else ""
+        rows.append([_label(method), f"{sign}{change}", f"{ahead} of {len(changes)}"])
     return _table(["HPT against", "difference in accuracy", "seeds where HPT is ahead"], rows)
 
 

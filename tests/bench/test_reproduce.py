@@ -136,6 +136,7 @@ def test_tables_hold_means_over_seeds_paired_differences_questions_and_costs(out
     assert "| start model |  | 2 | 0.125 ± 1.588 | 0.00 | 0.25 |" in clean
     # against sft: +0.5 at seed 0, 0 at seed 1
     assert "| `sft` | +0.250 ± 3.176 | 1 of 2 |" in clean
+    assert "| `grpo` | +0.250 | 1 of 1 |" in clean  # one seed has no interval
     # sft solves q1 at seed 0 and both at seed 1; the start model q1 at seed 0; hpt both, then q1
     assert "| `sft` | 1.5 | 0.0 | 1.0 | 0.5 | 0.5 | 20.5 | 0.250 |" in clean
     assert "| start model | 0.5 | 0.0 | 0.0 | 1.0 | 0.0 | 20.5 |  |" in clean
