@@ -15,7 +15,7 @@ from hpt.report.style import MUTED
 from ..outcomes import Outcome, by_condition, by_gamma
 from ..statistics import over_seeds
 from ..task import START, TITLES
-from .style import IN_LINES, colours, figure
+from .style import LINE_COLOURS, family_colours, figure
 
 
 def draw(outcomes: Sequence[Outcome], path: Path) -> None:
@@ -35,7 +35,7 @@ def draw(outcomes: Sequence[Outcome], path: Path) -> None:
 def _accuracies(axes: Axes, methods: dict[str, list[Outcome]], title: str) -> None:
     """A dot per seed, and the mean with its interval; the best method on top."""
     shown = sorted((name for name in methods if name != START), key=lambda name: _accuracy(methods[name]))
-    colour = colours(shown)
+    colour = family_colours(shown)
     for place, method in enumerate(shown):
         values = [outcome.accuracy() for outcome in methods[method]]
         estimate = over_seeds(values)
@@ -50,14 +50,12 @@ def _accuracies(axes: Axes, methods: dict[str, list[Outcome]], title: str) -> No
 
 
 def _pass_curves(axes: Axes, methods: dict[str, list[Outcome]], title: str) -> None:
-    shown = [method for method in methods if method in IN_LINES]
-    colour = colours(shown)
     ks = [1]
-    for method in shown:
+    for method in [method for method in methods if method in LINE_COLOURS]:
         n = methods[method][0].evaluation[0].n
         ks = [2**power for power in range(n.bit_length()) if 2**power <= n]
         values = [mean(outcome.pass_at(k) for outcome in methods[method]) for k in ks]
-        axes.plot(ks, values, "o-", color=colour[method], label=method, markersize=3, lw=1.6)
+        axes.plot(ks, values, "o-", color=LINE_COLOURS[method], label=method, markersize=3, lw=1.6)
     axes.set_xscale("log", base=2)
     axes.set_xticks(ks, [str(k) for k in ks])
     axes.set_xlabel("k")
@@ -69,7 +67,7 @@ def _pass_curves(axes: Axes, methods: dict[str, list[Outcome]], title: str) -> N
 def _costs(axes: Axes, methods: dict[str, list[Outcome]], title: str) -> None:
     """Tokens trained on and generated, together."""
     shown = [method for method in methods if method != START]
-    colour = colours(shown)
+    colour = family_colours(shown)
     for method in shown:
         tokens = [outcome.total("train/tokens") + outcome.total("response/length_sum") for outcome in methods[method]]
         axes.plot(mean(tokens), _accuracy(methods[method]), "o", color=colour[method])

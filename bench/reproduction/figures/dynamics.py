@@ -9,8 +9,8 @@ from statistics import mean
 from matplotlib.axes import Axes
 
 from ..outcomes import Outcome, by_condition
-from ..task import START, TITLES
-from .style import IN_LINES, colours, figure
+from ..task import TITLES
+from .style import IN_LINES, LINE_COLOURS, figure
 
 PANELS = {
     "eval/accuracy": "Held-out accuracy",
@@ -36,17 +36,15 @@ def draw(outcomes: Sequence[Outcome], path: Path) -> None:
 
 def _curves(axes: Axes, methods: dict[str, list[Outcome]], metric: str) -> None:
     """The mean over seeds, and between the lowest and the highest seed."""
-    shown = [method for method in methods if method in IN_LINES and method != START]
-    colour = colours(shown)
-    for method in shown:
+    for method in [method for method in methods if method in IN_LINES]:
         by_step: dict[int, list[float]] = {}
         for outcome in methods[method]:
             for step, value in _smoothed(outcome, metric):
                 by_step.setdefault(step, []).append(value)
         steps = sorted(by_step)
-        axes.plot(steps, [mean(by_step[step]) for step in steps], color=colour[method], label=method, lw=1.5)
+        axes.plot(steps, [mean(by_step[step]) for step in steps], color=LINE_COLOURS[method], label=method, lw=1.5)
         low, high = ([choose(by_step[step]) for step in steps] for choose in (min, max))
-        axes.fill_between(steps, low, high, color=colour[method], alpha=0.12, lw=0)
+        axes.fill_between(steps, low, high, color=LINE_COLOURS[method], alpha=0.12, lw=0)
 
 
 def _smoothed(outcome: Outcome, metric: str) -> list[tuple[int, float]]:

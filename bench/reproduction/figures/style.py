@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,13 +14,22 @@ from hpt.support.files import write_file_atomically
 
 from ..task import START
 
-IN_LINES = (START, "sft", "sft-verified", "grpo", "sft-then-grpo", "srft", "hpt", "hpt-verified")
-"""The methods that figures with lines show; all of them would hide each other."""
+IN_LINES = ("sft", "sft-verified", "grpo", "sft-then-grpo", "luffy", "srft", "hpt", "hpt-mix")
+"""The methods that figures with lines show, besides the start model; all of them would hide each other."""
+LINE_COLOURS = method_colours(IN_LINES) | {START: MUTED}
 
 
-def colours(methods: Sequence[str]) -> dict[str, str]:
-    """A variant of a method, with a hyphen after its name, may share a colour with another method."""
-    return method_colours([method for method in methods if method != START]) | {START: MUTED}
+def family_colours(methods: Iterable[str]) -> dict[str, str]:
+    """Variants of a method share its colour."""
+    families = {method: _family(method) for method in methods}
+    colours = method_colours(list(dict.fromkeys(families.values())))
+    return {method: colours[family] for method, family in families.items()}
+
+
+def _family(method: str) -> str:
+    if method.endswith("-then-grpo"):
+        return "sft-then-grpo"
+    return method.split("-")[0]
 
 
 @contextmanager
