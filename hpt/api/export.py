@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from hpt.support.errors import HptError
@@ -15,9 +18,10 @@ logger = logging.getLogger(__name__)
 
 
 def export_checkpoint(source: Path, folder: Path) -> None:
-    """Fills `folder` from a checkpoint or the last one of a run: weights, adapters merged, and the tokenizer.
+    """Fills an empty `folder` from a checkpoint or the last one of a run: weights, adapters merged, and the tokenizer.
 
-    A checkpoint in its run's folder also gives a model card. HptError where there is no checkpoint.
+    A checkpoint in its run's folder also gives a model card. HptError where there is no checkpoint, where its files are
+    not what was written, and where `folder` cannot be written.
     """
     import torch
 
@@ -25,9 +29,11 @@ def export_checkpoint(source: Path, folder: Path) -> None:
     from hpt.data.tokenizer import load_tokenizer
     from hpt.model.loading import load_model
     from hpt.records.checkpoints import checkpoints, step_of
+    from hpt.records.checksums import CHECKSUMS
     from hpt.records.files import CONFIG
     from hpt.report.model_card import write_model_card
     from hpt.support.quiet import quiet_libraries
+    from hpt.training.checkpoint import check_files
 
     quiet_libraries()
     if not source.is_dir():
@@ -38,15 +44,33 @@ def export_checkpoint(source: Path, folder: Path) -> None:
         settings = json.loads((source / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise HptError(f"{source}: is neither a checkpoint nor a run with one (config.json is missing)") from None
+    if (source / CHECKSUMS).is_file():
+        check_files(source)
     dtype = settings.get("dtype") or "float32"
     model = load_model(str(source), ModelConfig(path=str(source), dtype=dtype), torch.device("cpu"))
-    model.save_pretrained(folder)
-    load_tokenizer(str(source)).save_pretrained(folder)
+    tokenizer = load_tokenizer(str(source))
     checkpoint = source.resolve()
     run_folder = checkpoint.parent.parent
-    if checkpoint in checkpoints(run_folder) and (run_folder / CONFIG).is_file():
-        write_model_card(run_folder, step_of(checkpoint), folder)
+    with _emptied_on_failure(folder):
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        if checkpoint in checkpoints(run_folder) and (run_folder / CONFIG).is_file():
+            write_model_card(run_folder, step_of(checkpoint), folder)
     logger.info(f"Exported {source} ({dtype})")
+
+
+@contextmanager
+def _emptied_on_failure(folder: Path) -> Iterator[None]:
+    """Leaves `folder` empty where it cannot be filled, so that the export can be tried again; HptError then."""
+    try:
+        yield
+    except Exception as error:  # safetensors and tokenizers have exceptions of their own for a full disk
+        for path in folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        raise HptError(f"the model cannot be written to {folder}: {error}") from error
 
 
 def push_finished_run(run_folder: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hpt.records.files import CHANGES, read_jsonl
+from hpt.support.errors import HptError
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,16 @@ class Change:
 
 
 def read_changes(run: Path) -> list[tuple[int, list[Change]]]:
-    """The changes with which a run was resumed, and after which step; in the order of resumes."""
+    """The changes with which a run was resumed, and after which step; in the order of resumes.
+
+    HptError where the file has anything else.
+    """
     path = run / CHANGES
     lines = read_jsonl(path) if path.is_file() else []
-    return [(line["step"], [Change(**change) for change in line["changes"]]) for line in lines]
+    try:
+        return [(line["step"], [Change(**change) for change in line["changes"]]) for line in lines]
+    except (KeyError, TypeError) as error:
+        raise HptError(f"{path}: a record must have a list `changes` of {{what, before, now}} ({error})") from error
 
 
 def in_words(changes: Sequence[Change]) -> str:

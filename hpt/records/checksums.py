@@ -6,12 +6,15 @@ SHA-256: the CPUs of servers have instructions for it.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from hpt.support.errors import HptError
 from hpt.support.files import named_os_errors
 
 CHECKSUMS = "checksums.txt"
+_LINE = re.compile(r"(?P<digits>[0-9a-f]{64})  (?P<name>.+)")
 
 
 def checksum(path: Path) -> str:
@@ -32,9 +35,14 @@ def write_checksums(folder: Path, checksums: Mapping[str, str]) -> None:
 
 
 def read_checksums(folder: Path) -> dict[str, str]:
-    """By the name of the file. HptError where they cannot be read."""
+    """By the name of the file. HptError where they cannot be read, or a line is none of `sha256sum`'s."""
     path = folder / CHECKSUMS
     with named_os_errors(path, "read"):
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    pairs = (line.partition("  ") for line in lines)
-    return {name: digits for digits, _, name in pairs}
+    checksums = {}
+    for number, line in enumerate(lines, 1):
+        match = _LINE.fullmatch(line)
+        if match is None:
+            raise HptError(f"{path}, line {number}: must be 64 hexadecimal digits, two blanks and the name of a file")
+        checksums[match["name"]] = match["digits"]
+    return checksums

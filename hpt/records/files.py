@@ -85,12 +85,17 @@ def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
     """The objects of a run's metrics.jsonl, in order.
 
     Leaves out a broken last line, which a kill may leave. HptError for a folder without metrics, and, naming file and
-    line, for a broken line before the last one or a line without an integer `step`.
+    line, for a broken line before the last one, a line without an integer `step`, or a metric that is no number.
     """
     path = Path(folder) / METRICS
     if not path.is_file():
         raise HptError(f"{folder} is not a run: it has no {METRICS}")
-    return read_jsonl(path)
+    lines = read_jsonl(path)
+    for line in lines:
+        for name, value in line.items():
+            if value is not None and type(value) not in (int, float):
+                raise HptError(f"{path}, step {line['step']}: {name!r} must be a number, got {value!r}")
+    return lines
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -107,8 +112,10 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
             if number == lines[-1][0]:
                 break
             raise HptError(f"{path}, line {number}: broken record ({error})") from error
-        if type(record.get("step")) is not int:
-            raise HptError(f"{path}, line {number}: field 'step' must be an integer, got {record.get('step')!r}")
+        if type(record.get("step")) is not int or abs(record["step"]) >= 2**63:
+            raise HptError(
+                f"{path}, line {number}: field 'step' must be an integer of 64 bits, got {record.get('step')!r}"
+            )
         records.append(record)
     return records
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
-from hpt.config.recipe import build_config
+from hpt.config.recipe import build_config, read_config
 from hpt.config.schema import Config
+from hpt.model.adapters import base_model_path, holds_adapters
 from hpt.records.changes import Change, read_changes
 from hpt.records.files import CONFIG, METRICS, read_jsonl
 from hpt.support.device import pick_device
@@ -103,7 +103,8 @@ def changes_since(
     for resumed_after, accepted in read_changes(run):
         if resumed_after == step:
             last |= {change.what: change.now for change in accepted}
-    written = dict(_flat(yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))))
+    # As a value, not as it is spelled: "2e-3" is a text in YAML, and a learning rate all the same.
+    written = dict(_flat(read_config(run / CONFIG, [("output", str(run))]).model_dump(mode="json")))
     changes = changes_between(last, found)
     unasked = [
         change
@@ -114,11 +115,16 @@ def changes_since(
 
 
 def model_fingerprint(path: str) -> str:
-    """Of a model's folder: of the names and contents of its files, of large ones in pieces. Of the hub: its version."""
+    """Of a model's folder: of the names and contents of its files, of large ones in pieces. Of the hub: its version.
+
+    The base of a folder of adapters counts too.
+    """
     folder = Path(path).expanduser()
     if not folder.is_dir():
         return cached_version(path)
     hashed = hashlib.sha256()
+    if holds_adapters(folder):
+        hashed.update(model_fingerprint(base_model_path(folder)).encode())
     with named_os_errors(folder, "read"):
         for file in sorted(folder.iterdir()):
             if file.is_file() and not file.name.startswith(".") and file.suffix != ".md":

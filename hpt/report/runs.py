@@ -252,6 +252,8 @@ def _load_run(folder: Path, name: str) -> Run:
         raise HptError(f"{folder / CONFIG} cannot be read: {error}") from error
     if not isinstance(config, dict):
         raise HptError(f"{folder / CONFIG}: expected a mapping of settings, got {type(config).__name__}")
+    if type(config.get("steps", 1)) is not int:
+        raise HptError(f"{folder / CONFIG}: steps must be an integer, got {config['steps']!r}")
     return Run(folder, name, config, text, metrics)
 
 

@@ -94,6 +94,8 @@ def check_checkpoint(checkpoint: Path, world: World = ALONE) -> None:
 
     A collective. Of a checkpoint of an earlier version, which has no checksums, it is a warning.
     """
+    if world.once(lambda: not files_of(checkpoint)):
+        raise HptError(f"{checkpoint} is empty. {_without(checkpoint)}")
     names = world.once(lambda: {name for name in (CHECKSUMS, FINGERPRINTS) if (checkpoint / name).is_file()})
     if not names:
         logger.warning(
@@ -103,18 +105,32 @@ def check_checkpoint(checkpoint: Path, world: World = ALONE) -> None:
     else:
         if CHECKSUMS not in names:
             raise HptError(f"{checkpoint / CHECKSUMS} is missing. {_without(checkpoint)}")
-        written = world.once(lambda: read_checksums(checkpoint))
-        found = _checksums(checkpoint, list(written), world)
-        for name, digits in written.items():
-            if found[name] != digits:
-                state = "is not what was written: its checksum is another" if found[name] else "is missing"
-                raise HptError(f"{checkpoint / name} {state}. {_without(checkpoint)}")
+        check_files(checkpoint, world)
     writers = len(list(checkpoint.glob(f"{Path(STATE).stem}*.pt")))
     if writers not in (0, world.size):
         raise HptError(
             f"{checkpoint} was written by {writers} processes, and this run has {world.size}: resume it on {writers}, "
             f"or start a new run from its weights with model.path={checkpoint}"
         )
+
+
+def check_files(checkpoint: Path, world: World = ALONE) -> None:
+    """HptError where a file is not what was written, or is not in the checkpoint's checksums. A collective."""
+    try:
+        written = world.once(lambda: read_checksums(checkpoint))
+    except HptError as error:
+        raise HptError(f"{error}. {_without(checkpoint)}") from error
+    found = _checksums(checkpoint, list(written), world)
+    for name, digits in written.items():
+        if found[name] != digits:
+            state = "is not what was written: its checksum is another" if found[name] else "is missing"
+            raise HptError(f"{checkpoint / name} {state}. {_without(checkpoint)}")
+    for name in world.once(lambda: files_of(checkpoint)):
+        if name not in written and name != CHECKSUMS:
+            raise HptError(
+                f"{checkpoint / name} is not in {CHECKSUMS}: remove it, or {CHECKSUMS} is not whole. "
+                f"{_without(checkpoint)}"
+            )
 
 
 def load_state(checkpoint: Path, world: World = ALONE) -> dict[str, Any]:
@@ -129,10 +145,12 @@ def load_state(checkpoint: Path, world: World = ALONE) -> dict[str, Any]:
 def _without(checkpoint: Path) -> str:
     """What to do where a checkpoint cannot be used."""
     older = [each for each in checkpoints(checkpoint.parent.parent) if step_of(each) < step_of(checkpoint)]
-    then = "there is no older one, so the run starts again from step 0"
     if older:
-        then = f"the run goes on from {older[-1].name}"
-    return f"Remove {checkpoint} and resume: {then}"
+        return f"Remove {checkpoint} and resume: the run goes on from {older[-1].name}"
+    return (
+        f"Remove {checkpoint} and resume with --accept-changes: there is no older one, so the run starts again from "
+        "step 0"
+    )
 
 
 def _checksums(folder: Path, names: list[str], world: World) -> dict[str, str]:

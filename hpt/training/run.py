@@ -16,7 +16,7 @@ from hpt.config.schema import Config
 from hpt.config.stages import Stage, stages_of
 from hpt.records.checkpoints import checkpoint_path, checkpoints, step_of
 from hpt.records.checks import check_unused
-from hpt.records.files import CONFIG
+from hpt.records.files import CONFIG, METRICS, read_jsonl
 from hpt.records.journal import Journal
 from hpt.support.device import peak_memory_gib
 from hpt.support.distributed import World
@@ -73,9 +73,24 @@ def resume(folder: Path, config: Config, *, accept_changes: bool = False, began:
     began = time.perf_counter() if began is None else began
     with connected(config) as world:
         found = world.once(lambda: checkpoints(folder))
+        if not found:
+            world.once(lambda: _check_restart(folder, accept_changes))
         if found and step_of(found[-1]) > config.steps:
             raise ConfigError(f"steps = {config.steps}: the run in {folder} has done {step_of(found[-1])} already")
         return _run(config, found[-1] if found else None, world, began, accept_changes=accept_changes)
+
+
+def _check_restart(folder: Path, accept_changes: bool) -> None:
+    """Of a run without a checkpoint. HptError where it had one, unless its loss is accepted."""
+    lines = read_jsonl(folder / METRICS) if (folder / METRICS).is_file() else []
+    saved = [line["step"] for line in lines if "time/checkpoint" in line]
+    if saved and not accept_changes:
+        raise HptError(
+            f"{folder}: the run was saved after step {saved[-1]}, and there is no checkpoint now. Put it back, or "
+            "resume with --accept-changes: the run then starts again from step 0, and what it has recorded is removed"
+        )
+    if lines:
+        logger.warning(f"{folder} has no checkpoint: the run starts again from step 0.")
 
 
 def _run(config: Config, checkpoint: Path | None, world: World, began: float, *, accept_changes: bool = False) -> bool:
@@ -143,12 +158,16 @@ def _run_stage(
         journal.log_samples(step, experiences)
         line = {"step": step, **line, "memory/peak_gib": peak_memory_gib(), **preparation}
         preparation = {}
+        failure = None
+        try:
+            if config.eval.every and (step % config.eval.every == 0 or step == config.steps):
+                line |= _evaluation(trainer, journal, step)
+        except Exception as error:
+            failure = error
+        journal.log(line)  # a step is not saved where its metrics cannot be written
         with _failure_saves(trainer, journal, step):
-            try:
-                if config.eval.every and (step % config.eval.every == 0 or step == config.steps):
-                    line |= _evaluation(trainer, journal, step)
-            finally:
-                journal.log(line)
+            if failure:
+                raise failure
         stop = signals.received()  # read once, so that a signal after the save does not skip it
         if stop or step == stage.last or (config.checkpoint.every and step % config.checkpoint.every == 0):
             journal.amend(step, _save(trainer, journal, step))

@@ -107,7 +107,7 @@ def remembered_check(
     key = _key(settings, questions, limit)
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
-        if known["key"] == key:
+        if known["key"] == key and isinstance(known["refused"], dict):
             return CheckedDemonstrations(known["possible"], known["checked"], known["refused"])
     except (OSError, ValueError, KeyError, TypeError):
         pass  # no file yet, or one that is not whole

@@ -15,22 +15,38 @@ from hpt.support.console import visible
 from hpt.support.messages import console
 
 LIMIT = 1 << 20
-"""Bytes that are shown in all."""
+"""Bytes that are shown of what the functions of a pool print."""
 _CLOSE_SECONDS = 1.0
 
 logger = logging.getLogger(__name__)
 
 
+class Allowance:
+    """The bytes of output that are still shown. A pool has one, whatever its processes and their successors print."""
+
+    def __init__(self) -> None:
+        self.left = LIMIT
+        self.lock = threading.Lock()
+
+    def take(self, data: bytes) -> tuple[bytes, bool]:
+        """The part of the data that may be shown, and whether it has used up what was left."""
+        with self.lock:
+            shown = data[: self.left]
+            self.left -= len(shown)
+            return shown, bool(shown) and not self.left
+
+
 class PrintedOutput:
     """A pipe for the standard output and error of a fork server's processes. A thread shows what comes, line by line.
 
-    What comes after LIMIT bytes is read and dropped, so that no function waits or fails because of it.
+    What exceeds the allowance is read and dropped, so that no function waits or fails because of it.
 
     field: the setting that names the functions, for the sentence that says so.
     """
 
-    def __init__(self, field: str) -> None:
+    def __init__(self, field: str, allowance: Allowance) -> None:
         self._field = field
+        self._allowance = allowance
         self._reading, self._writing = os.pipe()
         self._closing = False
         self._thread = threading.Thread(target=self._show, name="printed by functions", daemon=True)
@@ -50,17 +66,15 @@ class PrintedOutput:
         self._thread.join(_CLOSE_SECONDS)  # a process that got away from the pool may still hold the pipe
 
     def _show(self) -> None:
-        left, line = LIMIT, ""
+        line = ""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         with os.fdopen(self._reading, "rb", buffering=0) as pipe:
-            while (data := pipe.read(1 << 16)) and not (self._closing and not left):
-                if not left:
-                    continue
-                *lines, line = (line + decoder.decode(data[:left])).split("\n")
-                left -= min(left, len(data))
+            while (data := pipe.read(1 << 16)) and not (self._closing and not self._allowance.left):
+                shown, used_up = self._allowance.take(data)
+                *lines, line = (line + decoder.decode(shown)).split("\n")
                 for each in lines:
                     _print(each)
-                if not left:
+                if used_up:
                     _print(line)
                     line = ""
                     logger.warning(

@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 
 from hpt.support.errors import ConfigError, HptError
 from hpt.verify.functions import portable
+from hpt.verify.output import Allowance
 from hpt.verify.processes import ForkServer, Worker
 
 RECYCLE_AFTER = 1_000
@@ -67,6 +68,7 @@ class WorkerPool:
         self.size = workers
         self.timeout = timeout
         self.memory_mb = memory_mb
+        self._printed = Allowance()
         self._server: ForkServer | None = None
         self._idle: list[Worker] = []
         self._closed = False
@@ -151,7 +153,7 @@ class WorkerPool:
                 self._server.close()
                 self._server = None
             if self._server is None:
-                self._server = ForkServer(self._functions, self._field, self.memory_mb)
+                self._server = ForkServer(self._functions, self._field, self.memory_mb, self._printed)
             return self._server
 
 

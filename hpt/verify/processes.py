@@ -18,7 +18,7 @@ from typing import Any
 
 from hpt.support.errors import ConfigError, HptError
 from hpt.verify.functions import Portable
-from hpt.verify.output import PrintedOutput
+from hpt.verify.output import Allowance, PrintedOutput
 from hpt.verify.protocol import COMMAND, NotAMessage, encode_request, is_open, receive
 
 START_LIMIT = 120.0
@@ -29,12 +29,12 @@ class ForkServer:
     """Starts `python -m hpt.verify.fork_server`, which imports the functions once and then forks and kills workers.
 
     field: the setting that names the functions, for errors. memory_mb: MiB that a worker may take beyond the imported
-    modules (Linux).
+    modules (Linux). printed: what is shown of their output.
     ConfigError where a function cannot be imported; HptError where the process does not start; ConnectionError where
     it is killed meanwhile.
     """
 
-    def __init__(self, functions: Portable, field: str, memory_mb: int) -> None:
+    def __init__(self, functions: Portable, field: str, memory_mb: int, printed: Allowance) -> None:
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()  # commands must not mix
         self._control, theirs = socket.socketpair()
@@ -49,7 +49,7 @@ class ForkServer:
             "OMP_NUM_THREADS": "1",
         }
         arguments = [str(theirs.fileno()), str(memory_mb)]
-        self._output = PrintedOutput(field)
+        self._output = PrintedOutput(field, printed)
         with theirs, self._output.end_for_processes() as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "hpt.verify.fork_server", *arguments],

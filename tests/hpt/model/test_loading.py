@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
@@ -217,6 +218,29 @@ def test_export_is_a_plain_model(world: Path, tmp_path: Path, capsys: pytest.Cap
     ):
         assert main(["export", str(source), str(target)]) == 2
         assert word in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_export_that_cannot_be_written_leaves_nothing(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, folder = tmp_path / "run", tmp_path / "exported"
+    assert main(["train", str(world), f"output={run}", "steps=1", "eval.every=0", "method=sft"]) == 0
+
+    def full(_: Any, folder: Path) -> None:
+        (folder / "config.json").touch()
+        raise SafetensorError("No space left on device (os error 28)")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Qwen2ForCausalLM, "save_pretrained", full)
+        assert main(["export", str(run), str(folder)]) == 2
+    assert f"the model cannot be written to {folder}: No space left" in " ".join(capsys.readouterr().err.split())
+    assert not list(folder.iterdir())
+    weights = checkpoints(run)[-1] / "model.safetensors"
+    flipped = bytearray(weights.read_bytes())
+    flipped[-1] ^= 1
+    weights.write_bytes(flipped)
+    assert main(["export", str(run), str(folder)]) == 2
+    assert f"{weights} is not what was written" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_step_forms_no_logits(world: Path) -> None:

@@ -95,6 +95,7 @@ def test_truncate_after_of_a_fresh_run_does_nothing(tmp_path):
         ('{"step": 2, "tr', "broken record"),
         ("[2]", "not an object"),
         ('{"loss": 1}', "'step' must be an integer"),
+        (f'{{"step": {2**63}}}', "'step' must be an integer of 64 bits"),
     ],
 )
 def test_a_broken_middle_line_names_file_and_line(tmp_path, line, message):
@@ -102,6 +103,15 @@ def test_a_broken_middle_line_names_file_and_line(tmp_path, line, message):
     with pytest.raises(HptError, match=message) as caught:
         read_metrics(tmp_path)
     assert f"{tmp_path / 'metrics.jsonl'}, line 2" in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["many", True, [1]])
+def test_a_metric_that_is_no_number_is_named(tmp_path, value):
+    (tmp_path / "metrics.jsonl").write_text(
+        json.dumps({"step": 7, "train/grad_norm": value, "eval/count": None}) + "\n"
+    )
+    with pytest.raises(HptError, match="step 7: 'train/grad_norm' must be a number, got"):
+        read_metrics(tmp_path)
 
 
 def test_a_folder_without_metrics_is_not_a_run(tmp_path):

@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 
 from hpt.commands.main import main
 from hpt.records.checkpoints import checkpoints
+from hpt.records.files import RunRecords, read_metrics
+from hpt.support.errors import HptError
 
 SETTINGS = ["method=grpo", "steps=2", "eval.every=0", "checkpoint.every=0", "batch.tokens=100"]
 
@@ -63,6 +65,25 @@ def test_a_function_that_fails_before_the_update_leaves_the_last_finished_step(
     assert "raised KeyError: 'no such column'" in error
     assert f"Stopped after step 1; continue with: hpt train --resume {tmp_path / 'run'}" in error
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-000001"]
+
+
+def test_a_step_whose_metrics_cannot_be_written_is_not_saved(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = RunRecords.log
+
+    def log(self: RunRecords, metrics: dict[str, Any]) -> None:
+        if metrics["step"] == 2:
+            raise HptError("No space left on device")
+        write(self, metrics)
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as full:
+        full.setattr(RunRecords, "log", log)
+        assert main(["train", str(world), *SETTINGS, "steps=3", "checkpoint.every=1", f"output={run}"]) == 2
+    assert [path.name for path in checkpoints(run)] == ["step-000001"]
+    assert main(["train", "--resume", str(run)]) == 0
+    assert [line["step"] for line in read_metrics(run)] == [1, 2, 3]
 
 
 def test_an_objective_that_fails_between_micro_batches_leaves_the_last_finished_step(

@@ -51,6 +51,9 @@ def flood(response, answer):
     print("\\x1b[2J" + answer, file=sys.stderr)
     for _ in range(1000): os.write(1, b"x" * 999 + b"\\n")
     return True
+def print_and_kill_parent(response, answer):
+    os.write(1, b"x" * 6000)
+    os.kill(os.getppid(), 9)
 def forge(response, answer):
     for descriptor in range(3, 30):
         try: os.write(descriptor, response.encode())
@@ -207,6 +210,16 @@ def test_what_a_function_prints_is_shown_up_to_a_limit_and_a_sentence_says_so(ca
     assert caplog.messages == [
         "verify.function: functions have printed 10,000 bytes; what they print from now on is dropped"
     ]
+
+
+def test_what_is_shown_has_one_limit_for_all_processes_of_a_pool(capsys, caplog, monkeypatch):
+    monkeypatch.setattr(output, "LIMIT", 10_000)
+    with asking("print_and_kill_parent") as verifier:
+        for _ in range(2):  # each call is tried twice
+            with pytest.raises(RewardError):
+                verifier.score(["a"], [""])
+    assert capsys.readouterr().err.count("x") == 10_000
+    assert len(caplog.messages) == 1
 
 
 def test_a_reply_that_a_function_forges_is_an_error_that_says_so(monkeypatch):
