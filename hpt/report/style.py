@@ -107,7 +107,12 @@ def method_colours(labels: Sequence[str]) -> dict[str, str]:
 def to_png(figure: Figure, dpi: int = 160) -> bytes:
     """The bytes of a PNG file."""
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_figure(buffer, format="png", dpi=dpi, facecolor=PAPER, metadata={"Software": None})
+    own_dpi = figure.dpi
+    figure.set_facecolor(PAPER)
+    figure.set_dpi(dpi)
+    # Not print_figure, which draws everything twice.
+    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
+    figure.set_dpi(own_dpi)
     return buffer.getvalue()
 
 
@@ -117,7 +122,8 @@ def to_svg(figure: Figure, prefix: str) -> str:
     prefix: makes the figure's ids unique on the page.
     """
     buffer = io.StringIO()
-    FigureCanvasSVG(figure).print_figure(buffer, format="svg", facecolor="none", metadata={"Date": None})
+    figure.set_facecolor("none")
+    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
