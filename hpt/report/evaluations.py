@@ -83,6 +83,14 @@ def read_question_counts(path: Path) -> tuple[QuestionCounts, ...]:
     )
 
 
-def natural_key(text: str) -> list[tuple[bool, int, str]]:
+def natural_key(text: str) -> list[tuple[int, str, str]]:
     """Sort key that puts "2 digits" before "10 digits"."""
-    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"([0-9]+)", text)]
+    return [_part_key(part) for part in re.split(r"([0-9]+)", text)]
+
+
+def _part_key(part: str) -> tuple[int, str, str]:
+    # Python reads no more than 4,300 digits as a number, and a data file may have more.
+    if not re.fullmatch(r"[0-9]+", part):
+        return 0, "", part
+    digits = part.lstrip("0") or "0"
+    return len(digits), digits, part

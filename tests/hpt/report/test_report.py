@@ -24,6 +24,7 @@ from rich.console import Console
 from hpt.records.files import read_metrics
 from hpt.report import accuracy_table, report, summary_figure
 from hpt.report.curves import Curve
+from hpt.report.evaluations import natural_key
 from hpt.report.figures import FIGURES
 from hpt.report.model_card import model_card
 from hpt.report.panels.quantities import OFF_POLICY, REWARD, draw_quantity
@@ -556,6 +557,14 @@ def test_a_report_of_several_runs_is_written_beside_them_and_skipped_the_next_ti
 def test_the_accuracy_table_has_every_grade_before_and_after(one):
     folder, path = one
     assert rendered(accuracy_table(folder)) == Page(path).tables[-1][1:]
+
+
+def test_grades_are_sorted_by_their_numbers_whatever_digits_they_have():
+    long = "9" * 5000
+    grades = ["", "1 digit", "2 digits", "007", "10 digits", f"1{long}", "level 2", "level 10", "²", "level ²"]
+    in_order = ["", "1 digit", "2 digits", "007", "10 digits", f"1{long}", "level 2", "level 10", "level ²", "²"]
+    assert sorted(grades, key=natural_key) == in_order
+    assert sorted([f"2{long}", f"1{long}", "3"], key=natural_key) == ["3", f"1{long}", f"2{long}"]
 
 
 def test_the_accuracy_table_of_one_evaluation_has_no_after(tmp_path):
