@@ -13,7 +13,7 @@ from hpt.evaluation.evaluate import read_results
 from hpt.support.console import visible
 
 ALL = "all"
-"""Stands for all questions where a grade is asked for."""
+"""How the numbers of all questions are labelled. A grade may have the same name."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,7 @@ class Evaluation:
         return self.correct / self.count
 
     def accuracy_of(self, grade: str) -> float | None:
-        """The accuracy of a grade, or of ALL; None if the grade has no responses."""
-        if grade == ALL:
-            return self.accuracy
+        """The accuracy of a grade; None if it has no responses."""
         correct, count = self.grades.get(grade, (0.0, 0))
         return correct / count if count else None
 
