@@ -211,11 +211,13 @@ def test_what_a_function_prints_is_shown_up_to_a_limit_and_a_sentence_says_so(ca
 
 def test_a_reply_that_a_function_forges_is_an_error_that_says_so(monkeypatch):
     monkeypatch.setattr(protocol, "LONGEST_MESSAGE", 200_000)
-    forged = ["garbage\n", "{}\n", "5\n", '{"call": "1", "value": true}\n', "[" * 100_000 + "\n", "x" * 300_000]
+    forged = ["garbage\n", "{}\n", "5\n", '{"call": "1", "value": true}\n', "[" * 100_000 + "\n"]
     with asking("forge") as verifier:
         for text in forged:
             with pytest.raises(RewardError, match="which is not its answer: does a function write to"):
                 verifier.score([text], [""])
+        with pytest.raises(RewardError, match="a reply that is longer than the limit of"):
+            verifier.score(["x" * 300_000], [""])
         assert verifier.score([""], [""]) == [Verdict("correct", 1.0)]
 
 

@@ -16,7 +16,7 @@ from hpt.config.sections.rewards import RewardCallsConfig
 from hpt.data.questions import Question
 from hpt.support.errors import ConfigError, RewardError
 from hpt.support.named_functions import name_function, resolve
-from hpt.verify import FunctionVerifier, Response, RewardFunctions, TrainerState
+from hpt.verify import FunctionVerifier, Response, RewardFunctions, TrainerState, protocol
 from hpt.verify.trial import try_rewards
 
 FUNCTIONS = """
@@ -61,10 +61,13 @@ def very_huge(completions, **kwargs): return [10**400] * len(completions)
 def one_number(completions, **kwargs): return 1.0
 def a_dict(completions, **kwargs): return {"a": 1, "b": 2}
 def hangs(completions, **kwargs): time.sleep(600)
+def logs_much(completions, log_extra, **kwargs):
+    log_extra("much", ["x" * 100_000] * len(completions))
+    return [1.0] * len(completions)
 def greedy(completions, **kwargs): return [len(bytearray(2000 << 20))] * len(completions)
 """
 GOOD = ["seen", "fixed", "of_ids", "some", "judged", "longer", "at_least"]
-BROKEN = ["fails", "leaves", "few", "text", "nan", "infinite", "huge", "very_huge", "one_number", "a_dict"]
+BROKEN = ["fails", "leaves", "few", "text", "nan", "infinite", "huge", "very_huge", "one_number", "a_dict", "logs_much"]
 QUESTION = Question(
     "q1",
     "2+2=",
@@ -203,6 +206,16 @@ def test_a_fault_names_the_function_the_question_and_what_came(
 ) -> None:
     with pytest.raises(RewardError, match=rf"'rewarding:{name}' {said}.*, called on 2 completions of question q1"):
         rewarded(functions, name)
+
+
+def test_a_reply_above_the_limit_is_not_called_forged(
+    functions: RewardFunctions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert rewarded(functions, "logs_much").values["logs_much"] == [1.0, 1.0]
+    monkeypatch.setattr(protocol, "LONGEST_MESSAGE", 1 << 17)
+    said = r"sent a reply that is longer than the limit of 0\.125 MiB: does a function return or log that much"
+    with pytest.raises(RewardError, match=said):
+        rewarded(functions, "logs_much")
 
 
 def test_faults_and_limits_count_as_none_where_the_recipe_says_so(
