@@ -23,6 +23,7 @@ from hpt.verify import (
     FunctionVerifier,
     MathVerifier,
     Verdict,
+    Verifier,
     make_verifier,
     output,
     pool,
@@ -31,13 +32,14 @@ from hpt.verify import (
 from hpt.verify.pool import DIED
 
 FUNCTIONS = '''
-import ctypes, fractions, os, subprocess, sys, time
+import ctypes, fractions, json, os, subprocess, sys, time
 from pathlib import Path
 
 def equal(response, answer): return response == answer
 def share(response, answer): return float(response)
 def fraction(response, answer): return fractions.Fraction(response)
 def nothing(response, answer): return None
+def as_json(response, answer): return json.loads(response)
 def fail(response, answer): raise KeyError("no " + answer)
 def leave(response, answer): sys.exit(3)
 def loaded(response, answer):
@@ -163,6 +165,21 @@ def test_numbers_of_other_types_are_scores():
 def test_a_broken_function_is_an_error_and_not_a_wrong_answer(function, response, message):
     with asking(function) as verifier, pytest.raises(HptError, match=message):
         verifier.score([response], ["gold"])
+
+
+class Custom(Verifier):
+    grade = "judging:as_json"
+
+
+@pytest.mark.parametrize(
+    "returned", ["5", "null", '"ok"', "[]", '["correct"]', '["right", ""]', '["correct", 5]', '[["correct"], ""]', "{}"]
+)
+def test_a_verifier_whose_function_returns_another_form_says_so(returned):
+    message = r"'judging:as_json', called on .* gold answer 'gold', returned .*; allowed: \(status, detail\)"
+    with Custom(workers=1) as verifier:
+        assert verifier.score(['["unparsable", "no box"]'], ["gold"]) == [Verdict("unparsable", 0.0, "no box")]
+        with pytest.raises(RewardError, match=message):
+            verifier.score([returned], ["gold"])
 
 
 @pytest.mark.parametrize(
