@@ -15,8 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError
-
 from hpt.data.conversation import Conversation
 from hpt.data.encoding import TextEncoder
 from hpt.data.fields import Message, is_more_than_text, is_trained
@@ -184,14 +182,14 @@ class PromptRenderer:
                     messages, tools=tools, tokenize=False, add_generation_prompt=generation_prompt, **kwargs
                 )
             )
-        except (TemplateError, TypeError, ValueError) as error:
+        except Exception as error:  # a template is foreign code: 1/0, a range or a recursion without end
             roles = ", ".join(message["role"] for message in messages)
             hint = (
                 '. prompt.system="" leaves the system message out' if roles.startswith(("system", "developer")) else ""
             )
             raise DataError(
                 f"question {question.id}: the chat template of {model_name(self.tokenizer)} refuses messages of "
-                f"{roles}: {error}{hint}"
+                f"{roles}: {str(error) or type(error).__name__}{hint}"
             ) from error
 
     # ---- responses

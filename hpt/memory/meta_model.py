@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -46,7 +47,8 @@ class Architecture:
 def read_architecture(settings: ModelConfig) -> Architecture:
     """The model's config, with `model.config`: from its folder or the hub's cache, else as shipped, else from the hub.
 
-    Raises ArchitectureNotFound if none of them has it, and ConfigError where `model.config` does not fit it.
+    Raises ArchitectureNotFound if none of them has it, HptError where it cannot be read, and ConfigError where
+    `model.config` does not fit it.
     """
     path, trusted = settings.path, settings.trust_remote_code
     try:
@@ -57,11 +59,19 @@ def read_architecture(settings: ModelConfig) -> Architecture:
     shipped = shipped_model_config(path)
     if shipped.is_file():
         return Architecture(read_model_config(str(shipped), settings.config), f"{path}, by the config shipped with hpt")
-    if problem := missing_local_path(path):
+    folder = Path(path).expanduser()
+    if not folder.exists() and (problem := missing_local_path(path)):
         raise ArchitectureNotFound(f"model.path = {path!r}: {problem}")
     try:
         return Architecture(read_model_config(path, settings.config, trust_remote_code=trusted), path)
     except (OSError, ValueError) as error:
+        if (folder / "config.json").is_file():
+            own_code = "custom code" in str(error) and not trusted
+            hint = ". Code in the model's folder is only run with model.trust_remote_code=true" if own_code else ""
+            reason = str(error).splitlines()[0].rstrip(" .")
+            raise HptError(f"model.path = {path!r}: its config.json cannot be read: {reason}{hint}") from None
+        if folder.exists():
+            raise ArchitectureNotFound(f"model.path = {path!r}: the folder has no config.json") from None
         raise ArchitectureNotFound(
             f"model.path = {path!r}: no config.json found, neither in a folder of that name nor on the Hugging Face "
             f"hub, and hpt ships none for it: {str(error).splitlines()[0]}"

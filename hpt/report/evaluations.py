@@ -13,7 +13,7 @@ from hpt.evaluation.evaluate import read_results
 from hpt.support.console import visible
 
 ALL = "all"
-"""Stands for all questions where a grade is asked for."""
+"""How the numbers of all questions are labelled. A grade may have the same name."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,7 @@ class Evaluation:
         return self.correct / self.count
 
     def accuracy_of(self, grade: str) -> float | None:
-        """The accuracy of a grade, or of ALL; None if the grade has no responses."""
-        if grade == ALL:
-            return self.accuracy
+        """The accuracy of a grade; None if it has no responses."""
         correct, count = self.grades.get(grade, (0.0, 0))
         return correct / count if count else None
 
@@ -83,6 +81,14 @@ def read_question_counts(path: Path) -> tuple[QuestionCounts, ...]:
     )
 
 
-def natural_key(text: str) -> list[tuple[bool, int, str]]:
+def natural_key(text: str) -> list[tuple[int, str, str]]:
     """Sort key that puts "2 digits" before "10 digits"."""
-    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"([0-9]+)", text)]
+    return [_part_key(part) for part in re.split(r"([0-9]+)", text)]
+
+
+def _part_key(part: str) -> tuple[int, str, str]:
+    # Python reads no more than 4,300 digits as a number, and a data file may have more.
+    if not re.fullmatch(r"[0-9]+", part):
+        return 0, "", part
+    digits = part.lstrip("0") or "0"
+    return len(digits), digits, part

@@ -19,7 +19,7 @@ EMPTY = "–"
 
 @dataclass(frozen=True)
 class GradeAccuracy:
-    """Held-out accuracy of one grade, or of ALL questions, at the first and at the last evaluation."""
+    """Held-out accuracy of one grade, or of all questions, at the first and at the last evaluation."""
 
     grade: str
     answers: int
@@ -59,11 +59,11 @@ def accuracy_table(folder: str | Path) -> Table:
 def grade_rows(evaluations: Sequence[Evaluation]) -> list[GradeAccuracy]:
     """One row per grade and, last, one for all questions."""
     first, last = evaluations[0], evaluations[-1]
-    counts = {grade: count for grade, (_, count) in last.grades.items()} | {ALL: last.count}
-    return [
+    rows = [
         GradeAccuracy(grade, count, first.accuracy_of(grade), last.accuracy_of(grade))
-        for grade, count in counts.items()
+        for grade, (_, count) in last.grades.items()
     ]
+    return [*rows, GradeAccuracy(ALL, last.count, first.accuracy, last.accuracy)]
 
 
 def run_rows(runs: Sequence[Run]) -> list[dict[str, str]]:

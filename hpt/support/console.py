@@ -12,7 +12,8 @@ from rich.text import Text
 # Unicode has pictures of the first 32 (␛ for ESC) and of DEL. The others are 8-bit controls and marks that change the
 # direction of text.
 _PICTURES = {code: chr(0x2400 + code) for code in range(32)} | {0x7F: "␡"}
-_OTHERS = {code: f"\\u{code:04x}" for code in (*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+_DIRECTIONS = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_OTHERS = {code: f"\\u{code:04x}" for code in (*range(0x80, 0xA0), *_DIRECTIONS)}
 _SHOWN = {code: shown for code, shown in (_PICTURES | _OTHERS).items() if chr(code) not in "\n\t"}
 
 

@@ -51,7 +51,8 @@ def receive(connection: socket.socket, deadline: float) -> dict[str, Any]:
     """The next message.
 
     deadline: a time of time.monotonic(); TimeoutError when it has passed.
-    ConnectionError where the other side has ended. NotAMessage for anything but one JSON object in a line.
+    ConnectionError where the other side has ended. NotAMessage for anything but one JSON object in a line; RewardError
+    for a line above LONGEST_MESSAGE.
     """
     line = bytearray()
     while not line.endswith(b"\n"):
@@ -64,7 +65,11 @@ def receive(connection: socket.socket, deadline: float) -> dict[str, Any]:
             raise ConnectionResetError
         line += received
         if len(line) > LONGEST_MESSAGE:
-            raise NotAMessage(bytes(line))
+            raise RewardError(
+                "a process of the verifier or the rewards sent a reply that is longer than the limit of "
+                f"{LONGEST_MESSAGE / 2**20:g} MiB: does a function return or log that much (log_extra, log_metric), or "
+                "write to file descriptors that are not its own?"
+            )
     try:
         message = json.loads(line)
     except (ValueError, RecursionError):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
-from hpt.config.sections.rewards import VERIFIER
+from hpt.config.sections.rewards import LARGEST_REWARD, VERIFIER
 from hpt.data.questions import Question
 from hpt.support.errors import ConfigError, RewardError
 from hpt.support.named_functions import resolve
 from hpt.verify.pool import Outcome, WorkerPool
+from hpt.verify.protocol import NotAMessage
 from hpt.verify.reward_call import TrainerState, missing_arguments
 
 if TYPE_CHECKING:
@@ -187,6 +189,8 @@ class RewardCalls:
         for name, call in group.calls.items():
             outcome = call.result()
             reply: dict[str, Any] = outcome.value if outcome.kind == "done" else {"fault": _fault(outcome)}
+            if not _is_reply(reply, group.size):
+                raise NotAMessage(json.dumps(reply).encode())
             rewards.values[name] = reply.get("rewards", [None] * group.size)
             rewards.failures[name] = 0
             if "fault" in reply:
@@ -198,6 +202,32 @@ class RewardCalls:
                 rewards.metrics.setdefault(metric, []).extend(values)
             rewards.extra |= reply["extra"]
         return rewards
+
+
+def _is_reply(value: Any, count: int) -> bool:
+    """Whether it has the form of what `call_reward` returns: a function in the worker may have sent it instead."""
+    if not isinstance(value, dict):
+        return False
+    if value.keys() == {"fault"}:
+        return isinstance(value["fault"], str)
+    return (
+        value.keys() == {"rewards", "metrics", "extra"}
+        and isinstance(value["rewards"], list)
+        and len(value["rewards"]) == count
+        and all(reward is None or _is_reward(reward) for reward in value["rewards"])
+        and _are_lists(value["metrics"], float)
+        and _are_lists(value["extra"], str | int | float | None)
+    )
+
+
+def _is_reward(value: Any) -> bool:
+    return isinstance(value, float) and abs(value) <= LARGEST_REWARD
+
+
+def _are_lists(columns: Any, of: Any) -> bool:
+    return isinstance(columns, dict) and all(
+        isinstance(column, list) and all(isinstance(value, of) for value in column) for column in columns.values()
+    )
 
 
 def _fault(outcome: Outcome) -> str:

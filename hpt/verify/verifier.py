@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Hashable, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, get_args
 
-from hpt.support.errors import DataError
+from hpt.support.errors import DataError, RewardError
 from hpt.verify.pool import Outcome, WorkerPool
-from hpt.verify.verdict import Verdict
+from hpt.verify.verdict import Status, Verdict
 
 if TYPE_CHECKING:
     from hpt.config.sections.rollout import VerifyConfig
@@ -97,10 +98,20 @@ class Verifier:
             return Verdict("timeout", 0.0, outcome.value)
         if outcome.kind == "failed":
             return Verdict("unparsable", 0.0, outcome.value)
-        status, detail = outcome.value
+        status, detail = self._graded(outcome.value, answer)
         if status == "unusable":
             raise DataError(f"the verifier cannot parse the gold answer {shorten(answer)}")
         return Verdict(status, float(status == "correct"), detail)
+
+    def _graded(self, value: Any, answer: str) -> tuple[Any, str]:
+        """The status and the detail that `grade` returned. RewardError for anything else."""
+        statuses = [*get_args(Status), "unusable"]
+        if isinstance(value, list) and len(value) == 2 and value[0] in statuses and isinstance(value[1], str):
+            return value[0], value[1]
+        raise RewardError(
+            f"the verifier's {self.grade!r}, called on a response to the gold answer {shorten(answer)}, returned "
+            f"{reprlib.repr(value)}; allowed: (status, detail), a status of {', '.join(statuses)} and a text"
+        )
 
 
 class Scoring:

@@ -57,7 +57,7 @@ def draw_final_accuracy(axes: Axes, families: Sequence[GammaFamily]) -> bool:
     for index, family in enumerate(families):
         colour = INK if len(families) == 1 else colours[family.label]
         style: dict[str, Any] = {"color": colour, "linestyle": DASHES[index % len(DASHES)], "lw": 2.2}
-        accuracies = _final_accuracies(family, ALL)
+        accuracies = _final_accuracies(family)
         if not accuracies:
             continue
         for gamma, values in accuracies.items():
@@ -121,12 +121,16 @@ def _rollouts(group: RunGroup) -> int:
     return rollout.get("n", 8) if isinstance(rollout, dict) else 8
 
 
-def _final_accuracies(family: GammaFamily, grade: str) -> dict[float, list[float]]:
-    """By gamma, the accuracy at the last evaluation of each run that was evaluated before that, too."""
+def _final_accuracies(family: GammaFamily, grade: str | None = None) -> dict[float, list[float]]:
+    """By gamma, the accuracy at the last evaluation of each run that was evaluated before that, too.
+
+    grade: None for all questions.
+    """
     found = {}
     for gamma, group in family.groups.items():
-        last = [run.evaluations[-1].accuracy_of(grade) for run in group.runs if len(run.evaluations) > 1]
-        known = [value for value in last if value is not None]
+        last = [run.evaluations[-1] for run in group.runs if len(run.evaluations) > 1]
+        values = [each.accuracy if grade is None else each.accuracy_of(grade) for each in last]
+        known = [value for value in values if value is not None]
         if known:
             found[gamma] = known
     return found
@@ -143,6 +147,6 @@ def _draw_grades(axes: Axes, family: GammaFamily) -> None:
             axes.plot(list(means), list(means.values()), color=colour, lw=1.4, marker="o", ms=3, zorder=3)
             ends.append((means[max(means)], grade, colour))
     if ends:
-        overall = _final_accuracies(family, ALL)
+        overall = _final_accuracies(family)
         ends.append((statistics.fmean(overall[max(overall)]), ALL, INK))
         label_ends(axes, ends)

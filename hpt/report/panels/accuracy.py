@@ -61,12 +61,15 @@ def draw_accuracy(axes: Axes, groups: Sequence[RunGroup], held_out: Conditions |
 def draw_before_after(axes: Axes, run: Run) -> None:
     """Accuracy of each grade at the first and at the last evaluation, as a dot that moves along a line."""
     before, after = run.evaluations[0], run.evaluations[-1]
-    grades = list(reversed([*after.grades, ALL]))
-    for row, grade in enumerate(grades):
-        start, end = before.accuracy_of(grade), after.accuracy_of(grade)
+    lines = [
+        (grade, before.accuracy_of(grade), after.accuracy_of(grade), _grade_colour(after.grades, grade))
+        for grade in after.grades
+    ]
+    lines.append((ALL, before.accuracy, after.accuracy, INK))
+    lines.reverse()  # from the bottom up
+    for row, (_, start, end, colour) in enumerate(lines):
         if start is None or end is None:
             continue
-        colour = INK if grade == ALL else _grade_colour(after.grades, grade)
         axes.plot([start, end], [row, row], color=colour, lw=3, alpha=0.35, solid_capstyle="butt", zorder=2)
         axes.plot(start, row, "o", ms=8, mfc=PAPER, mec=colour, mew=1.8, zorder=3)
         axes.plot(end, row, "o", ms=8.5, color=colour, zorder=4)
@@ -77,11 +80,11 @@ def draw_before_after(axes: Axes, run: Run) -> None:
             textcoords="offset points",
             va="center",
             color=colour if end >= start else MUTED,
-            weight="bold" if grade == ALL else "normal",
+            weight="bold" if colour == INK else "normal",
         )
-    axes.set_yticks(range(len(grades)), grades)
+    axes.set_yticks(range(len(lines)), [name for name, *_ in lines])
     axes.tick_params(axis="y", labelcolor=INK)
-    axes.set_ylim(-0.6, len(grades) - 0.4)
+    axes.set_ylim(-0.6, len(lines) - 0.4)
     axes.set_xlim(-0.02, 1.18)
     axes.set_xticks(np.linspace(0, 1, 6))
     axes.xaxis.set_major_formatter(PERCENT)
@@ -102,12 +105,18 @@ def draw_by_grade(axes: Axes, groups: Sequence[RunGroup], held_out: Conditions) 
         if runs and group.held_out == held_out:
             evaluated.append((group.label, colour, runs))
     finals = [run.evaluations[-1] for _, _, runs in evaluated for run in runs]
-    grades = [*grades_of(finals), ALL]
+    grades = grades_of(finals)
     width = 0.8 / len(evaluated)
     for index, (_, colour, runs) in enumerate(evaluated):
-        for column, grade in enumerate(grades):
-            first = _known([run.evaluations[0].accuracy_of(grade) for run in runs])
-            final = _known([run.evaluations[-1].accuracy_of(grade) for run in runs])
+        pairs = [
+            (
+                _known([run.evaluations[0].accuracy_of(grade) for run in runs]),
+                _known([run.evaluations[-1].accuracy_of(grade) for run in runs]),
+            )
+            for grade in grades
+        ]
+        pairs.append(([run.evaluations[0].accuracy for run in runs], [run.evaluations[-1].accuracy for run in runs]))
+        for column, (first, final) in enumerate(pairs):
             if not first or not final:
                 continue
             x = column + (index - (len(evaluated) - 1) / 2) * width
@@ -116,7 +125,7 @@ def draw_by_grade(axes: Axes, groups: Sequence[RunGroup], held_out: Conditions) 
             axes.plot([x - width * 0.43, x + width * 0.43], [before, before], color=INK, lw=1.6, zorder=4)
             if len(final) > 1:
                 axes.plot([x, x], [min(final), max(final)], color=MUTED, lw=1.4, zorder=3)
-    axes.set_xticks(range(len(grades)), grades)
+    axes.set_xticks(range(len(grades) + 1), [*grades, ALL])
     axes.tick_params(axis="x", labelcolor=INK)
     axes.yaxis.set_major_formatter(PERCENT)
     start_at_zero(axes)

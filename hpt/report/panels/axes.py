@@ -12,9 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from hpt.report.evaluations import ALL
 from hpt.report.runs import RunGroup
-from hpt.report.style import DASHES, MUTED, method_colours
+from hpt.report.style import DASHES, INK, MUTED, method_colours
 
 PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.3g}%")
 PLAIN = FuncFormatter(lambda value, _: f"{value:.3g}")
@@ -107,7 +106,7 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]], gap: float = 
             va="center",
             color=colour,
             fontsize=9,
-            weight="bold" if name == ALL else "normal",
+            weight="bold" if colour == INK else "normal",
         )
 
 

@@ -300,6 +300,19 @@ def test_impossible_settings_name_the_fix():
         PromptRenderer(endless, PromptConfig(style="plain", system=None, template="{question}"))
 
 
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ 1/0 }}", "division by zero"),
+        ("{{ range(99999999999) | list }}", "Range too big"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"),
+    ],
+)
+def test_a_template_that_fails_in_any_way_is_named(template, said):
+    with pytest.raises(DataError, match=f"the chat template of this model refuses messages of user: .*{said}"):
+        PromptRenderer(byte_level(template, "<eos>"), PromptConfig(style="chat", system=None, template="{question}"))
+
+
 def test_messages_that_the_template_refuses():
     with pytest.raises(DataError, match=r"refuses messages of system, user: System role not supported"):
         renderer("gemma", system="Be good.")

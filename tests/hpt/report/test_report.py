@@ -24,11 +24,14 @@ from rich.console import Console
 from hpt.records.files import read_metrics
 from hpt.report import accuracy_table, report, summary_figure
 from hpt.report.curves import Curve
+from hpt.report.evaluations import natural_key
 from hpt.report.figures import FIGURES
 from hpt.report.model_card import model_card
+from hpt.report.panels.accuracy import draw_before_after, draw_by_grade
 from hpt.report.panels.quantities import OFF_POLICY, REWARD, draw_quantity
 from hpt.report.panels.stacks import draw_gate_counts, has_gate_counts
 from hpt.report.runs import group_runs, load_runs
+from hpt.report.tables import method_rows
 from hpt.support.errors import HptError
 
 GRADES = ("1 digit", "2 digits", "10 digits")
@@ -556,6 +559,42 @@ def test_a_report_of_several_runs_is_written_beside_them_and_skipped_the_next_ti
 def test_the_accuracy_table_has_every_grade_before_and_after(one):
     folder, path = one
     assert rendered(accuracy_table(folder)) == Page(path).tables[-1][1:]
+
+
+def test_grades_are_sorted_by_their_numbers_whatever_digits_they_have():
+    long = "9" * 5000
+    grades = ["", "1 digit", "2 digits", "007", "10 digits", f"1{long}", "level 2", "level 10", "²", "level ²"]
+    in_order = ["", "1 digit", "2 digits", "007", "10 digits", f"1{long}", "level 2", "level 10", "level ²", "²"]
+    assert sorted(grades, key=natural_key) == in_order
+    assert sorted([f"2{long}", f"1{long}", "3"], key=natural_key) == ["3", f"1{long}", f"2{long}"]
+
+
+def test_a_grade_may_be_called_all(tmp_path):
+    folder = write_run(tmp_path / "run", steps=9, eval_every=9)
+    metrics = (folder / "metrics.jsonl").read_text()
+    (folder / "metrics.jsonl").write_text(metrics.replace("/1 digit", "/all"))
+    last = read_metrics(folder)[-1]
+    expected = [
+        [last[f"eval/correct{key}"] / last[f"eval/count{key}"] for key in keys]
+        for keys in (("/2 digits", "/10 digits", "/all", ""), ("/all", ""))
+    ]
+    assert expected[1][0] != expected[1][1]
+
+    rows = rendered(accuracy_table(folder))
+    assert [row[0] for row in rows] == ["2 digits", "10 digits", "all", "all"]
+    assert [row[3] for row in rows] == [f"{value:.1%}" for value in expected[0]]
+
+    (run,) = load_runs([folder])
+    groups = group_runs([run])
+    (before_after, by_grade) = Figure().subplots(2)
+    draw_before_after(before_after, run)
+    ends = [text.get_text().split(" → ")[1] for text in before_after.texts]
+    assert ends == [f"{value:.0%}" for value in reversed(expected[0])]
+    assert [text.get_weight() for text in before_after.texts] == ["bold", "normal", "normal", "normal"]
+    draw_by_grade(by_grade, groups, groups[0].held_out)
+    np.testing.assert_allclose([bar.get_height() for bar in by_grade.patches], expected[0])
+    (row,) = method_rows(groups)
+    assert row["all"] == f"{100 * expected[1][0]:.1f}"
 
 
 def test_the_accuracy_table_of_one_evaluation_has_no_after(tmp_path):

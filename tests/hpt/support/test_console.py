@@ -24,6 +24,12 @@ def test_control_characters_are_shown_and_lines_and_tabs_are_kept() -> None:
     assert visible("a\tb\nc é 漢 😀") == "a\tb\nc é 漢 😀"
 
 
+def test_every_mark_that_changes_the_direction_of_text_is_shown() -> None:
+    """Those that Unicode gives the property Bidi_Control."""
+    marks = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+    assert visible(marks) == "".join(f"\\u{ord(mark):04x}" for mark in marks)
+
+
 def test_what_is_printed_has_none_of_them(capsys: pytest.CaptureFixture[str]) -> None:
     table = plain_table(HOSTILE, HOSTILE, HOSTILE)
     table.add_row(HOSTILE, HOSTILE)

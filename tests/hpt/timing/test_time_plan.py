@@ -86,6 +86,20 @@ def test_a_missing_local_model_is_not_looked_for_on_the_hub(monkeypatch: pytest.
         read_architecture(ModelConfig(path=str(tmp_path / "mine")))
 
 
+def test_a_folder_whose_config_cannot_be_read_says_why(tmp_path: Path) -> None:
+    settings = ModelConfig(path=str(tmp_path))
+    with pytest.raises(ArchitectureNotFound, match=r"the folder has no config\.json"):
+        read_architecture(settings)
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}}
+    (tmp_path / "config.json").write_text(json.dumps(own))
+    said = "its config.json cannot be read: .* contains custom code .* only run with model.trust_remote_code=true"
+    with pytest.raises(hpt.HptError, match=said):
+        read_architecture(settings)
+    (tmp_path / "config.json").write_text('{"model_type": "own"}')
+    with pytest.raises(hpt.HptError, match=r"its config\.json cannot be read: .*`own`"):
+        read_architecture(settings)
+
+
 def _only_local(*_: object, local_files_only: bool = False, **__: object) -> None:
     assert local_files_only
     raise OSError

@@ -23,6 +23,7 @@ from hpt.verify import (
     FunctionVerifier,
     MathVerifier,
     Verdict,
+    Verifier,
     make_verifier,
     output,
     pool,
@@ -31,13 +32,14 @@ from hpt.verify import (
 from hpt.verify.pool import DIED
 
 FUNCTIONS = '''
-import ctypes, fractions, os, subprocess, sys, time
+import ctypes, fractions, json, os, subprocess, sys, time
 from pathlib import Path
 
 def equal(response, answer): return response == answer
 def share(response, answer): return float(response)
 def fraction(response, answer): return fractions.Fraction(response)
 def nothing(response, answer): return None
+def as_json(response, answer): return json.loads(response)
 def fail(response, answer): raise KeyError("no " + answer)
 def leave(response, answer): sys.exit(3)
 def loaded(response, answer):
@@ -168,6 +170,21 @@ def test_a_broken_function_is_an_error_and_not_a_wrong_answer(function, response
         verifier.score([response], ["gold"])
 
 
+class Custom(Verifier):
+    grade = "judging:as_json"
+
+
+@pytest.mark.parametrize(
+    "returned", ["5", "null", '"ok"', "[]", '["correct"]', '["right", ""]', '["correct", 5]', '[["correct"], ""]', "{}"]
+)
+def test_a_verifier_whose_function_returns_another_form_says_so(returned):
+    message = r"'judging:as_json', called on .* gold answer 'gold', returned .*; allowed: \(status, detail\)"
+    with Custom(workers=1) as verifier:
+        assert verifier.score(['["unparsable", "no box"]'], ["gold"]) == [Verdict("unparsable", 0.0, "no box")]
+        with pytest.raises(RewardError, match=message):
+            verifier.score([returned], ["gold"])
+
+
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
@@ -224,11 +241,13 @@ def test_what_is_shown_has_one_limit_for_all_processes_of_a_pool(capsys, caplog,
 
 def test_a_reply_that_a_function_forges_is_an_error_that_says_so(monkeypatch):
     monkeypatch.setattr(protocol, "LONGEST_MESSAGE", 200_000)
-    forged = ["garbage\n", "{}\n", "5\n", '{"call": "1", "value": true}\n', "[" * 100_000 + "\n", "x" * 300_000]
+    forged = ["garbage\n", "{}\n", "5\n", '{"call": "1", "value": true}\n', "[" * 100_000 + "\n"]
     with asking("forge") as verifier:
         for text in forged:
             with pytest.raises(RewardError, match="which is not its answer: does a function write to"):
                 verifier.score([text], [""])
+        with pytest.raises(RewardError, match="a reply that is longer than the limit of"):
+            verifier.score(["x" * 300_000], [""])
         assert verifier.score([""], [""]) == [Verdict("correct", 1.0)]
 
 

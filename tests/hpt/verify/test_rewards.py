@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,11 @@ from hpt.config.sections.rewards import RewardCallsConfig
 from hpt.data.questions import Question
 from hpt.support.errors import ConfigError, RewardError
 from hpt.support.named_functions import name_function, resolve
-from hpt.verify import FunctionVerifier, Response, RewardFunctions, TrainerState
+from hpt.verify import FunctionVerifier, Response, RewardFunctions, TrainerState, protocol
 from hpt.verify.trial import try_rewards
 
 FUNCTIONS = """
-import asyncio, fractions, time
+import asyncio, fractions, inspect, json, os, time
 from functools import partial
 
 def seen(log_extra, log_metric, **arguments):
@@ -61,10 +63,33 @@ def very_huge(completions, **kwargs): return [10**400] * len(completions)
 def one_number(completions, **kwargs): return 1.0
 def a_dict(completions, **kwargs): return {"a": 1, "b": 2}
 def hangs(completions, **kwargs): time.sleep(600)
+def logs_much(completions, log_extra, **kwargs):
+    log_extra("much", ["x" * 100_000] * len(completions))
+    return [1.0] * len(completions)
+def forges(completions, **kwargs):
+    # Answers the call itself, in place of the worker's program.
+    frame = inspect.currentframe()
+    while frame.f_code.co_name != "_work": frame = frame.f_back
+    message = json.dumps({"call": frame.f_locals["call"], "value": kwargs["reply"][0]})
+    frame.f_locals["connection"].sendall(message.encode() + b"\\n")
+    os._exit(0)
 def greedy(completions, **kwargs): return [len(bytearray(2000 << 20))] * len(completions)
 """
 GOOD = ["seen", "fixed", "of_ids", "some", "judged", "longer", "at_least"]
-BROKEN = ["fails", "leaves", "few", "text", "nan", "infinite", "huge", "very_huge", "one_number", "a_dict"]
+BROKEN = [
+    "fails",
+    "leaves",
+    "few",
+    "text",
+    "nan",
+    "infinite",
+    "huge",
+    "very_huge",
+    "one_number",
+    "a_dict",
+    "logs_much",
+    "forges",
+]
 QUESTION = Question(
     "q1",
     "2+2=",
@@ -203,6 +228,54 @@ def test_a_fault_names_the_function_the_question_and_what_came(
 ) -> None:
     with pytest.raises(RewardError, match=rf"'rewarding:{name}' {said}.*, called on 2 completions of question q1"):
         rewarded(functions, name)
+
+
+def test_a_reply_above_the_limit_is_not_called_forged(
+    functions: RewardFunctions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert rewarded(functions, "logs_much").values["logs_much"] == [1.0, 1.0]
+    monkeypatch.setattr(protocol, "LONGEST_MESSAGE", 1 << 17)
+    said = r"sent a reply that is longer than the limit of 0\.125 MiB: does a function return or log that much"
+    with pytest.raises(RewardError, match=said):
+        rewarded(functions, "logs_much")
+
+
+GOOD_REPLY: dict[str, Any] = {"rewards": [0.5, None], "metrics": {"m": [1.0]}, "extra": {"e": ["x", 1, 0.5, None]}}
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "hi",
+        5,
+        None,
+        [],
+        {},
+        {"fault": 5},
+        {"rewards": [0.5, 0.5]},
+        GOOD_REPLY | {"rewards": [0.5]},
+        GOOD_REPLY | {"rewards": ["x", "x"]},
+        GOOD_REPLY | {"rewards": [0.5, math.nan]},
+        GOOD_REPLY | {"rewards": [0.5, 10**400]},
+        GOOD_REPLY | {"rewards": {"a": 0.5, "b": 0.5}},
+        GOOD_REPLY | {"metrics": [1.0]},
+        GOOD_REPLY | {"metrics": {"m": 1.0}},
+        GOOD_REPLY | {"metrics": {"m": ["x"]}},
+        GOOD_REPLY | {"extra": {"e": "x"}},
+        GOOD_REPLY | {"extra": {"e": [["x"]]}},
+        GOOD_REPLY | {"more": 1},
+    ],
+)
+def test_a_forged_reply_of_another_form_is_an_error_that_says_so(functions: RewardFunctions, reply: Any) -> None:
+    question = replace(QUESTION, columns={"reply": reply})
+    with pytest.raises(RewardError, match="which is not its answer: does a function write to"):
+        rewarded(functions, "forges", question)
+
+
+def test_a_reply_of_the_right_form_is_taken(functions: RewardFunctions) -> None:
+    found = rewarded(functions, "forges", replace(QUESTION, columns={"reply": GOOD_REPLY}))
+    assert found.values["forges"] == [0.5, None]
+    assert (found.metrics, found.extra) == (GOOD_REPLY["metrics"], GOOD_REPLY["extra"])
 
 
 def test_faults_and_limits_count_as_none_where_the_recipe_says_so(
