@@ -44,14 +44,26 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedT
 
 
 def generation_ends(path: str) -> list[int]:
-    """The end tokens that a model's generation_config.json names; none if there is no such file."""
+    """The end tokens that a model's generation_config.json names; none if there is no such file.
+
+    HptError where it cannot be read.
+    """
     from transformers import GenerationConfig
 
+    file = Path(path).expanduser() / "generation_config.json"
     try:
-        ends = GenerationConfig.from_pretrained(str(Path(path).expanduser())).eos_token_id
-    except OSError:
+        ends = GenerationConfig.from_pretrained(str(file.parent)).eos_token_id
+    except Exception as error:
+        if not file.exists() and isinstance(error, OSError):
+            return []
+        raise HptError(f"{file} cannot be read: {error}") from error
+    if ends is None:
         return []
-    return [ends] if isinstance(ends, int) else list(ends or [])
+    if not isinstance(ends, list):
+        ends = [ends]
+    if not all(isinstance(end, int) for end in ends):
+        raise HptError(f"{file}: eos_token_id must be an integer or a list of them, got {ends!r}")
+    return ends
 
 
 def model_name(tokenizer: PreTrainedTokenizerBase) -> str:

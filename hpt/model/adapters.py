@@ -39,7 +39,18 @@ def adapter_rank(folder: Path) -> int:
 
 
 def _adapter_config(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    path = folder / ADAPTER_CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise HptError(f"{path} cannot be read: {error}") from error
+    if not (
+        isinstance(config, dict)
+        and isinstance(config.get("base_model_name_or_path"), str)
+        and isinstance(config.get("r"), int)
+    ):
+        raise HptError(f"{path}: must have base_model_name_or_path, a text, and r, an integer")
+    return config
 
 
 def merge_adapters(base: PreTrainedModel, folder: Path) -> PreTrainedModel:

@@ -168,6 +168,10 @@ def _load(
         raise HptError(
             f"model.path = {path!r}: no causal language model could be loaded: {what_is_wrong(error)}"
         ) from error
+    except RuntimeError as error:
+        if "PytorchStreamReader" not in str(error):  # such as too little memory
+            raise
+        raise HptError(f"model.path = {path!r}: a file of its weights is not whole: {error}") from error
     model, found = loaded
     _check_weights(path, settings, found)
     return model if "device_map" in options else model.to(device)

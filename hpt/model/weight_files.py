@@ -6,12 +6,14 @@ from pickle import UnpicklingError
 
 from safetensors import SafetensorError
 
-UNREADABLE = (OSError, ValueError, SafetensorError, UnpicklingError)
-"""What transformers and peft raise for them."""
+UNREADABLE = (OSError, ValueError, SafetensorError, UnpicklingError, EOFError, KeyError, TypeError, ZeroDivisionError)
+"""What transformers and peft raise for them, and for settings that make no model."""
 
 
 def what_is_wrong(error: Exception) -> str:
     """A sentence on an error of UNREADABLE."""
+    if isinstance(error, (EOFError, KeyError, TypeError, ZeroDivisionError)):
+        return f"{type(error).__name__}: {error}; is one of its files damaged?"
     if not isinstance(error, UnpicklingError):
         return str(error)
     # torch's own text advises to load it without the check.

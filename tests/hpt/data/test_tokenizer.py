@@ -34,3 +34,7 @@ def test_generation_ends(tmp_path):
     for written, expected in (("7", [7]), ("[7, 9]", [7, 9]), ("null", [])):
         (tmp_path / "generation_config.json").write_text(f'{{"eos_token_id": {written}}}')
         assert generation_ends(str(tmp_path)) == expected
+    for broken in ("{", "[]", '{"eos_token_id": "x"}', '{"eos_token_id": [7, "x"]}'):
+        (tmp_path / "generation_config.json").write_text(broken)
+        with pytest.raises(HptError, match=r"generation_config\.json"):
+            generation_ends(str(tmp_path))

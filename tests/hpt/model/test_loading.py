@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import shutil
 import weakref
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from hpt.config.schema import Config
 from hpt.method.micro_batches import MicroBatch, micro_batches
 from hpt.method.rows import Row, Signal
 from hpt.model import attention
-from hpt.model.adapters import ADAPTER_CONFIG
+from hpt.model.adapters import ADAPTER_CONFIG, base_model_path
 from hpt.model.liger import apply_liger
 from hpt.model.loading import check_model_settings, load_model, load_policy, save_model
 from hpt.model.policy import Policy
@@ -459,6 +460,39 @@ def test_ligers_kernels_compute_the_same(world: Path, monkeypatch: pytest.Monkey
         monkeypatch.setattr(modeling_qwen2, "apply_rotary_pos_emb", theirs)
         expected = plain.model(input_ids=ids, use_cache=False).last_hidden_state
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("damage", ["half a pickle", "an empty pickle", "a number", "an index", "no heads"])
+def test_a_damaged_model_is_named(world: Path, tmp_path: Path, damage: str) -> None:
+    config = settings(world)
+    folder = Path(shutil.copytree(config.model.path, tmp_path / "folder"))
+    pickled = folder / "pytorch_model.bin"
+    if damage in ("half a pickle", "an empty pickle", "a number"):
+        torch.save(5 if damage == "a number" else load_file(folder / "model.safetensors"), pickled)
+        (folder / "model.safetensors").unlink()
+    if damage == "half a pickle":
+        half(pickled)
+    elif damage == "an empty pickle":
+        pickled.write_bytes(b"")
+    elif damage == "an index":
+        (folder / "model.safetensors").unlink()
+        (folder / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    elif damage == "no heads":
+        text = (folder / "config.json").read_text()
+        (folder / "config.json").write_text(text.replace('"num_attention_heads": 4', '"num_attention_heads": 0'))
+    with pytest.raises(HptError, match=rf"model\.path = '{folder}': "):
+        load_model(str(folder), config.model, CPU)
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"base_model_name_or_path": "x"}'])
+def test_a_damaged_adapter_config_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / ADAPTER_CONFIG).write_text(text)
+    with pytest.raises(HptError, match=re.escape(str(tmp_path / ADAPTER_CONFIG))):
+        base_model_path(tmp_path)
 
 
 @pytest.mark.parametrize("what", ["model", "adapters to merge", "adapters to train"])

@@ -247,7 +247,7 @@ def test_the_base_of_adapters_counts_as_the_model(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         for file, text in files.items():
             (tmp_path / name / file).write_text(text)
-    settings = json.dumps({"base_model_name_or_path": str(tmp_path / "base")})
+    settings = json.dumps({"base_model_name_or_path": str(tmp_path / "base"), "r": 4})
     (tmp_path / "adapters" / "adapter_config.json").write_text(settings)
     before = model_fingerprint(str(tmp_path / "adapters"))
     (tmp_path / "base" / "w").write_text("3")
