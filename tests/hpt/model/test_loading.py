@@ -462,20 +462,16 @@ def test_ligers_kernels_compute_the_same(world: Path, monkeypatch: pytest.Monkey
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
-def half(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-@pytest.mark.parametrize("damage", ["half a pickle", "an empty pickle", "a number", "an index", "no heads"])
+@pytest.mark.parametrize("damage", ["a short pickle", "an empty pickle", "a number", "an index", "no heads"])
 def test_a_damaged_model_is_named(world: Path, tmp_path: Path, damage: str) -> None:
     config = settings(world)
     folder = Path(shutil.copytree(config.model.path, tmp_path / "folder"))
     pickled = folder / "pytorch_model.bin"
-    if damage in ("half a pickle", "an empty pickle", "a number"):
+    if damage in ("a short pickle", "an empty pickle", "a number"):
         torch.save(5 if damage == "a number" else load_file(folder / "model.safetensors"), pickled)
         (folder / "model.safetensors").unlink()
-    if damage == "half a pickle":
-        half(pickled)
+    if damage == "a short pickle":
+        pickled.write_bytes(pickled.read_bytes()[:1000])
     elif damage == "an empty pickle":
         pickled.write_bytes(b"")
     elif damage == "an index":
