@@ -9,13 +9,18 @@ from .outcomes import Outcome, by_condition, by_gamma
 from .statistics import over_seeds
 from .task import START, TITLES
 
+REFERENCES = ("hpt", "sft-then-grpo", "sft")
+"""The methods that all others are compared with, seed by seed."""
+
 
 def report(outcomes: Sequence[Outcome], untrained: str) -> str:
     """All tables. untrained: the grade that no training question has."""
     parts = []
     for condition, methods in by_condition(outcomes).items():
         parts += [f"## {TITLES[condition].capitalize()}", "", *_accuracies(methods, untrained), ""]
-        parts += ["### HPT against the others", "", *_differences(methods), ""]
+        for reference in REFERENCES:
+            if reference in methods:
+                parts += [f"### `{reference}` against the others", "", *_differences(methods, reference), ""]
         parts += ["### Questions", "", *_questions(methods), ""]
         parts += ["### Costs", "", *_costs(methods), ""]
         gammas = by_gamma(outcomes, condition)
@@ -71,20 +76,20 @@ def _accuracies(methods: dict[str, list[Outcome]], untrained: str) -> list[str]:
     return [*_table([*head, *(f"pass@{k}" for k in ks)], rows), "", " ".join(note)]
 
 
-def _differences(methods: dict[str, list[Outcome]]) -> list[str]:
-    """HPT against every other method. Seeds and questions are the same, so the differences are paired."""
-    hpt = {outcome.trial.seed: outcome for outcome in methods.get("hpt", [])}
+def _differences(methods: dict[str, list[Outcome]], reference: str) -> list[str]:
+    """A method against every other. Seeds and questions are the same, so the differences are paired."""
+    own = {outcome.trial.seed: outcome for outcome in methods[reference]}
     rows = []
     for method in _ranked(methods):
-        pairs = [(hpt[outcome.trial.seed], outcome) for outcome in methods[method] if outcome.trial.seed in hpt]
-        if method in ("hpt", START) or not pairs:
+        pairs = [(own[outcome.trial.seed], outcome) for outcome in methods[method] if outcome.trial.seed in own]
+        if method in (reference, START) or not pairs:
             continue
         changes = [ours.accuracy() - theirs.accuracy() for ours, theirs in pairs]
         change = over_seeds(changes)
         ahead = sum(difference > 0 for difference in changes)
         sign = "+" if change.mean >= 0 else ""
         rows.append([_label(method), f"{sign}{change}", f"{ahead} of {len(changes)}"])
-    return _table(["HPT against", "difference in accuracy", "seeds where HPT is ahead"], rows)
+    return _table([f"`{reference}` against", "difference in accuracy", "seeds where it is ahead"], rows)
 
 
 def _questions(methods: dict[str, list[Outcome]]) -> list[str]:
