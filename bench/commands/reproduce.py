@@ -27,7 +27,7 @@ from .. import runs
 from ..commit import last_commit
 from ..reproduction.experiments import Experiments
 from ..reproduction.figures import accuracy, dynamics, questions
-from ..reproduction.records import CONDITIONS, Records, read_records
+from ..reproduction.records import Records, read_records
 from ..reproduction.tables import report
 from ..reproduction.task import METHODS, TASKS
 
@@ -59,6 +59,8 @@ def main(argv: Sequence[str]) -> int:
     }
     changes = {name: value for name, value in changes.items() if value is not None}
     tasks = [replace(task, **changes) for task in TASKS.values() if options.task in (None, task.recipe)]
+    if options.redraw and (changes or options.settings):
+        parser.error("--redraw draws all records: it takes --task and --output only")
     for task in tasks:
         if shared := set(task.tuning_seeds) & set(task.seeds):
             parser.error(f"--tuning-seeds {shared.pop()}: must not be one of --seeds, since it chooses the rates")
@@ -78,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _records(folder: Path, recipe: str) -> Records:
     """Those in the folder, to which this commit and machine are added, or new ones."""
-    records = read_records(folder) if (folder / CONDITIONS).exists() else Records(folder, recipe, [])
+    records = read_records(folder) if folder.exists() else Records(folder, recipe, [])
     now = f"commit {last_commit('kernels', 'hpt')}, {runs.machine()}"
     if now not in records.conditions:
         records.conditions.append(now)

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hpt.support.errors import HptError
 from hpt.support.files import write_file_atomically
 
 from .outcomes import Answered, Outcome, Trial
@@ -61,7 +62,14 @@ class Records:
 
 
 def read_records(folder: Path) -> Records:
-    """What `Records` wrote."""
+    """What `Records` wrote. HptError where a file is missing or damaged."""
+    try:
+        return _read(folder)
+    except (OSError, EOFError, KeyError, TypeError, ValueError) as error:
+        raise HptError(f"{folder}: its records are not whole ({type(error).__name__}: {error})") from error
+
+
+def _read(folder: Path) -> Records:
     recipe, *conditions = (folder / CONDITIONS).read_text().splitlines()
     records = Records(folder, recipe, conditions)
     for line in _parsed((folder / RATES).read_bytes()):

@@ -24,6 +24,7 @@ from bench.reproduction.tables import report
 from bench.reproduction.task import CLEAN, START, SUMS, WORD_PROBLEMS, WRONG
 from hpt.demos import sums, word_problems
 from hpt.demos.addition import Sum, make_questions
+from hpt.support.errors import HptError
 
 
 def test_a_slip_makes_one_column_wrong_and_is_carried_to_the_answer() -> None:
@@ -108,6 +109,15 @@ def test_records_of_another_recipe_are_not_mixed_in(tmp_path: Path, capsys: pyte
     with pytest.raises(SystemExit):
         reproduce.main(["--task", "sums", "--output", str(tmp_path), "steps=4"])
     assert "holds records of Recipe `sums` steps=3, not of Recipe `sums` steps=4" in capsys.readouterr().err
+
+
+def test_records_that_are_not_whole_are_neither_read_nor_overwritten(tmp_path: Path) -> None:
+    Records(tmp_path / "sums", "Recipe `sums`", []).choose({})
+    (tmp_path / "sums" / "conditions.txt").unlink()
+    kept = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(HptError, match="its records are not whole"):
+        reproduce.main(["--task", "sums", "--output", str(tmp_path)])
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == kept
 
 
 def test_methods_without_demonstrations_and_the_start_model_belong_to_every_condition(outcomes: list[Outcome]) -> None:
