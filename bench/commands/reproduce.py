@@ -66,6 +66,8 @@ def main(argv: Sequence[str]) -> int:
             parser.error(f"--tuning-seeds {shared.pop()}: must not be one of --seeds, since it chooses the rates")
     for task in tasks:
         folder = options.output / task.recipe
+        if options.redraw and not folder.exists():
+            parser.error(f"--redraw: there are no records in {folder}")
         if not options.redraw:
             recipe = " ".join([f"Recipe `{task.recipe}`", *options.settings])
             records = _records(folder, recipe)

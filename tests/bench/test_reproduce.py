@@ -111,6 +111,12 @@ def test_records_of_another_recipe_are_not_mixed_in(tmp_path: Path, capsys: pyte
     assert "holds records of Recipe `sums` steps=3, not of Recipe `sums` steps=4" in capsys.readouterr().err
 
 
+def test_there_must_be_records_to_redraw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        reproduce.main(["--task", "sums", "--output", str(tmp_path), "--redraw"])
+    assert f"--redraw: there are no records in {tmp_path / 'sums'}" in capsys.readouterr().err
+
+
 def test_records_that_are_not_whole_are_neither_read_nor_overwritten(tmp_path: Path) -> None:
     Records(tmp_path / "sums", "Recipe `sums`", []).choose({})
     (tmp_path / "sums" / "conditions.txt").unlink()
