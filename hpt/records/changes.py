@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpt.records.files import CHANGES, read_jsonl
+from hpt.records.files import CHANGES, read_jsonl_if_any
 from hpt.support.errors import HptError
 
 
@@ -30,7 +30,7 @@ def read_changes(run: Path) -> list[tuple[int, list[Change]]]:
     HptError where the file has anything else.
     """
     path = run / CHANGES
-    lines = read_jsonl(path) if path.is_file() else []
+    lines = read_jsonl_if_any(path)
     try:
         return [(line["step"], [Change(**change) for change in line["changes"]]) for line in lines]
     except (KeyError, TypeError) as error:

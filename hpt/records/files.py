@@ -120,6 +120,11 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def read_jsonl_if_any(path: Path) -> list[dict[str, Any]]:
+    """As `read_jsonl`; nothing where there is no such file, as before a run's first step."""
+    return read_jsonl(path) if path.is_file() else []
+
+
 def step_path(folder: str | Path, kind: str, step: int) -> Path:
     """The file of one step in a run's folder; kind: ROLLOUTS or EVALUATIONS."""
     return Path(folder) / kind / f"step-{step:06d}.jsonl"

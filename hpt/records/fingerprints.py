@@ -20,7 +20,7 @@ from hpt.config.recipe import build_config, read_config
 from hpt.config.schema import Config
 from hpt.model.adapters import base_model_path, holds_adapters
 from hpt.records.changes import Change, read_changes
-from hpt.records.files import CONFIG, METRICS, read_jsonl
+from hpt.records.files import CONFIG, METRICS, read_jsonl_if_any
 from hpt.support.device import pick_device
 from hpt.support.errors import ConfigError
 from hpt.support.files import named_os_errors
@@ -136,8 +136,7 @@ def model_fingerprint(path: str) -> str:
 
 def metrics_fingerprint(run: Path, step: int) -> str:
     """Of the lines of a run's metrics.jsonl up to `step`; the seconds of a save come to a line after the save."""
-    path = run / METRICS
-    lines = [line for line in read_jsonl(path) if line["step"] <= step] if path.is_file() else []
+    lines = [line for line in read_jsonl_if_any(run / METRICS) if line["step"] <= step]
     hashed = hashlib.sha256()
     for line in lines:
         line.pop("time/checkpoint", None)

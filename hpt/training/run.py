@@ -16,7 +16,7 @@ from hpt.config.schema import Config
 from hpt.config.stages import Stage, stages_of
 from hpt.records.checkpoints import checkpoint_path, checkpoints, step_of
 from hpt.records.checks import check_unused
-from hpt.records.files import CONFIG, METRICS, read_jsonl
+from hpt.records.files import CONFIG, METRICS, read_jsonl_if_any
 from hpt.records.journal import Journal
 from hpt.support.device import peak_memory_gib
 from hpt.support.distributed import World
@@ -82,7 +82,7 @@ def resume(folder: Path, config: Config, *, accept_changes: bool = False, began:
 
 def _check_restart(folder: Path, accept_changes: bool) -> None:
     """Of a run without a checkpoint. HptError where it had one, unless its loss is accepted."""
-    lines = read_jsonl(folder / METRICS) if (folder / METRICS).is_file() else []
+    lines = read_jsonl_if_any(folder / METRICS)
     saved = [line["step"] for line in lines if "time/checkpoint" in line]
     if saved and not accept_changes:
         raise HptError(
