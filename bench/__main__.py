@@ -6,5 +6,10 @@ import sys
 
 from upge.command_line import main
 
+from hpt.support.errors import HptError
+
 if __name__ == "__main__":
-    sys.exit(main("bench", sys.argv[1:]))
+    try:
+        sys.exit(main("bench", sys.argv[1:]))
+    except HptError as error:
+        sys.exit(f"bench: {error}")

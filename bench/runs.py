@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ import yaml
 
 from hpt.records.checkpoints import checkpoint_path
 from hpt.records.files import CONFIG
+from hpt.support.errors import HptError
 
 
 @contextmanager
@@ -51,13 +53,15 @@ def evaluate(model: Path, output: Path, arguments: Sequence[str]) -> None:
 
 
 def _hpt(*arguments: str) -> None:
-    subprocess.run(
+    """Its errors are on the terminal. HptError if it fails."""
+    ended = subprocess.run(
         [sys.executable, "-m", "hpt", *arguments],
-        check=True,
         stdout=subprocess.DEVNULL,
         close_fds=False,  # inherit the lock of `hold`
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
+    if ended.returncode:
+        raise HptError(f"this run ended with status {ended.returncode}: hpt {shlex.join(arguments)}")
 
 
 def machine() -> str:

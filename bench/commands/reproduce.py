@@ -2,12 +2,13 @@
 
 There are two tasks. `hpt train sums` is done by a model of 0.2M parameters: sums that it solves sometimes or never.
 `hpt train word-problems` is done by SmolLM2-135M-Instruct after some SFT: small word problems, with fewer methods and
-seeds. In both, few questions have a demonstration. All demonstrations are right (clean), or 40% of them are wrong.
+seeds. In both, few questions have a demonstration. All demonstrations are right (clean), or each is wrong with
+probability .4.
 
-All methods get the same questions and the same number of optimizer updates. The learning rate of each is tuned in the
-same way in each condition, by held-out accuracy on seeds that are used for nothing else: rates that differ by a factor
-of 3 are added until the best has a worse one on both sides. For SmolLM2 only two rates are tried. Of SFT then GRPO, SFT
-has the rate of SFT alone, and GRPO's is tuned.
+All methods make the same number of optimizer updates of as many questions. SFT takes those with a demonstration. The
+learning rate of each is tuned in the same way in each condition, by held-out accuracy on seeds that are used for
+nothing else: rates that differ by a factor of 3 are added until the best has a worse one on both sides. For SmolLM2
+only two rates are tried. Of SFT then GRPO, SFT has the rate of SFT alone, and GRPO's is tuned.
 
 Then, over several seeds: every method in every condition, and HPT at other gammas of the gate. The last checkpoints are
 evaluated with n responses per held-out question, for pass@k.
@@ -23,13 +24,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from hpt.commands.arguments import positive_int
+from hpt.config.recipe import load_config
+from hpt.support.errors import HptError
+
 from .. import runs
 from ..commit import last_commit
 from ..reproduction.experiments import Experiments
 from ..reproduction.figures import accuracy, dynamics, questions
 from ..reproduction.records import Records, read_records
 from ..reproduction.tables import report
-from ..reproduction.task import METHODS, TASKS
+from ..reproduction.task import METHODS, TASKS, Task
 
 RESULTS = Path(__file__).parents[1] / "results" / "reproduce"
 
@@ -43,8 +48,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="default: the task's")
     parser.add_argument("--tuning-seeds", nargs="+", type=int, metavar="SEED", help="default: the task's")
     parser.add_argument("--learning-rates", nargs="+", type=float, metavar="LR", help="the first to try")
-    parser.add_argument("--n", type=int, help="responses per question in the last evaluation (default: the task's)")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at once, one thread each (default 2)")
+    parser.add_argument("--n", type=positive_int, help="responses per question at the end (default: the task's)")
+    parser.add_argument("--jobs", type=positive_int, default=2, help="runs at once, one thread each (default 2)")
     parser.add_argument("--runs", type=Path, default=Path("runs/reproduce"), help="folder of the runs")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of tables, figures and records")
     parser.add_argument("--redraw", action="store_true", help="only tables and figures, from the records in --output")
@@ -59,43 +64,55 @@ def main(argv: Sequence[str]) -> int:
     }
     changes = {name: value for name, value in changes.items() if value is not None}
     tasks = [replace(task, **changes) for task in TASKS.values() if options.task in (None, task.recipe)]
-    if options.redraw and (changes or options.settings):
-        parser.error("--redraw draws all records: it takes --task and --output only")
-    for task in tasks:
-        if shared := set(task.tuning_seeds) & set(task.seeds):
-            parser.error(f"--tuning-seeds {shared.pop()}: must not be one of --seeds, since it chooses the rates")
-    for task in tasks:
-        folder = options.output / task.recipe
-        if options.redraw and not folder.exists():
-            parser.error(f"--redraw: there are no records in {folder}")
-        if not options.redraw:
-            recipe = " ".join([f"Recipe `{task.recipe}`", *options.settings])
-            records = _records(folder, recipe)
-            if records.recipe != recipe:
-                parser.error(f"--output {folder}: holds records of {records.recipe}, not of {recipe}")
-            with runs.hold(options.runs):
-                runs_folder = options.runs / task.recipe
-                Experiments(task, runs_folder, records, options.jobs, tuple(options.settings)).compare()
-        _show(folder, task.untrained)
+    if options.redraw:
+        if changes or options.settings:
+            parser.error("--redraw draws all records: it takes --task and --output only")
+        _redraw(tasks, options.output)
+        return 0
+    for task, records in [(task, _records(task, options.output, options.settings)) for task in tasks]:
+        with runs.hold(options.runs):
+            folder = options.runs / task.recipe
+            Experiments(task, folder, records, options.jobs, tuple(options.settings)).compare()
+        _draw(records, task)
     return 0
 
 
-def _records(folder: Path, recipe: str) -> Records:
-    """Those in the folder, to which this commit and machine are added, or new ones."""
+def _redraw(tasks: Sequence[Task], output: Path) -> None:
+    """HptError if none of the tasks has a recorded evaluation."""
+    found = [(read_records(output / task.recipe), task) for task in tasks if (output / task.recipe).exists()]
+    evaluated = [
+        (records, task) for records, task in found if any(each.evaluation for each in records.outcomes.values())
+    ]
+    if not evaluated:
+        names = " or ".join(task.recipe for task in tasks)
+        raise HptError(f"--redraw: no evaluation of {names} is recorded in {output}")
+    for records, task in evaluated:
+        _draw(records, task)
+
+
+def _records(task: Task, output: Path, settings: Sequence[str]) -> Records:
+    """Those of a task, to which this commit and machine are added, or new ones. HptError if they are of other runs."""
+    load_config(task.recipe, settings)
+    folder = output / task.recipe
+    recipe = " ".join([f"Recipe `{task.recipe}`", *settings])
     records = read_records(folder) if folder.exists() else Records(folder, recipe, [])
+    if records.recipe != recipe:
+        raise HptError(f"--output {folder}: holds records of {records.recipe}, not of {recipe}")
+    for n in {answer.n for outcome in records.outcomes.values() for answer in outcome.evaluation}:
+        if n != task.n:
+            raise HptError(f"--n {task.n}: the evaluations recorded in {folder} have n = {n}")
     now = f"commit {last_commit('kernels', 'hpt')}, {runs.machine()}"
     if now not in records.conditions:
         records.conditions.append(now)
     return records
 
 
-def _show(folder: Path, untrained: str) -> None:
-    """Write and print the tables, and draw the figures, from the records in `folder`."""
-    records = read_records(folder)
+def _draw(records: Records, task: Task) -> None:
+    """Write and print the tables, and draw the figures."""
     outcomes = list(records.outcomes.values())
-    text = f"{report(outcomes, untrained)}\n{'; '.join([records.recipe, *records.conditions])}.\n"
-    (folder / "table.md").write_text(text)
-    accuracy.draw(outcomes, folder / "summary.png")
-    dynamics.draw(outcomes, folder / "dynamics.png")
-    questions.draw(outcomes, folder / "questions.png")
+    text = f"{report(outcomes, task.untrained)}\n{'; '.join([records.recipe, *records.conditions])}.\n"
+    (records.folder / "table.md").write_text(text)
+    accuracy.draw(outcomes, records.folder / "summary.png")
+    dynamics.draw(outcomes, records.folder / "dynamics.png")
+    questions.draw(outcomes, records.folder / "questions.png")
     print(text)

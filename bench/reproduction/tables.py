@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import mean
 
-from .outcomes import Outcome, by_condition, by_gamma
-from .statistics import over_seeds
-from .task import START, TITLES
+from .outcomes import Outcome, by_condition, by_gamma, by_method
+from .statistics import Estimate, over_seeds
+from .task import CLEAN, METHODS, START, TITLES, WRONG
 
 REFERENCES = ("hpt", "sft-then-grpo", "sft")
 """The methods that all others are compared with, seed by seed."""
@@ -34,6 +34,8 @@ def report(outcomes: Sequence[Outcome], untrained: str) -> str:
         tuning = [each for each in outcomes if not each.evaluation and each.trial.condition == condition]
         if tuning:
             parts += ["### Learning rates tried, on seeds of their own", "", *_tuning(tuning), ""]
+    if changes := _changes(outcomes):
+        parts += ["## What wrong demonstrations change", "", *changes, ""]
     return "\n".join(parts)
 
 
@@ -77,19 +79,43 @@ def _accuracies(methods: dict[str, list[Outcome]], untrained: str) -> list[str]:
 
 
 def _differences(methods: dict[str, list[Outcome]], reference: str) -> list[str]:
-    """A method against every other. Seeds and questions are the same, so the differences are paired."""
-    own = {outcome.trial.seed: outcome for outcome in methods[reference]}
+    """A method against every other."""
     rows = []
     for method in _ranked(methods):
-        pairs = [(own[outcome.trial.seed], outcome) for outcome in methods[method] if outcome.trial.seed in own]
-        if method in (reference, START) or not pairs:
+        differences = _paired(methods[reference], methods[method])
+        if method in (reference, START) or not differences:
             continue
-        changes = [ours.accuracy() - theirs.accuracy() for ours, theirs in pairs]
-        change = over_seeds(changes)
-        ahead = sum(difference > 0 for difference in changes)
-        sign = "+" if change.mean >= 0 else ""
-        rows.append([_label(method), f"{sign}{change}", f"{ahead} of {len(changes)}"])
+        ahead = sum(difference > 0 for difference in differences)
+        rows.append([_label(method), _signed(over_seeds(differences)), f"{ahead} of {len(differences)}"])
     return _table([f"`{reference}` against", "difference in accuracy", "seeds where it is ahead"], rows)
+
+
+def _paired(ours: Sequence[Outcome], theirs: Sequence[Outcome]) -> list[float]:
+    """Differences of accuracy, ours less theirs, on the seeds that both have: these share their questions."""
+    others = {outcome.trial.seed: outcome for outcome in theirs}
+    return [
+        outcome.accuracy() - others[outcome.trial.seed].accuracy() for outcome in ours if outcome.trial.seed in others
+    ]
+
+
+def _signed(change: Estimate) -> str:
+    return f"+{change}" if change.mean >= 0 else str(change)
+
+
+def _changes(outcomes: Sequence[Outcome]) -> list[str]:
+    """Of each method that has demonstrations and was run in both conditions."""
+    clean, wrong = by_method(outcomes, CLEAN), by_method(outcomes, WRONG)
+    rows = []
+    for method in _ranked(wrong):
+        if method == START or not METHODS[method].demonstrations:
+            continue
+        changes = _paired(wrong[method], clean.get(method, []))
+        if changes:
+            lower = sum(change < 0 for change in changes)
+            rows.append([_label(method), _signed(over_seeds(changes)), f"{lower} of {len(changes)}"])
+    if not rows:
+        return []
+    return _table(["method", "accuracy, less that with clean demonstrations", "seeds where it is lower"], rows)
 
 
 def _questions(methods: dict[str, list[Outcome]]) -> list[str]:

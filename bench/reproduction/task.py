@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hpt.demos import sums, word_problems
+from hpt.support.errors import HptError
 
 START = "start"
 """In place of a method: the start model, before any run."""
 CLEAN, WRONG = "clean", "wrong"
-"""Conditions: all demonstrations are right, or 40% of them are wrong."""
+"""Conditions: all demonstrations are right, or each is wrong with probability .4."""
 Pair = tuple[str, str]
 """A condition and the name of a method."""
-TITLES = {CLEAN: "clean demonstrations", WRONG: "40% wrong demonstrations"}
+TITLES = {CLEAN: "clean demonstrations", WRONG: "partly wrong demonstrations"}
 
 _VERIFIED = "data.wrong_demonstrations=rollouts"  # those that the verifier refuses are not imitated
 
@@ -70,6 +71,18 @@ class Task:
     exam: tuple[str, ...]
     gammas: tuple[float, ...] = ()
     warm_up: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if shared := set(self.tuning_seeds) & set(self.seeds):
+            raise HptError(f"seed {shared.pop()}: chooses the learning rates, so it must not be a seed of the results")
+        for rate in self.rates:
+            if rate not in self.ladder:
+                allowed = ", ".join(f"{rate:g}" for rate in self.ladder)
+                raise HptError(f"{self.recipe}: the learning rate must be one of {allowed}, got {rate:g}")
+        for method in self.methods:
+            first = METHODS[method].first
+            if first not in (None, *self.methods):
+                raise HptError(f"{method}: its first stage has the learning rate of {first}, which must be run too")
 
     def methods_with(self, condition: str) -> list[str]:
         """Those whose runs are not the same as those of another condition or method."""

@@ -104,17 +104,43 @@ def test_records_come_back_as_they_were(outcomes: list[Outcome], tmp_path: Path)
     assert (tmp_path / "sums" / "metrics.jsonl.gz").read_bytes() == first
 
 
-def test_records_of_another_recipe_are_not_mixed_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_records_of_another_recipe_are_not_mixed_in(tmp_path: Path) -> None:
     Records(tmp_path / "sums", "Recipe `sums` steps=3", []).choose({})
-    with pytest.raises(SystemExit):
+    with pytest.raises(HptError, match="holds records of Recipe `sums` steps=3, not of Recipe `sums` steps=4"):
         reproduce.main(["--task", "sums", "--output", str(tmp_path), "steps=4"])
-    assert "holds records of Recipe `sums` steps=3, not of Recipe `sums` steps=4" in capsys.readouterr().err
 
 
-def test_there_must_be_records_to_redraw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        reproduce.main(["--task", "sums", "--output", str(tmp_path), "--redraw"])
-    assert f"--redraw: there are no records in {tmp_path / 'sums'}" in capsys.readouterr().err
+def test_evaluations_with_another_number_of_samples_are_not_mixed_in(outcomes: list[Outcome], tmp_path: Path) -> None:
+    Records(tmp_path / "sums", "Recipe `sums`", []).add(outcomes[2])
+    with pytest.raises(HptError, match=r"--n 8: the evaluations recorded in .*sums have n = 4"):
+        reproduce.main(["--task", "sums", "--output", str(tmp_path), "--n", "8"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--learning-rates", "1e-4", "2e-4"], "must be one of 3.3e-05, 0.0001, .*, 0.0081, got 0.0002"),
+        (["--methods", "grpo", "sft-then-grpo"], "sft-then-grpo: its first stage has the learning rate of sft"),
+        (["--seeds", "1", "100"], "seed 100: chooses the learning rates"),
+        (["stpes=3"], "stpes"),
+    ],
+)
+def test_what_cannot_be_run_is_said_before_any_run(arguments: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(HptError, match=message):
+        reproduce.main(["--task", "sums", "--output", str(tmp_path), "--runs", str(tmp_path), *arguments])
+    assert not list(tmp_path.iterdir())
+
+
+def test_redrawing_takes_the_tasks_that_have_evaluations(outcomes: list[Outcome], tmp_path: Path) -> None:
+    with pytest.raises(HptError, match="--redraw: no evaluation of word-problems or sums is recorded in"):
+        reproduce.main(["--output", str(tmp_path), "--redraw"])
+    Records(tmp_path / "word-problems", "Recipe `word-problems`", []).add(outcomes[0])  # of tuning
+    records = Records(tmp_path / "sums", "Recipe `sums`", [])
+    for each in outcomes[2:6]:
+        records.add(each)
+    reproduce.main(["--output", str(tmp_path), "--redraw"])
+    assert (tmp_path / "sums" / "summary.png").is_file()
+    assert not (tmp_path / "word-problems" / "table.md").exists()
 
 
 def test_records_that_are_not_whole_are_neither_read_nor_overwritten(tmp_path: Path) -> None:
@@ -146,7 +172,8 @@ def test_an_interval_over_seeds_is_that_of_student() -> None:
 
 def test_tables_hold_means_over_seeds_paired_differences_questions_and_costs(outcomes: list[Outcome]) -> None:
     text = report(outcomes, "1-digit")
-    clean, wrong = text.split("## 40% wrong demonstrations")
+    clean, rest = text.split("## Partly wrong demonstrations")
+    wrong, changes = rest.split("## What wrong demonstrations change")
     # seed 0: 8 of 8, seed 1: 4 of 8: a standard deviation of .354, and .25 x 12.706; pass@4 is not shown
     assert "| `hpt` | 0.0001 | 2 | 0.750 ± 3.176 | 0.50 | 1.00 |" in clean
     assert "| start model |  | 2 | 0.125 ± 1.588 | 0.00 | 0.25 |" in clean
@@ -161,6 +188,7 @@ def test_tables_hold_means_over_seeds_paired_differences_questions_and_costs(out
     assert "| `hpt` | 0.375 |" in clean  # tuning
     assert "| `sft-then-grpo` | 0.0001, 0.0003 | 1 | 1.000 |" in wrong
     assert "`hpt`" not in wrong
+    assert changes.splitlines()[4:] == ["| `sft` | -0.375 | 1 of 1 |"]  # at seed 0: 1 of 8 against 4 of 8
 
 
 @pytest.mark.parametrize("draw", [accuracy.draw, dynamics.draw, questions.draw])
@@ -245,3 +273,12 @@ def test_a_run_that_outlives_its_benchmark_is_waited_for(tmp_path: Path, capsys:
         assert (tmp_path / "done").exists()
     assert process.wait(10) == 0
     assert f"waiting for the runs in {tmp_path}" in capsys.readouterr().err
+
+
+def test_a_run_that_fails_ends_the_benchmark_with_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(HptError, match="this run ended with status 1: hpt train no-recipe output="):
+        runs.train(tmp_path / "run", "no-recipe", [])
+    command = [sys.executable, "-m", "bench", "reproduce", "--redraw", "--output", str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.startswith("bench: --redraw: no evaluation of word-problems or sums is recorded in")
