@@ -1,7 +1,7 @@
 """Prepares `hpt train word-problems`: SmolLM2-135M-Instruct and small word problems in the style of GSM8K.
 
 A third of the training questions have a demonstration. Held-out questions also have a grade of three steps, which no
-training question has. `prepare_wrong` puts a mistake into some 40% of the demonstrations, which it carries to the answer.
+training question has. `prepare_wrong` puts a mistake into some 40% of the demonstrations, and carries it to the answer.
 """
 
 from __future__ import annotations

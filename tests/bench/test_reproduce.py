@@ -276,7 +276,7 @@ def test_a_run_that_outlives_its_benchmark_is_waited_for(tmp_path: Path, capsys:
 
 
 def test_a_run_that_fails_ends_the_benchmark_with_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(HptError, match="this run ended with status 1: hpt train no-recipe output="):
+    with pytest.raises(HptError, match="this run ended with status 2: hpt train no-recipe output="):
         runs.train(tmp_path / "run", "no-recipe", [])
     command = [sys.executable, "-m", "bench", "reproduce", "--redraw", "--output", str(tmp_path)]
     ended = subprocess.run(command, capture_output=True, text=True)
