@@ -5,13 +5,16 @@ bench/mutation/pyproject.toml names, and runs the tests that call the changed fu
 caught. Each fault that was not is judged in bench/mutation/survivors.yaml; the command fails where one is not judged,
 or where fewer than 95% are caught.
 
-Results are kept in build/mutation: the command can be stopped and repeated. A function that changed is tested again.
-After a change of tests alone, name the mutants to test again, as in 'hpt.method.gate.*'.
+Results are kept in build/mutation and, with --out, in a file: the command can be stopped and repeated, also in another
+clone. A function that changed is tested again. After a change of tests alone, name the mutants to test again, as in
+'hpt.method.gate.*'.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
+import json
 import os
 import subprocess
 import sys
@@ -21,6 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+
+from hpt.commands.arguments import positive_int
+from hpt.support.files import write_file_atomically
 
 from ..commit import ROOT, last_commit
 
@@ -67,13 +73,20 @@ def main(argv: Sequence[str]) -> int:
         prog="python -m bench mutation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("mutants", nargs="*", help="test these again, known results or not (patterns of names)")
-    parser.add_argument("--jobs", type=int, default=2, help="mutants at the same time (default 2)")
+    parser.add_argument("--jobs", type=positive_int, default=2, help="mutants at the same time (default 2)")
     parser.add_argument("--table-only", action="store_true", help="run nothing")
-    parser.add_argument("--out", type=Path, help="write OUT.md")
+    parser.add_argument("--out", type=Path, help="write OUT.md and OUT.json.gz, whose results are not found again")
     options = parser.parse_args(argv)
     copies = set_up()
+    kept = options.out.with_suffix(".json.gz") if options.out else None
     if not options.table_only:
-        run_mutmut(copies, options.jobs, options.mutants)
+        if kept and kept.exists():
+            restore(kept, copies)
+        try:
+            run_mutmut(copies, options.jobs, options.mutants)
+        finally:
+            if kept:
+                keep(kept, copies)
     found = list(results())
     judgements = read_judgements(SURVIVORS)
     text = table(found, judgements)
@@ -102,6 +115,26 @@ def run_mutmut(copies: Path, jobs: int, mutants: Sequence[str]) -> None:
         env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         check=True,
     )
+
+
+def restore(kept: Path, copies: Path) -> None:
+    """Give mutmut what `keep` wrote, of the files of which it has no results. It tests changed functions again."""
+    for file, result in json.loads(gzip.decompress(kept.read_bytes())).items():
+        path = copies / f"{file}.meta"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(result | {"durations_by_key": {}, "estimated_durations_by_key": {}}))
+
+
+def keep(kept: Path, copies: Path) -> None:
+    """Write the results so far: of each file the hashes of its functions and how the tests of each mutant ended."""
+    found = {}
+    for path in sorted(copies.rglob("*.meta")):
+        result = json.loads(path.read_text())
+        if any(code is not None for code in result["exit_code_by_key"].values()):
+            file = str(path.relative_to(copies).with_suffix(""))
+            found[file] = {name: result[name] for name in ("hash_by_function_name", "exit_code_by_key")}
+    write_file_atomically(kept, gzip.compress(json.dumps(found).encode(), mtime=0))
 
 
 def results() -> Iterator[Mutant]:

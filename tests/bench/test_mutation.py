@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-from bench.commands.mutation import SURVIVORS, Mutant, change, passes, read_judgements, table
+from bench.commands.mutation import SURVIVORS, Mutant, change, keep, passes, read_judgements, restore, table
 
 DIFF = """--- a.py
 +++ a.py
@@ -34,6 +35,26 @@ def test_every_mutant_is_tested_and_caught_or_judged(tmp_path: Path) -> None:
     assert "| a.py | 19 | 18 | 94.7% | 1 | 0 | 0 |" in text
     assert "| all | 21 | 19 | 95.0% | 1 | 0 | 1 |" in text
     assert "- `if x > 0:`\n    - `if x >= 0:`: x is never 0" in text
+
+
+def test_results_are_kept_for_another_clone(tmp_path: Path) -> None:
+    here, there, kept = tmp_path / "here", tmp_path / "there", tmp_path / "mutation.json.gz"
+    tested = {
+        "exit_code_by_key": {"hpt.method.gate.x_switch__mutmut_1": 1, "hpt.method.gate.x_switch__mutmut_2": None},
+        "hash_by_function_name": {"x_switch": "2f1a"},
+    }
+    durations = {"durations_by_key": {"hpt.method.gate.x_switch__mutmut_1": 2.5}, "estimated_durations_by_key": {}}
+    untested = {"exit_code_by_key": {"hpt.rows.x_f__mutmut_1": None}, "hash_by_function_name": {"x_f": "9b"}}
+    for name, result in (("gate", tested), ("rows", untested)):
+        (here / "hpt" / "method").mkdir(parents=True, exist_ok=True)
+        (here / "hpt" / "method" / f"{name}.py.meta").write_text(json.dumps(result | durations))
+    keep(kept, here)
+    restore(kept, there)
+    restored = json.loads((there / "hpt" / "method" / "gate.py.meta").read_text())
+    assert restored == tested | {"durations_by_key": {}, "estimated_durations_by_key": {}}
+    assert not (there / "hpt" / "method" / "rows.py.meta").exists()
+    restore(kept, here)  # where there are results, they are newer
+    assert json.loads((here / "hpt" / "method" / "gate.py.meta").read_text()) == tested | durations
 
 
 def test_every_judgement_is_about_a_line_that_is_there() -> None:
