@@ -8,7 +8,7 @@ probability .4.
 All methods make the same number of optimizer updates of as many questions. SFT takes those with a demonstration. The
 learning rate of each is tuned in the same way in each condition, by held-out accuracy on seeds that are used for
 nothing else: rates that differ by a factor of 3 are added until the best has a worse one on both sides. For SmolLM2
-only two rates are tried. Of SFT then GRPO, SFT has the rate of SFT alone, and GRPO's is tuned.
+there are three rates. Of SFT then GRPO, SFT has the rate of SFT alone, and GRPO's is tuned.
 
 Then, over several seeds: every method in every condition, and HPT at other gammas of the gate. The last checkpoints are
 evaluated with n responses per held-out question, for pass@k.
