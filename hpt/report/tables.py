@@ -109,7 +109,7 @@ def method_rows(groups: Sequence[RunGroup]) -> list[dict[str, str]]:
         }
         for grade in grades:
             accuracies = [evaluations[-1].accuracy_of(grade) for evaluations in trained]
-            row[grade] = spread([accuracy for accuracy in accuracies if accuracy is not None])
+            row[f"on {grade}"] = spread([accuracy for accuracy in accuracies if accuracy is not None])
         if n > 1:
             row[f"pass@{n}"] = spread([mean_pass_at_k(evaluation, n) for evaluation in finals[group.label]])
         for phase in ("rollout", "train"):

@@ -534,7 +534,7 @@ def test_the_tables_of_several_runs(several):
         ]  # pass@n of n responses is the share of questions that have a right one
         assert best_of_4 == f"{statistics.mean(solved):.1f} ± {statistics.stdev(solved):.1f}"
         assert (train, rollout == "–") == ("10.8 s", name == "sft")
-    assert methods[0][5:] == [*GRADES, "pass@4", "rollout", "train", "time per run"]
+    assert methods[0][5:] == [*(f"on {grade}" for grade in GRADES), "pass@4", "rollout", "train", "time per run"]
     for folder, row in zip(folders, runs[1:], strict=True):
         cells = dict(zip(runs[0], row, strict=True))
         lines = read_metrics(folder)[1:]
@@ -594,7 +594,17 @@ def test_a_grade_may_be_called_all(tmp_path):
     draw_by_grade(by_grade, groups, groups[0].held_out)
     np.testing.assert_allclose([bar.get_height() for bar in by_grade.patches], expected[0])
     (row,) = method_rows(groups)
-    assert row["all"] == f"{100 * expected[1][0]:.1f}"
+    assert row["on all"] == f"{100 * expected[1][0]:.1f}"
+
+
+def test_a_grade_with_the_name_of_a_column_does_not_replace_it(tmp_path):
+    folder = write_run(tmp_path / "run")
+    metrics = (folder / "metrics.jsonl").read_text()
+    (expected,) = method_rows(group_runs(load_runs([folder])))
+    (folder / "metrics.jsonl").write_text(metrics.replace("/1 digit", "/before"))
+    (row,) = method_rows(group_runs(load_runs([folder])))
+    assert row.pop("on before") == expected.pop("on 1 digit")
+    assert row == expected
 
 
 def test_the_accuracy_table_of_one_evaluation_has_no_after(tmp_path):
