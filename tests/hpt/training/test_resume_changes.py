@@ -16,7 +16,6 @@ from tiny_world import make_world
 
 import hpt
 from hpt.commands.main import main
-from hpt.records import fingerprints
 from hpt.records.changes import in_words
 from hpt.records.checkpoints import checkpoints
 from hpt.records.checksums import CHECKSUMS, read_checksums
@@ -27,7 +26,6 @@ from hpt.records.fingerprints import (
     changes_between,
     changes_since,
     metrics_fingerprint,
-    model_fingerprint,
 )
 from hpt.support.errors import HptError
 from hpt.training.checkpoint import check_checkpoint
@@ -242,18 +240,6 @@ def test_broken_records_of_changes_are_named(copy: Path, line: str, capsys: pyte
     assert f"{copy / 'changes.jsonl'}: a record must have a list `changes`" in " ".join(capsys.readouterr().err.split())
 
 
-def test_the_base_of_adapters_counts_as_the_model(tmp_path: Path) -> None:
-    for name, files in (("base", {"w": "1"}), ("adapters", {"adapter_config.json": "{}", "adapter_model.bin": "2"})):
-        (tmp_path / name).mkdir()
-        for file, text in files.items():
-            (tmp_path / name / file).write_text(text)
-    settings = json.dumps({"base_model_name_or_path": str(tmp_path / "base"), "r": 4})
-    (tmp_path / "adapters" / "adapter_config.json").write_text(settings)
-    before = model_fingerprint(str(tmp_path / "adapters"))
-    (tmp_path / "base" / "w").write_text("3")
-    assert model_fingerprint(str(tmp_path / "adapters")) != before
-
-
 def test_a_run_of_an_earlier_version_resumes_with_a_warning(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for checkpoint in checkpoints(copy):
         (checkpoint / CHECKSUMS).unlink()
@@ -268,24 +254,6 @@ def test_a_run_of_an_earlier_version_resumes_with_a_warning(copy: Path, capsys: 
 def test_changes_are_accepted_only_where_a_run_is_resumed(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", str(world), "--accept-changes"]) == 2
     assert "accept_changes: a new run has no changes to accept" in " ".join(capsys.readouterr().err.split())
-
-
-def test_a_large_file_of_weights_is_told_apart_by_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fingerprints, "PIECE", 16)
-    weights = tmp_path / "model.safetensors"
-    size = 20 * 16 * fingerprints.PIECES
-    seen = []
-    for place in (0, 1, 20 * 16 + 8, size - 1, None):  # of a byte that differs
-        content = bytearray(size)
-        if place is not None:
-            content[place] = 1
-        weights.write_bytes(content)
-        seen.append(model_fingerprint(str(tmp_path)))
-    assert len(set(seen)) == 5
-    (tmp_path / "README.md").touch()
-    assert model_fingerprint(str(tmp_path)) == seen[-1]
-    weights.rename(tmp_path / "other.safetensors")
-    assert model_fingerprint(str(tmp_path)) not in seen
 
 
 def test_a_new_setting_is_no_change_of_an_older_run(copy: Path) -> None:

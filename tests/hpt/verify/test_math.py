@@ -137,8 +137,10 @@ def test_normalise(text, expected):
         (r"\{1, 2\}", r"\{2, 1\}"),
         (r"4.5\times 10^{33}", "4.5e33"),
         ("4.5e33", r"4.5 \times 10^{33}"),
-        (r"\sqrt{5+2\sqrt{6}} \cdot 10^{40}", r"(\sqrt{2}+\sqrt{3}) \cdot 10^{40}"),  # 30 digits of it are off by 1e10
+        (r"\sqrt{5+2\sqrt{6}} \cdot 10^{40}", r"(\sqrt{2}+\sqrt{3}) \cdot 10^{40}"),
+        (r"1.1 \times 1.1 \times 10^{20}", r"1.21 \times 10^{20}"),  # off by 16,384 in double precision
         ("1.6e-19", r"1.6 \times 10^{-19}"),
+        ("0.0005", "0.00050000004"),  # below 1e-3 to a relative 1e-6
         ("-1./3", r"-\frac{1}{3}"),
         (r"3\sqrt{13}", r"3\sqrt{13}."),
         (r"\boxed{204}", "204"),
@@ -163,6 +165,9 @@ def test_correct(verifier, answer, given):
         # Six decimal places, math-verify's measure, would call these equal.
         ("1.6e-19", "2.7e-21"),
         ("0.0000001", "0.0000003"),
+        ("0.0005", "0.0005004"),
+        ("0.00005", "0.0000500001"),
+        ("4500000000.5", "4500000001.5"),
     ],
 )
 def test_incorrect(verifier, answer, given):
