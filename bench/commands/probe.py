@@ -22,7 +22,7 @@ from hpt.records.files import read_metrics
 from .. import runs
 from ..commit import last_commit
 
-LEARNING_RATE = "optimizer.lr=4.5e-4"  # HPT's best on this recipe, by `python -m bench reproduce`
+LEARNING_RATE = "optimizer.lr=9e-4"  # HPT's best on this recipe, by `python -m bench reproduce`
 VARIANTS = {
     "n = 8": ["rollout.n=8"],
     "n = 8, probe 4": ["rollout.n=8", "rollout.probe=4"],
