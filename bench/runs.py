@@ -10,13 +10,18 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-import yaml
 
+from hpt.config.recipe import load_config
+from hpt.config.schema import Config
+from hpt.records.changes import in_words
 from hpt.records.checkpoints import checkpoint_path
 from hpt.records.files import CONFIG
+from hpt.records.fingerprints import Fingerprints, changes_between
 from hpt.support.errors import HptError
+from hpt.support.files import make_folder
 
 
 @contextmanager
@@ -25,7 +30,7 @@ def hold(folder: Path) -> Iterator[None]:
 
     Runs inherit the lock. So a run that outlives a killed benchmark ends before the next benchmark starts.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with (folder / ".lock").open("w") as lock:
         os.set_inheritable(lock.fileno(), True)
         try:
@@ -37,13 +42,24 @@ def hold(folder: Path) -> Iterator[None]:
 
 
 def train(folder: Path, recipe: str, settings: Sequence[str]) -> None:
-    """`hpt train RECIPE output=FOLDER SETTINGS` on one thread. Continues an unfinished run in the folder."""
-    if (folder / CONFIG).is_file():
-        if checkpoint_path(folder, yaml.safe_load((folder / CONFIG).read_text())["steps"]).is_dir():
-            return
-        _hpt("train", "--resume", str(folder))
-    else:
+    """`hpt train RECIPE output=FOLDER SETTINGS` on one thread. Continues an unfinished run in the folder.
+
+    HptError if the folder has a run with other settings.
+    """
+    if not (folder / CONFIG).is_file():
         _hpt("train", recipe, f"output={folder}", *settings)
+        return
+    asked, found = load_config(recipe, [f"output={folder}", *settings]), load_config(folder / CONFIG, [])
+    changes = changes_between(_settings(found), _settings(asked))
+    if changes:
+        raise HptError(f"{folder} holds a run with other settings: {in_words(changes)}; give another folder of runs")
+    if not checkpoint_path(folder, found.steps).is_dir():
+        _hpt("train", "--resume", str(folder))
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """By dotted key, without those that no number depends on."""
+    return Fingerprints(config.model_dump(mode="json"), {}).flat()
 
 
 def evaluate(model: Path, output: Path, arguments: Sequence[str]) -> None:

@@ -20,6 +20,7 @@ interrupted are continued. So the command can be stopped and repeated. With an e
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from pathlib import Path
 from hpt.commands.arguments import positive_int
 from hpt.config.recipe import load_config
 from hpt.support.errors import HptError
+from hpt.support.files import make_folder
 
 from .. import runs
 from ..commit import last_commit
@@ -34,7 +36,7 @@ from ..reproduction.experiments import Experiments
 from ..reproduction.figures import accuracy, dynamics, questions
 from ..reproduction.records import Records, read_records
 from ..reproduction.tables import report
-from ..reproduction.task import METHODS, TASKS, Task
+from ..reproduction.task import METHODS, SET_HERE, TASKS, Task
 
 RESULTS = Path(__file__).parents[1] / "results" / "reproduce"
 
@@ -47,7 +49,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), metavar="METHOD", help="default: the task's")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="default: the task's")
     parser.add_argument("--tuning-seeds", nargs="+", type=int, metavar="SEED", help="default: the task's")
-    parser.add_argument("--learning-rates", nargs="+", type=float, metavar="LR", help="the first to try")
+    parser.add_argument(
+        "--learning-rates", nargs="+", type=float, metavar="LR", help="the first to try, where none are recorded"
+    )
     parser.add_argument("--n", type=positive_int, help="responses per question at the end (default: the task's)")
     parser.add_argument("--jobs", type=positive_int, default=2, help="runs at once, one thread each (default 2)")
     parser.add_argument("--runs", type=Path, default=Path("runs/reproduce"), help="folder of the runs")
@@ -92,8 +96,16 @@ def _redraw(tasks: Sequence[Task], output: Path) -> None:
 
 def _records(task: Task, output: Path, settings: Sequence[str]) -> Records:
     """Those of a task, to which this commit and machine are added, or new ones. HptError if they are of other runs."""
+    for setting in settings:
+        key = setting.partition("=")[0]
+        for own in SET_HERE:
+            if f"{own}.".startswith(f"{key}.") or key.startswith(f"{own}."):
+                raise HptError(f"{setting}: {own} is set by the comparison itself")
     load_config(task.recipe, settings)
     folder = output / task.recipe
+    make_folder(output)
+    if not os.access(folder if folder.exists() else output, os.W_OK):
+        raise HptError(f"--output {output}: cannot be written")
     recipe = " ".join([f"Recipe `{task.recipe}`", *settings])
     records = read_records(folder) if folder.exists() else Records(folder, recipe, [])
     if records.recipe != recipe:
@@ -101,7 +113,10 @@ def _records(task: Task, output: Path, settings: Sequence[str]) -> Records:
     for n in {answer.n for outcome in records.outcomes.values() for answer in outcome.evaluation}:
         if n != task.n:
             raise HptError(f"--n {task.n}: the evaluations recorded in {folder} have n = {n}")
-    now = f"commit {last_commit('kernels', 'hpt')}, {runs.machine()}"
+    tuned = records.tuning_seeds | {each.trial.seed for each in records.outcomes.values() if not each.evaluation}
+    for seed in tuned & set(task.seeds):
+        raise HptError(f"--seeds {seed}: chose the learning rates that are recorded in {folder}")
+    now = f"commit {last_commit('kernels', 'hpt', 'bench/reproduction')}, {runs.machine()}"
     if now not in records.conditions:
         records.conditions.append(now)
     return records

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,16 +54,13 @@ class Experiments:
 
     def complete(self, trials: Iterable[Trial]) -> None:
         """Run the trials that have no record yet."""
-        missing = [trial for trial in trials if trial not in self.records.outcomes]
+        missing = [trial for trial in dict.fromkeys(trials) if trial not in self.records.outcomes]
         if missing and self.task.warm_up:
             runs.train(self._warm_up, self.task.recipe, [*self.task.warm_up, *self.settings])
-        self.at_once(self.make_start, sorted({trial.seed for trial in missing}))
-        self.at_once(self.run, missing)
-
-    def at_once(self, work: Callable[..., None], items: Iterable[object]) -> None:
-        """`work` on every item, `jobs` of them at a time. The first error ends the comparison."""
+        for seed in sorted({trial.seed for trial in missing}):
+            self.make_start(seed)  # not in threads, which share the random state that draws a start model's weights
         with ThreadPoolExecutor(self.jobs) as pool:
-            list(pool.map(work, items))
+            list(pool.map(self.run, missing))  # the first error ends the comparison
 
     def make_start(self, seed: int) -> None:
         """Make the questions that all runs of a seed share, and their start model where there is no warm-up."""
@@ -85,7 +82,7 @@ class Experiments:
             best = {pair: self._best_rates(trials) for pair, trials in tried.items()}
             wider = {pair: self._neighbours(best[pair][-1]) - rates[pair] for pair in rates}
             if not any(wider.values()):
-                self.records.choose(best)
+                self.records.choose(best, self.task.tuning_seeds)
                 return
             for pair in rates:
                 rates[pair] |= wider[pair]
@@ -134,7 +131,7 @@ class Experiments:
         return self.folder / "runs" / trial.name
 
     def _evaluation_folder(self, trial: Trial) -> Path:
-        return self.folder / "exams" / trial.name
+        return self.folder / "exams" / f"{trial.name}-n{self.task.n}"
 
     def train(self, trial: Trial) -> None:
         method = METHODS[trial.method]

@@ -16,7 +16,6 @@ KEPT = (
     "reward/mean",
     "gate/sft",
     "gate/questions",
-    "gate/sft_share",
     "entropy/mean",
     "response/length",
     "response/length_sum",
@@ -96,9 +95,19 @@ class Outcome:
         return sum(line.get(metric, 0) for line in self.metrics)
 
     @property
+    def updates(self) -> float:
+        """Optimizer updates of the steps that had something to train on."""
+        return sum(line["train/updates"] for line in self.metrics if line.get("train/tokens"))
+
+    @property
     def demonstrations(self) -> float:
         """Demonstrations trained on, each as often as it was. One that is trained by two signals counts once."""
-        return sum(max(line.get("train/rows_sft", 0), line.get("train/rows_off_policy", 0)) for line in self.metrics)
+        return sum(demonstrations_of(line) for line in self.metrics)
+
+
+def demonstrations_of(line: dict[str, Any]) -> float:
+    """Demonstrations that a step trained on."""
+    return float(max(line.get("train/rows_sft", 0), line.get("train/rows_off_policy", 0)))
 
 
 def kept(line: dict[str, Any]) -> dict[str, Any]:

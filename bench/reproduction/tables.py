@@ -147,7 +147,8 @@ def _questions(methods: dict[str, list[Outcome]]) -> list[str]:
         "",
         "Solved: at least half of the samples are right. Forgotten and newly solved: against the start model. HPT "
         "alone: solved by HPT and not by the method; not HPT: the reverse. Length: mean tokens of a sample. Entropy: "
-        "nats per token that is trained on, over the last five steps.",
+        "nats per token that is trained on, over the last five steps. Not comparable between SFT, which trains on "
+        "demonstrations, and RL, which trains on the model's own samples.",
     ]
 
 
@@ -158,7 +159,7 @@ def _costs(methods: dict[str, list[Outcome]]) -> list[str]:
             continue
         outcomes = methods[method]
         totals = [
-            mean(outcome.total("train/updates") for outcome in outcomes),
+            mean(outcome.updates for outcome in outcomes),
             mean(outcome.demonstrations for outcome in outcomes),
             mean(outcome.total("train/tokens") for outcome in outcomes),
             mean(outcome.total("response/length_sum") for outcome in outcomes),
@@ -169,7 +170,8 @@ def _costs(methods: dict[str, list[Outcome]]) -> list[str]:
     return [
         *_table(head, rows),
         "",
-        "A demonstration counts as often as it is trained on. Seconds: of rollouts, verification and training.",
+        "Updates: of the steps that had something to train on. A demonstration counts as often as it is trained on. "
+        "Seconds: of rollouts, verification and training.",
     ]
 
 

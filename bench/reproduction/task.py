@@ -15,6 +15,22 @@ Pair = tuple[str, str]
 """A condition and the name of a method."""
 TITLES = {CLEAN: "clean demonstrations", WRONG: "partly wrong demonstrations"}
 
+SET_HERE = (
+    "output",
+    "prepare",
+    "seed",
+    "method",
+    "stages",
+    "optimizer.lr",
+    "gate.gamma",
+    "rl.coef",
+    "model.path",
+    "data.train",
+    "data.eval",
+    "data.wrong_demonstrations",
+)
+"""Settings of a recipe that tell the trials apart."""
+
 _VERIFIED = "data.wrong_demonstrations=rollouts"  # those that the verifier refuses are not imitated
 
 
@@ -53,7 +69,7 @@ class Task:
     """A recipe, and what is run on it.
 
     prepare: what makes the files of each condition. untrained: the grade of held-out questions that no training
-    question has. ladder: the learning rates that tuning may try. rates: those that it starts with, two or more.
+    question has. ladder: the learning rates that tuning may try. rates: those that it starts with.
     n: responses per held-out question at the end. exam: further arguments of `hpt eval`. gammas: values for HPT's gate
     besides 0. warm_up: settings of a run whose model all runs start from; without them, `prepare` makes the model of a
     seed.

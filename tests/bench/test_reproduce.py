@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +24,7 @@ from bench.reproduction.records import Records, read_records
 from bench.reproduction.statistics import over_seeds
 from bench.reproduction.tables import report
 from bench.reproduction.task import CLEAN, START, SUMS, WORD_PROBLEMS, WRONG
+from hpt.config.recipe import load_config
 from hpt.demos import sums, word_problems
 from hpt.demos.addition import Sum, make_questions
 from hpt.support.errors import HptError
@@ -69,7 +72,8 @@ def outcome(trial: Trial, *correct: int, accuracy: float = 0.5) -> Outcome:
     answers = [
         Answered(f"q{i}", "1-digit" if i % 2 else "2-digit", right, 4, 20 + i) for i, right in enumerate(correct)
     ]
-    return Outcome(trial, [line, {**line, "step": 2}] if trial.method != START else [], answers)
+    second = line | {"step": 2, "train/tokens": 0 if trial.method == "hpt" else 30}
+    return Outcome(trial, [line, second] if trial.method != START else [], answers)
 
 
 @pytest.fixture
@@ -94,18 +98,19 @@ def test_records_come_back_as_they_were(outcomes: list[Outcome], tmp_path: Path)
     records = Records(tmp_path / "sums", "Recipe `sums`", ["two cores", "four cores"])
     for each in outcomes:
         records.add(each)
-    records.choose({(CLEAN, "sft-then-grpo"): (1e-4, 3e-4)})
-    first = (tmp_path / "sums" / "metrics.jsonl.gz").read_bytes()
+    records.choose({(CLEAN, "sft-then-grpo"): (1e-4, 3e-4)}, [8, 9])
+    first = (tmp_path / "sums" / "trials.jsonl.gz").read_bytes()
     read = read_records(tmp_path / "sums")
     assert read.outcomes == {o.trial: o for o in outcomes}
     assert (read.recipe, read.conditions) == ("Recipe `sums`", ["two cores", "four cores"])
     assert read.rates == {(CLEAN, "sft-then-grpo"): (1e-4, 3e-4)}
-    read.choose({})
-    assert (tmp_path / "sums" / "metrics.jsonl.gz").read_bytes() == first
+    assert read.tuning_seeds == {8, 9}
+    read.choose({}, [])
+    assert (tmp_path / "sums" / "trials.jsonl.gz").read_bytes() == first
 
 
 def test_records_of_another_recipe_are_not_mixed_in(tmp_path: Path) -> None:
-    Records(tmp_path / "sums", "Recipe `sums` steps=3", []).choose({})
+    Records(tmp_path / "sums", "Recipe `sums` steps=3", []).choose({}, [])
     with pytest.raises(HptError, match="holds records of Recipe `sums` steps=3, not of Recipe `sums` steps=4"):
         reproduce.main(["--task", "sums", "--output", str(tmp_path), "steps=4"])
 
@@ -123,12 +128,36 @@ def test_evaluations_with_another_number_of_samples_are_not_mixed_in(outcomes: l
         (["--methods", "grpo", "sft-then-grpo"], "sft-then-grpo: its first stage has the learning rate of sft"),
         (["--seeds", "1", "100"], "seed 100: chooses the learning rates"),
         (["stpes=3"], "stpes"),
+        (["optimizer.lr=1"], "optimizer.lr=1: optimizer.lr is set by the comparison itself"),
+        (["gate={gamma: 1}"], "gate.gamma is set by the comparison itself"),
+        (["seed=7"], "seed is set by the comparison itself"),
+        (["stages.0.method=sft"], "stages is set by the comparison itself"),
     ],
 )
 def test_what_cannot_be_run_is_said_before_any_run(arguments: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(HptError, match=message):
         reproduce.main(["--task", "sums", "--output", str(tmp_path), "--runs", str(tmp_path), *arguments])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("option", ["--output", "--runs"])
+def test_a_file_in_place_of_a_folder_is_named(option: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    folders = {"--output": tmp_path / "records", "--runs": tmp_path / "runs", option: tmp_path / "file"}
+    arguments = [str(part) for pair in folders.items() for part in pair]
+    with pytest.raises(HptError, match=rf"cannot create {tmp_path / 'file'}: File exists"):
+        reproduce.main(["--task", "sums", *arguments])
+
+
+def test_a_seed_that_chose_the_rates_is_no_seed_of_the_results(outcomes: list[Outcome], tmp_path: Path) -> None:
+    records = Records(tmp_path / "sums", "Recipe `sums`", [])
+    records.add(outcomes[0])  # of tuning, seed 8
+    records.choose({}, [101])
+    for seed in ("8", "101"):
+        with pytest.raises(HptError, match=f"--seeds {seed}: chose the learning rates that are recorded in"):
+            reproduce.main(
+                ["--task", "sums", "--output", str(tmp_path), "--tuning-seeds", "7", "--seeds", "1", seed, "--n", "4"]
+            )
 
 
 def test_redrawing_takes_the_tasks_that_have_evaluations(outcomes: list[Outcome], tmp_path: Path) -> None:
@@ -143,9 +172,20 @@ def test_redrawing_takes_the_tasks_that_have_evaluations(outcomes: list[Outcome]
     assert not (tmp_path / "word-problems" / "table.md").exists()
 
 
-def test_records_that_are_not_whole_are_neither_read_nor_overwritten(tmp_path: Path) -> None:
-    Records(tmp_path / "sums", "Recipe `sums`", []).choose({})
-    (tmp_path / "sums" / "conditions.txt").unlink()
+@pytest.mark.parametrize("damage", ["missing", "a flipped byte", "a number"])
+def test_records_that_are_not_whole_are_neither_read_nor_overwritten(
+    damage: str, outcomes: list[Outcome], tmp_path: Path
+) -> None:
+    Records(tmp_path / "sums", "Recipe `sums`", []).add(outcomes[2])
+    trials = tmp_path / "sums" / "trials.jsonl.gz"
+    if damage == "missing":
+        (tmp_path / "sums" / "conditions.txt").unlink()
+    elif damage == "a number":
+        trials.write_bytes(gzip.compress(b"5\n"))
+    else:
+        content = bytearray(trials.read_bytes())
+        content[len(content) // 2] ^= 255
+        trials.write_bytes(content)
     kept = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(HptError, match="its records are not whole"):
         reproduce.main(["--task", "sums", "--output", str(tmp_path)])
@@ -184,6 +224,7 @@ def test_tables_hold_means_over_seeds_paired_differences_questions_and_costs(out
     assert "| `sft` | 1.5 | 0.0 | 1.0 | 0.5 | 0.5 | 20.5 | 0.250 |" in clean
     assert "| start model | 0.5 | 0.0 | 0.0 | 1.0 | 0.0 | 20.5 |  |" in clean
     assert "| `grpo` | 2 | 6 | 60 | 2,000 | 4 |" in clean
+    assert "| `hpt` | 1 | 6 | 30 | 2,000 | 4 |" in clean  # the second step had nothing to train on
     assert "| 0.5 | 0.750 | 25.0% |" in clean
     assert "| `hpt` | 0.375 |" in clean  # tuning
     assert "| `sft-then-grpo` | 0.0001, 0.0003 | 1 | 1.000 |" in wrong
@@ -273,6 +314,30 @@ def test_a_run_that_outlives_its_benchmark_is_waited_for(tmp_path: Path, capsys:
         assert (tmp_path / "done").exists()
     assert process.wait(10) == 0
     assert f"waiting for the runs in {tmp_path}" in capsys.readouterr().err
+
+
+def test_a_run_with_other_settings_is_not_taken_for_the_one_asked_for(tmp_path: Path) -> None:
+    config = load_config("sums", [f"output={tmp_path}", "seed=1"])
+    (tmp_path / "config.yaml").write_text(json.dumps(config.model_dump(mode="json")))
+    checkpoint = tmp_path / "checkpoints" / f"step-{config.steps:06}"
+    checkpoint.mkdir(parents=True)
+    runs.train(tmp_path, "sums", ["seed=1", "checkpoint.every=3"])
+    with pytest.raises(HptError, match=r"other settings: seed \(was 1, is 2\); give another folder of runs"):
+        runs.train(tmp_path, "sums", ["seed=2"])
+
+
+def test_start_models_are_made_one_after_another_and_a_trial_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their weights are drawn from the random state that threads share."""
+    experiments = Experiments(SUMS, tmp_path, Records(tmp_path / "records", "", []), jobs=2)
+    started, run = [], []
+    monkeypatch.setattr(experiments, "make_start", lambda seed: started.append((seed, threading.current_thread())))
+    monkeypatch.setattr(experiments, "run", run.append)
+    trials = [Trial("sft", (1e-4,), seed, CLEAN) for seed in (3, 1, 3)]
+    experiments.complete(trials)
+    assert started == [(1, threading.main_thread()), (3, threading.main_thread())]
+    assert sorted(run, key=lambda trial: trial.seed) == [trials[1], trials[0]]
 
 
 def test_a_run_that_fails_ends_the_benchmark_with_a_sentence(tmp_path: Path) -> None:

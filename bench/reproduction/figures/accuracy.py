@@ -15,7 +15,7 @@ from hpt.report.style import MUTED
 from ..outcomes import Outcome, by_condition, by_gamma
 from ..statistics import over_seeds
 from ..task import START, TITLES
-from .style import LINE_COLOURS, family_colours, figure
+from .style import IN_LINES, family_colours, figure, line_style, title_of
 
 
 def draw(outcomes: Sequence[Outcome], path: Path) -> None:
@@ -51,11 +51,11 @@ def _accuracies(axes: Axes, methods: dict[str, list[Outcome]], title: str) -> No
 
 def _pass_curves(axes: Axes, methods: dict[str, list[Outcome]], title: str) -> None:
     ks = [1]
-    for method in [method for method in methods if method in LINE_COLOURS]:
+    for method in [method for method in methods if method in (START, *IN_LINES)]:
         n = methods[method][0].evaluation[0].n
         ks = [2**power for power in range(n.bit_length()) if 2**power <= n]
         values = [mean(outcome.pass_at(k) for outcome in methods[method]) for k in ks]
-        axes.plot(ks, values, "o-", color=LINE_COLOURS[method], label=method, markersize=3, lw=1.6)
+        axes.plot(ks, values, label=title_of(method), marker="o", markersize=3, lw=1.6, **line_style(method))
     axes.set_xscale("log", base=2)
     axes.set_xticks(ks, [str(k) for k in ks])
     axes.set_xlabel("k")

@@ -8,19 +8,20 @@ from statistics import mean
 
 from matplotlib.axes import Axes
 
-from ..outcomes import Outcome, by_condition
+from ..outcomes import Outcome, by_condition, demonstrations_of
 from ..task import TITLES
-from .style import IN_LINES, LINE_COLOURS, figure
+from .style import IN_LINES, figure, line_style
 
+DEMONSTRATED = "demonstrated"
 PANELS = {
     "eval/accuracy": "Held-out accuracy",
     "reward/mean": "Reward",
-    "gate/sft_share": "Share of questions trained by SFT",
+    DEMONSTRATED: "Share trained with a demonstration",
     "entropy/mean": "Entropy, nats per token trained on",
     "response/length": "Tokens of a rollout",
 }
 SMOOTHED_OVER = 10
-"""Steps: a batch of 16 questions says little by itself."""
+"""Steps, at the last of which their mean is drawn: a batch of 16 questions says little by itself."""
 
 
 def draw(outcomes: Sequence[Outcome], path: Path) -> None:
@@ -42,17 +43,21 @@ def _curves(axes: Axes, methods: dict[str, list[Outcome]], metric: str) -> None:
             for step, value in _smoothed(outcome, metric):
                 by_step.setdefault(step, []).append(value)
         steps = sorted(by_step)
-        axes.plot(steps, [mean(by_step[step]) for step in steps], color=LINE_COLOURS[method], label=method, lw=1.5)
+        axes.plot(steps, [mean(by_step[step]) for step in steps], label=method, lw=1.5, **line_style(method))
         low, high = ([choose(by_step[step]) for step in steps] for choose in (min, max))
-        axes.fill_between(steps, low, high, color=LINE_COLOURS[method], alpha=0.12, lw=0)
+        axes.fill_between(steps, low, high, color=line_style(method)["color"], alpha=0.12, lw=0)
 
 
 def _smoothed(outcome: Outcome, metric: str) -> list[tuple[int, float]]:
     """Evaluations as they are; other metrics as means over a few steps. Steps without a rollout have none."""
-    points = [(line["step"], line[metric]) for line in outcome.metrics if metric in line]
+    if metric == DEMONSTRATED:
+        trained = [line for line in outcome.metrics if line.get("gate/questions")]
+        points = [(line["step"], demonstrations_of(line) / line["gate/questions"]) for line in trained]
+    else:
+        points = [(line["step"], line[metric]) for line in outcome.metrics if metric in line]
     if metric == "response/length":
         points = [(step, value) for step, value in points if value]
     if metric.startswith("eval/"):
         return points
-    starts = range(0, len(points), SMOOTHED_OVER)
-    return [(points[start][0], mean(value for _, value in points[start : start + SMOOTHED_OVER])) for start in starts]
+    groups = [points[start : start + SMOOTHED_OVER] for start in range(0, len(points), SMOOTHED_OVER)]
+    return [(group[-1][0], mean(value for _, value in group)) for group in groups]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,9 +15,21 @@ from hpt.support.files import write_file_atomically
 
 from ..task import START
 
-IN_LINES = ("sft", "sft-verified", "grpo", "sft-then-grpo", "luffy", "srft", "hpt", "hpt-mix")
+_SOLID = ("sft", "sft-verified", "grpo", "sft-then-grpo", "luffy", "srft", "hpt", "hpt-mix")
+_DASHED = {"hpt-offpolicy": "hpt"}
+"""Lines with the colour of another method: there are more methods than colours."""
+IN_LINES = (*_SOLID, *_DASHED)
 """The methods that figures with lines show, besides the start model; all of them would hide each other."""
-LINE_COLOURS = method_colours(IN_LINES) | {START: MUTED}
+_COLOURS = method_colours(_SOLID) | {START: MUTED}
+
+
+def line_style(method: str) -> dict[str, Any]:
+    """Of a method in `IN_LINES`, or of the start model."""
+    return {"color": _COLOURS[_DASHED.get(method, method)], "linestyle": "--" if method in _DASHED else "-"}
+
+
+def title_of(method: str) -> str:
+    return "start model" if method == START else method
 
 
 def family_colours(methods: Iterable[str]) -> dict[str, str]:
