@@ -56,7 +56,7 @@ def find_hub() -> bool:
         get_session().head(constants.ENDPOINT, timeout=TIMEOUT)
     except Exception as error:  # versions of huggingface_hub use different HTTP libraries
         logger.warning(
-            f"the Hugging Face hub ({constants.ENDPOINT}) does not answer: {error or type(error).__name__}; "
+            f"the Hugging Face hub ({constants.ENDPOINT}) does not answer: {str(error) or type(error).__name__}; "
             "only what is cached can be used"
         )
         constants.HF_HUB_OFFLINE = True
