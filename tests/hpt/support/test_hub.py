@@ -35,3 +35,13 @@ def test_an_unreachable_hub_is_named_at_once(tmp_path, closed_hub, monkeypatch, 
     assert constants.HF_HUB_OFFLINE
     assert not find_hub()  # and it is not asked again
     assert capfd.readouterr().err == ""
+
+
+def test_an_error_without_words_is_named_by_its_type(closed_hub, monkeypatch, caplog):
+    class Session:
+        def head(self, *_, **__):
+            raise TimeoutError
+
+    monkeypatch.setattr("huggingface_hub.get_session", Session)
+    assert not find_hub()
+    assert "does not answer: TimeoutError; only what is cached" in caplog.text
