@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import StrMethodFormatter
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from hpt.report.style import MUTED
 
@@ -45,6 +45,8 @@ def _accuracies(axes: Axes, methods: dict[str, list[Outcome]], title: str) -> No
     if START in methods:
         axes.axvline(_accuracy(methods[START]), color=MUTED, lw=1, ls="--", label="start model")
         axes.legend(loc="lower right")
+    left, right = axes.get_xlim()
+    axes.set_xlim(max(0, left), min(1, right))  # the interval of two seeds may be wider
     axes.set_yticks(range(len(shown)), shown)
     axes.set_title(title)
 
@@ -83,6 +85,7 @@ def _costs(axes: Axes, methods: dict[str, list[Outcome]], title: str) -> None:
             arrowprops={"arrowstyle": "-", "color": colour[method], "lw": 0.6, "alpha": 0.6},
         )
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("tokens trained on and generated")
     axes.set_title(title)
 
