@@ -32,8 +32,9 @@ demonstration then would most likely go on, so it gets n rollouts at once and tr
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from hpt.config.schema import Config
 from hpt.method.experience import Experience
@@ -86,7 +87,10 @@ class Probe:
         return {"last_visits": dict(self._last_visits)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._last_visits = dict(state["last_visits"])
+        # Equal strings are the same object again, as before the save: pickle writes those in other bytes than copies.
+        self._last_visits = {
+            question: cast(Solved, sys.intern(visit)) for question, visit in state["last_visits"].items()
+        }
 
     def _in_launch_order(self, experiences: Sequence[Experience]) -> list[Experience]:
         return sorted(experiences, key=lambda experience: LAUNCH_ORDER.index(self._last_visit(experience)))

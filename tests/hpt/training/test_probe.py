@@ -84,8 +84,9 @@ def test_a_resumed_run_remembers_the_visits(
     assert metrics_of(run) == metrics_of(unbroken)
     for path in (unbroken / ROLLOUTS).iterdir():
         assert (run / ROLLOUTS / path.name).read_bytes() == path.read_bytes()
-    weights = "model.safetensors"
-    assert (checkpoints(run)[-1] / weights).read_bytes() == (checkpoints(unbroken)[-1] / weights).read_bytes()
+    for one, other in zip(checkpoints(run), checkpoints(unbroken), strict=True):
+        for name in ("model.safetensors", "trainer_state.pt"):
+            assert (one / name).read_bytes() == (other / name).read_bytes()
 
 
 def test_rewards_are_asked_for_the_first_and_then_for_the_rest(world: Path, tmp_path: Path) -> None:
