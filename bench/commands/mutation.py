@@ -7,7 +7,7 @@ or where fewer than 95% are caught.
 
 Results are kept in build/mutation and, with --out, in a file: the command can be stopped and repeated, also in another
 clone. A function that changed is tested again. After a change of tests alone, name the mutants to test again, as in
-'hpt.method.gate.*'.
+'hpt.method.gate.*', or test all again that were not caught (--missed).
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ REQUIRED = 0.95
 CAUGHT = {"killed", "timeout", "segfault"}
 HEAD = """# Mutation testing
 
-`make mutation`, by mutmut 3.8.1, of commit {commit}. Caught: a test fails, or never ends. What has no mutants: code
-outside functions, functions with a decorator (properties and Triton kernels too), the arguments of `raise` and of what
-is logged.
+`make mutation`, by mutmut 3.8.1, of commit {commit}. Caught: a test fails, or never ends; of a mutant of upge, one of
+upge's own tests. What has no mutants: code outside functions, functions with a decorator (properties and Triton kernels
+too), the arguments of `raise` and of what is logged.
 
 """
 
@@ -73,6 +73,9 @@ def main(argv: Sequence[str]) -> int:
         prog="python -m bench mutation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("mutants", nargs="*", help="test these again, known results or not (patterns of names)")
+    parser.add_argument(
+        "--missed", action="store_true", help="test again what was not caught, with tests as they are now"
+    )
     parser.add_argument("--jobs", type=positive_int, default=2, help="mutants at the same time (default 2)")
     parser.add_argument("--table-only", action="store_true", help="run nothing")
     parser.add_argument("--out", type=Path, help="write OUT.md and OUT.json.gz, whose results are not found again")
@@ -82,6 +85,8 @@ def main(argv: Sequence[str]) -> int:
     if not options.table_only:
         if kept and kept.exists():
             restore(kept, copies)
+        if options.missed:
+            forget_missed(copies)
         try:
             run_mutmut(copies, options.jobs, options.mutants)
         finally:
@@ -124,6 +129,19 @@ def restore(kept: Path, copies: Path) -> None:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(result | {"durations_by_key": {}, "estimated_durations_by_key": {}}))
+
+
+def forget_missed(copies: Path) -> None:
+    """Make mutmut test the mutants again that were not caught."""
+    from mutmut.stats import status_by_exit_code
+
+    for path in copies.rglob("*.meta"):
+        result = json.loads(path.read_text())
+        codes = result["exit_code_by_key"]
+        for name, code in codes.items():
+            if status_by_exit_code[code] not in CAUGHT:
+                codes[name] = None
+        path.write_text(json.dumps(result))
 
 
 def keep(kept: Path, copies: Path) -> None:

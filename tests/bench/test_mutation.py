@@ -5,7 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from bench.commands.mutation import SURVIVORS, Mutant, change, keep, passes, read_judgements, restore, table
+import pytest
+from bench.commands.mutation import (
+    SURVIVORS,
+    Mutant,
+    change,
+    forget_missed,
+    keep,
+    passes,
+    read_judgements,
+    restore,
+    table,
+)
 
 DIFF = """--- a.py
 +++ a.py
@@ -55,6 +66,16 @@ def test_results_are_kept_for_another_clone(tmp_path: Path) -> None:
     assert not (there / "hpt" / "method" / "rows.py.meta").exists()
     restore(kept, here)  # where there are results, they are newer
     assert json.loads((here / "hpt" / "method" / "gate.py.meta").read_text()) == tested | durations
+
+
+def test_what_was_not_caught_is_tested_again(tmp_path: Path) -> None:
+    pytest.importorskip("mutmut")
+    meta = tmp_path / "gate.py.meta"
+    ends = {"killed": 1, "survived": 0, "no tests": 33, "timeout": 36, "not yet": None}
+    meta.write_text(json.dumps({"exit_code_by_key": ends, "hash_by_function_name": {}}))
+    forget_missed(tmp_path)
+    now = {"killed": 1, "survived": None, "no tests": None, "timeout": 36, "not yet": None}
+    assert json.loads(meta.read_text()) == {"exit_code_by_key": now, "hash_by_function_name": {}}
 
 
 def test_every_judgement_is_about_a_line_that_is_there() -> None:

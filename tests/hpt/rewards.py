@@ -33,6 +33,7 @@ def always(response: str, answer: str) -> float:
 
 def share_of_digits(completions: list[str], log_extra: Callable[..., None], **columns: Any) -> list[float]:
     log_extra("together", [len(completions)] * len(completions))
+    log_extra("read", completions)
     return [sum(map(str.isdigit, text)) / max(1, len(text)) for text in completions]
 
 

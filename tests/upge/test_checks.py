@@ -42,8 +42,8 @@ CASES = [
     ({"ignore_index": None}, TypeError, "ignore_index.*int.*None"),
     ({"ignore_index": True}, TypeError, "ignore_index.*int.*True"),
     ({"targets": torch.zeros(N + 1, dtype=torch.long)}, ValueError, r"targets.*\(\.\.\.\) = \(4,\).*\(5,\)"),
-    ({"objectives": upge.GRPO}, TypeError, r"objectives.*upge.GRPO\(\)"),
-    ({"objectives": []}, TypeError, "objectives.*non-empty"),
+    ({"objectives": upge.GRPO}, TypeError, r"objectives.*GRPO at .*>; call the preset, e.g. upge.GRPO\(\)$"),
+    ({"objectives": []}, TypeError, r"objectives.*non-empty.*got \[\]$"),
     ({"objectives": [upge.SFT(), "ppo"]}, TypeError, "objectives.*'ppo'"),
     ({"objectives": [upge.SFT(), upge.GRPO()]}, ValueError, "objective_index.*None"),
     ({"objective_index": torch.zeros(N)}, TypeError, "objective_index.*int64.*float32"),
@@ -193,13 +193,17 @@ def test_what_nothing_reads_is_not_refused():
         (lambda: upge.SAPO(tau_negative=0), "SAPO tau_negative.*0"),
         (lambda: upge.GRPO("0.2"), "GRPO clip_low.*number.*'0.2'"),
         (lambda: upge.PPO(dual_clip=torch.tensor(3.0)), "PPO dual_clip.*number.*tensor"),
-        (lambda: upge.CISPO(max_ratio=0), "WeightClip max_ratio.*positive.*0"),
+        (lambda: upge.WeightClip(high=-1), "^WeightClip high: must be a number, at least 0; got -1$"),
+        (lambda: upge.WeightClip(low=2), "^WeightClip low: must be a number, between 0 and 1 or None; got 2$"),
+        (lambda: upge.CISPO(max_ratio=0), "^WeightClip max_ratio: must be a number, positive or None; got 0$"),
         (lambda: upge.CISPO(clip_low=2), "WeightClip low.*2"),
         (lambda: upge.CISPO(clip_low=0.1, max_ratio=0.5), "max_ratio: must be at least.*0.9.*0.5"),
         (lambda: upge.Clip(-1, -2), "Clip low.*-1"),
         (lambda: upge.Clip(0.2, 0.2, dual=1), "Clip dual.*1"),
         (lambda: upge.Shaping(0), "Shaping gamma.*0"),
         (lambda: upge.SoftGate(1, nan), "SoftGate tau_negative.*nan"),
+        (lambda: upge.SoftGate(0, 1), "^SoftGate tau_positive: must be a number, positive and finite; got 0$"),
+        (lambda: upge.SoftGate(1, inf), "^SoftGate tau_negative: must be a number, positive and finite; got inf$"),
         (lambda: upge.Objective(reference="rolout"), "reference.*'rollout'.*'rolout'"),
         (lambda: upge.Objective(advantage="two"), "advantage.*'given', 'one'.*'two'"),
         (lambda: upge.Objective(likelihood="exp"), "likelihood.*'log', 'ratio'.*'exp'"),
@@ -250,7 +254,10 @@ def test_bad_user_function():
         call(lambda l, b: -l * 1j)
     with pytest.raises(TypeError, match=r"per token.*float"):
         call(lambda l, b: 0.0)
-    with pytest.raises(ValueError, match=r"advantages.*was not given"):
+    for name in ("ratio", "stable"):
+        with pytest.raises(TypeError, match=rf"TokenLoss.{name} must be None or a tensor of shape \(4,\); got float"):
+            call(lambda l, b, name=name: upge.TokenLoss(-l, **{name: 1.0}))
+    with pytest.raises(ValueError, match=r"advantages: objective 'function' reads it, but the call was not given it"):
         call(lambda l, b: -l * b.advantages)
     with pytest.raises(AttributeError, match=r"batch\.rewards.*advantages"):
         call(lambda l, b: -l * b.rewards)

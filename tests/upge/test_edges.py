@@ -112,6 +112,19 @@ def test_gradients_of_an_empty_batch_are_zeros(backend):
     assert torch.autograd.grad(out.logprobs.sum(), weight)[0].shape == weight.shape
 
 
+@pytest.mark.parametrize("followers", [0, 1])
+def test_a_function_that_no_token_follows_or_one(followers, backend):
+    hidden, weight = torch.randn(1, 4, requires_grad=True), torch.randn(7, 4, requires_grad=True)
+    objectives = [upge.SFT(), upge.Objective.from_function(lambda l, b: -3 * l)]
+    index = torch.full((1,), followers)
+    out = upge.fused_policy_loss(
+        hidden, weight, torch.ones(1, dtype=torch.long), objectives, objective_index=index, backend=backend
+    )
+    assert out.loss.item() == pytest.approx((-3 if followers else -1) * out.logprobs.item())
+    assert out.coefficient.item() == (-3 if followers else -1)
+    assert torch.autograd.grad(out.loss, hidden)[0].any()
+
+
 def test_one_word_vocabulary(backend):
     hidden, weight = torch.randn(3, 4, requires_grad=True), torch.randn(1, 4, requires_grad=True)
     out = upge.fused_policy_loss(

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import upge
+from upge.importance import ImportanceRatio
 from upge.token_loss import LossFormula
 
 
@@ -257,6 +258,7 @@ def test_cispo_bounds(problem, any_backend):
     for objective, weight in (
         (upge.CISPO(max_ratio=0.9), r.clamp(max=0.9)),
         (upge.CISPO(0.2, clip_low=0.1), r.clamp(0.9, 1.2)),
+        (upge.Objective(upge.WeightClip(0.2, low=1.0), "rollout"), r.clamp(max=1.2)),
         (upge.CISPO(drop=True, clip_low=0.1), r * ~(((a > 0) & (r > 1.2)) | ((a < 0) & (r < 0.9)))),
     ):
         check(p, any_backend, objective, (x["weights"][m] * -weight * a * l).sum())
@@ -337,6 +339,26 @@ def test_a_log_ratio_at_the_cut_is_not_cut(any_backend):
         backend=any_backend,
     )  # fmt: skip
     torch.testing.assert_close(out.ratio, torch.full((1,), 2.0).exp())
+
+
+def test_a_kl_at_the_cut_is_not_cut(any_backend):
+    hidden, weight, y = torch.zeros(1, 2, requires_grad=True), torch.zeros(2, 2), torch.zeros(1, dtype=torch.long)
+    now = upge.linear_logprobs(hidden, weight, y).logprobs.detach()
+    reference = now + 2
+    d = (reference - now).item()
+    out = upge.fused_policy_loss(
+        hidden, weight, y, upge.REINFORCE(), advantages=torch.zeros(1), kl_coef=1.0, ref_logprobs=reference,
+        max_log_ratio=d, backend=any_backend,
+    )  # fmt: skip
+    torch.testing.assert_close(out.coefficient, torch.tensor([-math.expm1(d)]))
+
+
+def test_importance_ratios_on_the_bounds_count_and_are_1_where_no_token_does():
+    log_ratio, mask = torch.tensor([0.5, -0.5, 0.0, 3.0]), torch.tensor([True, True, True, False])
+    ratio = log_ratio.exp()
+    within = ImportanceRatio("token", "mask", high=ratio[0].item(), low=ratio[1].item())
+    got = within.of(log_ratio, torch.zeros(4), None, mask)
+    assert torch.equal(got, torch.tensor([ratio[0].item(), ratio[1].item(), 1.0, 1.0]))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

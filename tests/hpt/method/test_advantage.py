@@ -25,7 +25,7 @@ from hpt.method.experience import Experience
 from hpt.rollout import Rollout
 from hpt.support.errors import ConfigError, HptError
 
-GROUPS = [[1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.5], [0.0, 0.0]]
+GROUPS = [[1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.5], [0.0, 0.0], [1.0, 0.0]]
 scores = st.lists(st.lists(st.sampled_from([0.0, 0.1, 0.3, 1.0]), min_size=1, max_size=9), max_size=5)
 
 
@@ -79,17 +79,19 @@ def test_equal_scores_have_advantage_exactly_zero(score: float, n: int) -> None:
 
 
 def test_sign() -> None:
-    assert advantages(GROUPS, "sign") == [[1, -1, -1, 1, -1, -1, -1, -1], [1, 1, -1], [-1, -1]]
+    assert advantages(GROUPS, "sign") == [[1, -1, -1, 1, -1, -1, -1, -1], [1, 1, -1], [-1, -1], [1, -1]]
 
 
 def test_a_demonstration_is_one_of_its_group() -> None:
-    rollouts, demonstrations = advantages_with_demonstrations(GROUPS, [1.0] * 3, "mean", "mean_std")
+    rollouts, demonstrations = advantages_with_demonstrations(GROUPS, [1.0] * len(GROUPS), "mean", "mean_std")
     for group, own, demonstration in zip(GROUPS, rollouts, demonstrations, strict=True):
         everyone = [*group, 1.0]
         mean = statistics.mean(everyone)
         assert own == pytest.approx([score - mean for score in group], abs=1e-15)
         assert demonstration == pytest.approx((1 - mean) / (statistics.stdev(everyone) + 1e-6), abs=1e-12)
     assert advantages_with_demonstrations([[1.0, 1.0]], [1.0], "mean", "mean") == ([[0.0, 0.0]], [0.0])
+    with pytest.raises(ValueError, match="shorter"):
+        advantages_with_demonstrations(GROUPS, [1.0], "mean", "mean")
 
 
 def experience(*rewards: float | None, demonstration: float | None = 1.0) -> Experience:
@@ -142,7 +144,7 @@ def too_few(rewards: list[np.ndarray]) -> list[np.ndarray]:
 def test_a_function_of_the_users_is_an_estimator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "my_advantages", sys.modules[__name__])
     assert advantages(GROUPS, "my_advantages:halves") == [[reward / 2 for reward in group] for group in GROUPS]
-    with pytest.raises(HptError, match=r"too_few returned \[7, 2, 1\] advantages per question for \[8, 3, 2\]"):
+    with pytest.raises(HptError, match=r"too_few returned \[7, 2, 1, 1\] advantages per question for \[8, 3, 2, 2\]"):
         advantages(GROUPS, "my_advantages:too_few")
 
 

@@ -66,6 +66,7 @@ def test_a_question_goes_on_while_none_is_right_and_rl_trains_on_the_first(unbro
         assert line["rollout/stopped"] == sum(len(record["responses"]) == 2 for record in records)
         assert line["rollout/probe_reward/sum"] == sum(sum(record["scores"][:2]) for record in records)
         assert line["rollout/probe_reward/count"] == 12
+        assert "rollout/probe_reward/std" not in line
         assert line["gate/none"] == line["gate/sft"]
         assert line["gate/none"] + line["gate/some"] + line["gate/all"] == 6
     assert stopped

@@ -31,8 +31,11 @@ def test_a_run_on_rewards_stops_where_one_fails_and_goes_on_where_that_counts_as
     assert (first["reward/fails_in_step_2/sum"], first["reward/fails_in_step_2/failures"]) == (18, 0)
     assert (second["reward/fails_in_step_2/count"], second["reward/fails_in_step_2/failures"]) == (0, 6 * 4)
     records = [json.loads(line) for line in (folder / "rollouts" / "step-000002.jsonl").read_text().splitlines()]
+    questions = [json.loads(line) for line in world.with_name("train.jsonl").read_text().splitlines()]
+    demonstrations = {f"train-{index}": question["demonstration"] for index, question in enumerate(questions)}
     for record in records:
         assert record["rewards"]["fails_in_step_2"] == [None] * 3
+        assert record["extra"]["read"] == [*record["responses"], demonstrations[record["id"]]]
         assert record["rewards"]["minus_length"] == [-length for length in record["lengths"]]
         assert record["extra"]["together"][:3] == [4] * 3
         assert record["reward_faults"]["fails_in_step_2"].startswith("raised ValueError: no luck")
