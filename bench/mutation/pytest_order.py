@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not SECONDS.exists():
         return
     seconds: dict[str, float] = json.loads(SECONDS.read_text())["duration_by_test"]
-    of_file: Counter[Path] = Counter()
+    of_file: defaultdict[Path, float] = defaultdict(float)
     for item in items:
         of_file[item.path] += seconds.get(item.nodeid, 0.0)
     items.sort(key=lambda item: (of_file[item.path], str(item.path), seconds.get(item.nodeid, 0.0)))
