@@ -128,7 +128,8 @@ class Trainer:
         return TrainerState(global_step=step, max_steps=self.config.steps, epoch=epoch)
 
     def demonstration_of(self, question: Question) -> Response:
-        return Response(question.demonstration or "", self.renderer.demonstration_ids(question))
+        assert question.demonstration is not None
+        return Response(question.demonstration, self.renderer.demonstration_ids(question))
 
     def draw(self, batch: int) -> list[Experience]:
         """The questions of a batch, with their prompts."""

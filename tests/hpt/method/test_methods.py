@@ -148,6 +148,7 @@ def test_dapo_samples_until_enough_questions_are_mixed(world: Path, tmp_path: Pa
         assert (line["train/rows"], line["train/rows_skipped"]) == (2 * sum(trained), 0)
         # It stopped as soon as it could: the last batch was needed.
         assert sum(mixed[:-6]) < 6
+        assert isinstance(line["sampling/rounds"], int)
         rounds.append(line["sampling/rounds"])
     assert max(rounds) > 1
     ids = [row["id"] for step in (1, 2, 3) for row in decisions(run, step)]
