@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from thread_ranks import on_ranks
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hpt.records.checkpoints import checkpoints, step_of
+from hpt.support.distributed import World
 from hpt.support.errors import HptError
-from hpt.training.checkpoint import load_state, save_checkpoint, write_checkpoint
+from hpt.training.checkpoint import check_checkpoint, load_state, save_checkpoint, write_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +91,46 @@ def test_a_full_disk_says_which_checkpoints_can_go(tmp_path: Path) -> None:
         write_checkpoint(tmp_path / "checkpoints" / f"step-00000{step}", lambda folder: None)
     with pytest.raises(HptError, match=r"step-000001, [^ ]*step-000002 can go \(and see checkpoint\.keep\)"):
         write_checkpoint(tmp_path / "checkpoints" / "step-000004", full)
+
+
+def test_ranks_write_one_checkpoint_and_each_reads_its_own_part(tmp_path: Path, parts: Any) -> None:
+    def save(world: World) -> dict[str, Any]:
+        path = save_checkpoint(tmp_path, 1, *parts, {"rank": world.rank}, keep=1, world=world)
+        check_checkpoint(path, world)
+        return load_state(path, world)
+
+    assert on_ranks(2, save) == [{"rank": 0}, {"rank": 1}]
+    (path,) = checkpoints(tmp_path)
+    assert {file.name for file in path.glob("*.pt")} == {"trainer_state.pt", "trainer_state-1.pt"}
+    with pytest.raises(
+        HptError, match=f"^{path} was written by 2 processes, and this run has 1: .*on 2, .* model.path={path}$"
+    ):
+        check_checkpoint(path)
+    (path / "trainer_state-1.pt").write_bytes(b"damaged")
+
+    def refused(world: World) -> str:
+        with pytest.raises(HptError) as error:
+            check_checkpoint(path, world)
+        return str(error.value)
+
+    for message in on_ranks(2, refused):
+        assert message.startswith(f"{path / 'trainer_state-1.pt'} is not what was written: its checksum is another")
+
+
+def test_no_checkpoint_is_left_where_one_rank_fails(tmp_path: Path) -> None:
+    def write(world: World) -> str:
+        def part(folder: Path) -> None:
+            (folder / f"part-{world.rank}").write_text("whole")
+            if world.rank == 1:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        with pytest.raises(HptError, match=r"step-000001 could not be written: .*No space left on device") as error:
+            write_checkpoint(tmp_path / "checkpoints" / "step-000001", part, world)
+        return str(error.value)
+
+    first, _ = on_ranks(2, write)
+    assert "rank 1 failed" in first
+    assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
 @pytest.mark.parametrize("content", [b"not a state", b""])

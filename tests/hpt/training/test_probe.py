@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from thread_ranks import on_ranks
 
 from hpt.commands.main import main
 from hpt.config.recipe import load_config
@@ -104,25 +103,6 @@ def test_rewards_are_asked_for_the_first_and_then_for_the_rest(world: Path, tmp_
         assert record["rewards"]["verifier"] == record["scores"]
 
 
-class Threads:
-    """What two ranks share when threads play them."""
-
-    def __init__(self, size: int) -> None:
-        self.barrier = threading.Barrier(size, timeout=30)
-        self.values: list[Any] = [None] * size
-
-
-class ThreadWorld(World):
-    shared: Threads
-
-    def gather(self, value: Any) -> list[Any]:
-        self.shared.values[self.rank] = value
-        self.shared.barrier.wait()
-        values = list(self.shared.values)
-        self.shared.barrier.wait()
-        return values
-
-
 class Engine(RolloutEngine):
     """A response is its question, the seed, and which of its samples it is; a call notes how many prompts it had."""
 
@@ -171,11 +151,9 @@ class Verifier:
 def test_ranks_agree_on_what_goes_on_and_call_the_engine_equally_often(world: Path) -> None:
     """Of four questions one is open after the probes: one rank samples for it, the other has nothing to sample."""
     config = load_config(str(world), ["rollout.n=4", "rollout.probe=2", "batch.questions=4"])
-    shared, unused = Threads(2), None
+    unused = None
 
-    def play(rank: int) -> Any:
-        own = ThreadWorld(rank, 2)
-        object.__setattr__(own, "shared", shared)
+    def play(own: World) -> Any:
         parts: dict[str, Any] = {
             "renderer": Renderer(),
             "rollout_engine": (engine := Engine()),
@@ -195,9 +173,7 @@ def test_ranks_agree_on_what_goes_on_and_call_the_engine_equally_often(world: Pa
         drawn = {each.question.id: [rollout.tokens for rollout in each.rollouts] for each in experiences}
         return drawn, [each.question.id for each in went_on], engine.calls
 
-    with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(play, range(2)))
-    (drawn, went_on, calls), (others_drawn, others_went_on, others_calls) = found
+    (drawn, went_on, calls), (others_drawn, others_went_on, others_calls) = on_ranks(2, play)
     assert drawn == others_drawn
     assert went_on == others_went_on == ["2"]
     assert {id: len(tokens) for id, tokens in drawn.items()} == {"0": 2, "1": 4, "2": 4, "3": 2}
