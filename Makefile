@@ -32,7 +32,7 @@ test: .venv/dev
 test-slow: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
-# Kills, full disks, damaged files, hostile functions, lost ranks and servers: what a run must survive. About 15 minutes.
+# Kills, full disks, damaged files, hostile functions, lost ranks and servers: what a run must survive. 10 to 20 minutes.
 faults: .venv/dev
 	$(BIN)/python -m bench faults --out bench/results/faults
 
