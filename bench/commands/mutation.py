@@ -7,7 +7,7 @@ or where fewer than 95% are caught.
 
 Results are kept in build/mutation and, with --out, in a file: the command can be stopped and repeated, also in another
 clone. A function that changed is tested again. After a change of tests alone, name the mutants to test again, as in
-'hpt.method.gate.*', or test all again that were not caught (--missed).
+'hpt.method.gate.*', or test all again that were neither caught nor judged (--missed).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,12 +52,13 @@ too), the arguments of `raise` and of what is logged.
 
 @dataclass(frozen=True)
 class Mutant:
-    """One fault. `was` and `now` are the changed code in one line, of those that were not caught."""
+    """One fault. `was` and `now` are the changed code in one line, of those that were tested and not caught."""
 
     file: str
     status: str
     was: str = ""
     now: str = ""
+    name: str = ""
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -85,10 +86,10 @@ def main(argv: Sequence[str]) -> int:
     if not options.table_only:
         if kept and kept.exists():
             restore(kept, copies)
-        if options.missed:
-            forget_missed(copies)
         try:
             run_mutmut(copies, options.jobs, options.mutants)
+            if options.missed and (names := missed(results(), read_judgements(SURVIVORS))):
+                run_mutmut(copies, options.jobs, names)
         finally:
             if kept:
                 keep(kept, copies)
@@ -131,17 +132,9 @@ def restore(kept: Path, copies: Path) -> None:
             path.write_text(json.dumps(result | {"durations_by_key": {}, "estimated_durations_by_key": {}}))
 
 
-def forget_missed(copies: Path) -> None:
-    """Make mutmut test the mutants again that were not caught."""
-    from mutmut.stats import status_by_exit_code
-
-    for path in copies.rglob("*.meta"):
-        result = json.loads(path.read_text())
-        codes = result["exit_code_by_key"]
-        for name, code in codes.items():
-            if status_by_exit_code[code] not in CAUGHT:
-                codes[name] = None
-        path.write_text(json.dumps(result))
+def missed(found: Iterable[Mutant], judgements: Judgements) -> list[str]:
+    """The names of mutants that were tested, and neither caught nor judged."""
+    return [mutant.name for mutant in found if mutant.was and mutant.key not in judgements]
 
 
 def keep(kept: Path, copies: Path) -> None:
@@ -170,7 +163,7 @@ def results() -> Iterator[Mutant]:
                 if status in CAUGHT or code is None:
                     yield Mutant(str(path), status)
                 else:
-                    yield Mutant(str(path), status, *change(get_diff_for_mutant(name, path=path)))
+                    yield Mutant(str(path), status, *change(get_diff_for_mutant(name, path=path)), name)
 
 
 def change(diff: str) -> tuple[str, str]:

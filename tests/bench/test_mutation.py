@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
 from bench.commands.mutation import (
     SURVIVORS,
     Mutant,
     change,
-    forget_missed,
     keep,
+    missed,
     passes,
     read_judgements,
     restore,
@@ -69,14 +67,15 @@ def test_results_are_kept_for_another_clone(tmp_path: Path) -> None:
     assert json.loads((here / "hpt" / "method" / "gate.py.meta").read_text()) == tested | durations
 
 
-def test_what_was_not_caught_is_tested_again(tmp_path: Path) -> None:
-    pytest.importorskip("mutmut")
-    meta = tmp_path / "gate.py.meta"
-    ends = {"killed": 1, "survived": 0, "no tests": 33, "timeout": 36, "not yet": None}
-    meta.write_text(json.dumps({"exit_code_by_key": ends, "hash_by_function_name": {}}))
-    forget_missed(tmp_path)
-    now = {"killed": 1, "survived": None, "no tests": None, "timeout": 36, "not yet": None}
-    assert json.loads(meta.read_text()) == {"exit_code_by_key": now, "hash_by_function_name": {}}
+def test_what_was_neither_caught_nor_judged_is_tested_again() -> None:
+    found = [
+        Mutant("a.py", "killed"),
+        Mutant("a.py", "not checked"),
+        Mutant("a.py", "survived", "x > 0", "x >= 0", "a.x_f__mutmut_1"),
+        Mutant("a.py", "survived", "x > 0", "x < 0", "a.x_f__mutmut_2"),
+        Mutant("b.py", "no tests", "y", "None", "b.x_g__mutmut_1"),
+    ]
+    assert missed(found, {("a.py", "x > 0", "x >= 0"): "x is never 0"}) == ["a.x_f__mutmut_2", "b.x_g__mutmut_1"]
 
 
 def test_every_judgement_is_about_a_line_that_is_there() -> None:

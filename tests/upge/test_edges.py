@@ -112,17 +112,6 @@ def test_gradients_of_an_empty_batch_are_zeros(backend):
     assert torch.autograd.grad(out.logprobs.sum(), weight)[0].shape == weight.shape
 
 
-def test_an_empty_batch_has_columns_in_single_precision_whatever_the_default(backend):
-    torch.set_default_dtype(torch.float64)
-    try:
-        hidden, targets = torch.zeros(0, 4, dtype=torch.float32), torch.zeros(0, dtype=torch.long)
-        out = upge.fused_policy_loss(hidden, torch.ones(7, 4).float(), targets, upge.SFT(), backend=backend)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    columns = (out.token_loss, out.logprobs, out.entropy, out.ratio, out.coefficient)
-    assert all(column.dtype == torch.float32 for column in columns)
-
-
 @pytest.mark.parametrize("followers", [0, 1])
 def test_a_function_that_no_token_follows_or_one(followers, backend):
     hidden, weight = torch.randn(1, 4, requires_grad=True), torch.randn(7, 4, requires_grad=True)
