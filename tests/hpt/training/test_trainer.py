@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import pytest
 import torch
 
 from hpt.config.recipe import load_config
+from hpt.data.questions import Question
 from hpt.method.probe import Probe
 from hpt.method.rows import Row
 from hpt.rollout import Sampling
 from hpt.support.distributed import World
-from hpt.support.errors import HptError
+from hpt.support.errors import HptError, MethodError, RolloutError
 from hpt.support.seeds import seed_for
 from hpt.training.assemble import assemble
 from hpt.training.callbacks import Callback
@@ -51,9 +53,9 @@ def noted(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, note: Callable
     """Calls `note` with the arguments before each call of the method."""
     method = getattr(owner, name)
 
-    def call(*arguments: Any) -> Any:
+    def call(*arguments: Any, **options: Any) -> Any:
         note(*arguments)
-        return method(*arguments)
+        return method(*arguments, **options)
 
     monkeypatch.setattr(owner, name, call)
 
@@ -163,6 +165,73 @@ def test_what_rewards_are_told_about_the_run(trainer_of: Callable[..., Trainer])
     functions.calling = lambda state: told.append(state) or calling(state)  # type: ignore[method-assign, func-returns-value]
     trainer.step(4)
     assert told == [TrainerState(global_step=3, max_steps=7, epoch=18 / questions)]
+
+
+@pytest.mark.parametrize("phase", ["rollout", "train", "eval"])
+def test_too_little_memory_is_said_with_the_phase_and_what_to_change(
+    phase: str, trainer_of: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise MemoryError("no room")
+
+    trainer = trainer_of("output=runs/full")
+    owner, name = (trainer.policy, "loss") if phase == "train" else (trainer.rollout_engine, "generate")
+    monkeypatch.setattr(owner, name, full)
+    with pytest.raises(
+        HptError, match=rf"out of memory in the phase '{phase}' of the run: no room\n.*runs/full"
+    ) as error:
+        trainer.evaluate() if phase == "eval" else trainer.step(1)
+    assert isinstance(error.value, RolloutError) == (phase != "train")
+
+
+def test_held_out_questions_without_answers_are_judged_by_the_reward_of_the_gate(
+    trainer_of: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rewards = ["method=luffy", "rewards=['rewards:share_of_digits', 'rewards:minus_length']"]
+    gate = ["gate.reads=share_of_digits", "gate.threshold=0.4"]
+    trainer = trainer_of(*rewards, *gate, "steps=9", "batch.questions=6", "eval.n=16", "eval.temperature=1")
+    trainer.held_out = [Question("q", "1+1=", None), Question("r", "2+2=", None)]
+    trainer.steps_done = 4
+    told: list[TrainerState] = []
+    assert trainer.reward_functions is not None
+    noted(monkeypatch, trainer.reward_functions, "calling", told.append)
+    rollouts = [rollout for result in trainer.evaluate().questions for rollout in result.rollouts]
+    shares = [sum(map(str.isdigit, rollout.text)) / max(1, len(rollout.text)) for rollout in rollouts]
+    assert [rollout.score for rollout in rollouts] == [share >= 0.4 for share in shares]
+    assert len({rollout.score for rollout in rollouts}) == 2
+    assert told == [trainer.state_after(4)]
+
+
+@pytest.mark.parametrize("part", ["gate", "estimate_advantages"])
+def test_a_function_of_the_users_that_fails_is_an_error_of_the_method(
+    part: str, trainer_of: Callable[..., Trainer]
+) -> None:
+    def fails(*_: Any) -> None:
+        raise HptError("returned 3 numbers")
+
+    trainer = trainer_of()
+    setattr(trainer, part, fails)
+    with pytest.raises(MethodError, match=r"^returned 3 numbers$"):
+        trainer.step(1)
+
+
+def test_what_the_ranks_counted_is_added_up(trainer_of: Callable[..., Trainer]) -> None:
+    trainer = trainer_of("method=sft")
+    experiences = trainer.draw(1)
+    trainer.decide(experiences)
+    rows = trainer.rows(experiences)
+    tokens = sum(row.response_length for row in rows[0])
+    assert trainer.update(rows).counts.tokens == tokens
+    trainer.world = Second()
+    assert trainer.update(rows).counts.tokens == 2 * tokens
+
+
+def test_questions_whose_demonstration_is_missing_are_counted(trainer_of: Callable[..., Trainer]) -> None:
+    trainer = trainer_of("data.missing_demonstrations=rollouts", "verify.function=rewards:never", "batch.questions=6")
+    trainer.questions = [replace(question, demonstration=None) for question in trainer.questions]
+    metrics, experiences = trainer.step(1)
+    assert metrics["gate/without_demonstration"] == len(experiences) == 6
+    assert "gate/without_demonstration" not in trainer_of().step(1)[0]
 
 
 def test_that_no_reward_applies_is_said_once(
