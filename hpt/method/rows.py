@@ -116,12 +116,9 @@ def _rollout_row(experience: Experience, rollout: Rollout, normaliser: _Normalis
 def _sft_row(experience: Experience, normaliser: _Normaliser, config: Config) -> Row:
     share = experience.decision.beta * config.sft.coef
     weight = share * normaliser.weight(Signal.SFT, experience.imitated_tokens, members=1)
-    regularised = _entropy_counts_everywhere(config)
     if turns := experience.conversation:
-        tokens, length, mask = turns.tokens, turns.prompt_length, turns.mask
-        return Row(tokens, length, Signal.SFT, weight, regularised=regularised, mask=mask)
-    tokens = experience.prompt + experience.demonstration
-    return Row(tokens, len(experience.prompt), Signal.SFT, weight, regularised=regularised)
+        return Row(turns.tokens, turns.prompt_length, Signal.SFT, weight, mask=turns.mask)
+    return Row(experience.prompt + experience.demonstration, len(experience.prompt), Signal.SFT, weight)
 
 
 def _is_imitated(experience: Experience, config: Config) -> bool:

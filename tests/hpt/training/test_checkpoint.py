@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,15 @@ def test_a_full_disk_says_which_checkpoints_can_go(tmp_path: Path) -> None:
         write_checkpoint(tmp_path / "checkpoints" / "step-000004", full)
 
 
+def refused(checkpoint: Path) -> Callable[[World], str]:
+    def message(world: World) -> str:
+        with pytest.raises(HptError) as error:
+            check_checkpoint(checkpoint, world)
+        return str(error.value)
+
+    return message
+
+
 def test_ranks_write_one_checkpoint_and_each_reads_its_own_part(tmp_path: Path, parts: Any) -> None:
     def save(world: World) -> dict[str, Any]:
         path = save_checkpoint(tmp_path, 1, *parts, {"rank": world.rank}, keep=1, world=world)
@@ -106,14 +116,10 @@ def test_ranks_write_one_checkpoint_and_each_reads_its_own_part(tmp_path: Path, 
         HptError, match=f"^{path} was written by 2 processes, and this run has 1: .*on 2, .* model.path={path}$"
     ):
         check_checkpoint(path)
+    alone = save_checkpoint(tmp_path / "alone", 1, *parts, {}, keep=1)
+    assert all("was written by 1 processes, and this run has 2" in message for message in on_ranks(2, refused(alone)))
     (path / "trainer_state-1.pt").write_bytes(b"damaged")
-
-    def refused(world: World) -> str:
-        with pytest.raises(HptError) as error:
-            check_checkpoint(path, world)
-        return str(error.value)
-
-    for message in on_ranks(2, refused):
+    for message in on_ranks(2, refused(path)):
         assert message.startswith(f"{path / 'trainer_state-1.pt'} is not what was written: its checksum is another")
 
 
@@ -131,6 +137,14 @@ def test_no_checkpoint_is_left_where_one_rank_fails(tmp_path: Path) -> None:
     first, _ = on_ranks(2, write)
     assert "rank 1 failed" in first
     assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_a_state_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints" / "step-000001"
+    folder.mkdir(parents=True)
+    torch.save({"engine": pytest.MonkeyPatch()}, folder / "trainer_state.pt")
+    with pytest.raises(HptError, match=r"trainer_state\.pt is broken \(UnpicklingError\)"):
+        load_state(folder)
 
 
 @pytest.mark.parametrize("content", [b"not a state", b""])
