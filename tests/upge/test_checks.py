@@ -199,7 +199,9 @@ def test_what_nothing_reads_is_not_refused():
         (lambda: upge.CISPO(clip_low=2), "WeightClip low.*2"),
         (lambda: upge.CISPO(clip_low=0.1, max_ratio=0.5), "max_ratio: must be at least.*0.9.*0.5"),
         (lambda: upge.Clip(-1, -2), "Clip low.*-1"),
-        (lambda: upge.Clip(0.2, 0.2, dual=1), "Clip dual.*1"),
+        (lambda: upge.Clip(1.5, 0.2), "^Clip low: must be a number, between 0 and 1; got 1.5$"),
+        (lambda: upge.Clip(0.2, -0.1), "^Clip high: must be a number, at least 0; got -0.1$"),
+        (lambda: upge.Clip(0.2, 0.2, dual=1), "^Clip dual: must be a number, greater than 1 or None; got 1$"),
         (lambda: upge.Shaping(0), "Shaping gamma.*0"),
         (lambda: upge.SoftGate(1, nan), "SoftGate tau_negative.*nan"),
         (lambda: upge.SoftGate(0, 1), "^SoftGate tau_positive: must be a number, positive and finite; got 0$"),
@@ -215,6 +217,13 @@ def test_what_nothing_reads_is_not_refused():
 def test_bad_preset(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_presets_on_their_bounds():
+    assert upge.Clip(0, 0, dual=1.5) == upge.Clip(0.0, 0.0, 1.5)
+    assert upge.Clip(1, 2).low == upge.WeightClip(0, low=1).low == 1
+    assert upge.WeightClip(low=0).lower == 1
+    assert upge.SoftGate(0.5, 0.25).tau_negative == 0.25
 
 
 def test_parts_of_another_type():

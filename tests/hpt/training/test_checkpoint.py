@@ -40,6 +40,14 @@ def test_the_newest_are_kept_and_transformers_loads_them(tmp_path: Path, parts: 
     assert torch.equal(restored["engine"]["x"], state["engine"]["x"])
 
 
+def test_weights_that_the_modules_do_not_hold_are_saved(tmp_path: Path, parts: Any) -> None:
+    model, tokenizer = parts
+    weights = {name: torch.full_like(tensor, 2.0) for name, tensor in model.state_dict().items()}
+    path = save_checkpoint(tmp_path, 1, model, tokenizer, {}, keep=1, weights=weights)
+    loaded = AutoModelForCausalLM.from_pretrained(path)
+    assert all(bool((parameter == 2).all()) for parameter in loaded.parameters())
+
+
 def test_what_a_kill_leaves_is_no_checkpoint_and_is_cleared_away(tmp_path: Path, parts: Any) -> None:
     folder = tmp_path / "checkpoints"
     (folder / ".partial-step-000004").mkdir(parents=True)
