@@ -193,7 +193,7 @@ def gae(reward: float, values: Sequence[float], gamma: float, lam: float) -> lis
 
 def _centred(rewards: np.ndarray) -> np.ndarray:
     # Equal rewards must give exactly 0, which a rounded mean need not: rows with A = 0 never reach the model.
-    if rewards.size == 0 or np.all(rewards == rewards[0]):
+    if np.all(rewards == rewards[0]):
         return np.zeros_like(rewards)
     return rewards - rewards.mean()
 

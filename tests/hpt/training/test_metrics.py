@@ -158,6 +158,7 @@ def test_a_reward_that_applies_once_or_never_has_no_spread() -> None:
     assert metrics(None, None) == never
     once = {"reward/f/mean": 3.0, "reward/f/sum": 3.0, "reward/f/count": 1, "reward/f/std": 0.0}
     assert metrics(None, 3.0) == never | once
+    assert metrics(1.0, 3.0)["reward/f/std"] == math.sqrt(2)
 
 
 def test_what_a_batch_of_tokens_counts() -> None:

@@ -105,7 +105,10 @@ def test_the_order_of_a_step_and_from_when_on_no_checkpoint_is_possible(
     ):
         noted(monkeypatch, owner, name, lambda *_, name=name: notes.note(name))
     assert (trainer.steps_done, trainer.updating, trainer.warned) == (0, False, False)
-    trainer.step(3)
+    metrics, _ = trainer.step(3)
+    assert {name for name in metrics if name.startswith("time/")} == {
+        *("time/rollout", "time/verify", "time/train", "time/step"),
+    }
     assert (trainer.steps_done, trainer.updating) == (3, False)
     first = ", updating" if kind == "deepspeed" else ""
     sampling = {event.partition(" ")[0] for event in events[:2]}
