@@ -19,6 +19,8 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
+from hpt.commands.arguments import non_negative_int, positive_int
+
 from .. import runs
 from ..commit import last_commit
 
@@ -28,15 +30,17 @@ def main(argv: Sequence[str]) -> int:
         prog="python -m bench faults", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kills", type=int, default=72, help="kill -9, over all methods (default 72)")
+    parser.add_argument("--kills", type=non_negative_int, default=72, help="kill -9, over all methods (default 72)")
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose family or name has this text")
-    parser.add_argument("--jobs", type=int, default=2, help="cases at a time (default 2)")
+    parser.add_argument("--jobs", type=positive_int, default=2, help="cases at a time (default 2)")
     parser.add_argument("--list", action="store_true", help="print the cases and leave")
     parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
     options = parser.parse_args(argv)
     from ..faults import families, runner, world
 
     cases = [case for case in families.cases(options.kills) if options.only in case.title]
+    if not cases:
+        parser.error(f"--only {options.only!r}: no case has this in its family or name; --list prints them")
     if options.list:
         print("\n".join(case.title for case in cases))
         return 0

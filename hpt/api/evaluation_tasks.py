@@ -24,9 +24,11 @@ from hpt.evaluation.evaluate import EvalResult
 from hpt.evaluation.statistics import Estimate, bootstrap_average
 from hpt.model.positions import check_positions
 from hpt.records.checkpoints import last_checkpoint
+from hpt.records.checksums import CHECKSUMS
 from hpt.records.files import CONFIG
 from hpt.rollout import Sampling
 from hpt.support.errors import ConfigError
+from hpt.training.checkpoint import check_files
 from hpt.verify import VERIFIERS, Verifier, make_verifier
 
 FILE_N, FILE_MAX_TOKENS = 8, 1024
@@ -70,6 +72,8 @@ def find_model(name: str) -> EvaluatedModel:
         path = str(last_checkpoint(Path(name)))
     else:
         recipe = Path(name).resolve().parent.parent / CONFIG
+    if (Path(path) / CHECKSUMS).is_file():
+        check_files(Path(path))
     if not recipe.is_file():
         return EvaluatedModel(path)
     config = load_config(recipe)

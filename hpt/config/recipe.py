@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from hpt.config.schema import Config
 from hpt.config.words import explain, nearest
+from hpt.config.yaml_text import load_yaml
 from hpt.support.errors import ConfigError
 
 RECIPES = Path(str(resources.files("hpt"))) / "recipes"
@@ -108,7 +109,7 @@ def read_method(name: Any) -> dict[str, Any]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings = load_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     except yaml.YAMLError as error:
@@ -133,7 +134,7 @@ def parse_override(override: str) -> tuple[str, Any]:
         raise ConfigError(f"{override!r}: settings are changed by key=value, e.g. optimizer.lr=1e-5")
     bracketed = text.startswith(("[", "{")) and not text.startswith(_PLACEHOLDERS)
     try:
-        value = yaml.safe_load(text)
+        value = load_yaml(text)
     except yaml.YAMLError as error:
         if bracketed:
             raise ConfigError(f"{override!r}: the value is not valid YAML: {error}") from None

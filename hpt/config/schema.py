@@ -40,7 +40,7 @@ class Config(Section):
         description="called once with this config, to make a model and data files that are missing",
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    threads: int | None = Field(None, ge=1, description="CPU threads of torch; default: torch chooses")
+    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of torch; default: torch chooses")
     engine: Literal["local", "deepspeed"] = Field("local", description="local: one process; deepspeed: ZeRO, several")
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     hardware: HardwareConfig = HardwareConfig()

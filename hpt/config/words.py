@@ -36,6 +36,8 @@ def explain(errors: Sequence[Any]) -> list[str]:
 def _location(error: Any) -> list[str]:
     """The parts of a field's key, without those by which pydantic tells apart the forms that a value may have."""
     parts = [str(part) for part in error["loc"]]
+    if error["type"] == "extra_forbidden":  # the last one is of the user
+        return [*_location({"type": "", "loc": error["loc"][:-1]}), parts[-1]]
     return [part for part in parts if "<" not in part and "[" not in part and part not in ("int", "float", "bool")]
 
 

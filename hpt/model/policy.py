@@ -102,7 +102,18 @@ class Policy:
         self.objectives = [rl, replace(sft, advantage="given"), off_policy]  # in the order of Signal
 
     def loss(self, batch: MicroBatch) -> upge.PolicyLossOutput:
-        """The micro-batch's share of the loss; shares add up, since the weights hold the global normaliser."""
+        """The micro-batch's share of the loss; shares add up, since the weights hold the global normaliser.
+
+        HptError where a function of the user's returns no loss.
+        """
+        try:
+            return self._loss(batch)
+        except (TypeError, ValueError) as error:
+            if str(error).startswith("objective "):
+                raise HptError(str(error)) from error
+            raise
+
+    def _loss(self, batch: MicroBatch) -> upge.PolicyLossOutput:
         signals = {row.signal for row in batch.rows}
         alike = len(signals) == 1  # then no token's objective has to be looked up
         return self.module(

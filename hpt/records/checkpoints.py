@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hpt.support.errors import HptError
 
-_NAME = re.compile(r"step-(\d{6,})")
+_NAME = re.compile(r"step-([0-9]{6}|[1-9][0-9]{6,17})")
 
 
 def checkpoint_path(run: Path, step: int) -> Path:

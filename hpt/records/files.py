@@ -47,7 +47,7 @@ class RunRecords:
 
     def amend(self, step: int, metrics: dict[str, Any]) -> None:
         """Adds `metrics` to the last line, that of `step`."""
-        *earlier, last = read_jsonl(self.metrics_path)
+        *earlier, last = read_jsonl(self.metrics_path, appended=True)
         assert last["step"] == step, f"the last line is of step {last['step']}, not {step}"
         write_file_atomically(self.metrics_path, _json_lines([*earlier, last | metrics]))
 
@@ -67,7 +67,7 @@ class RunRecords:
         """Drops every record after `step`, so that a run resumed there writes each step once."""
         for path in (self.metrics_path, self.folder / CHANGES):
             if path.exists():
-                kept = [record for record in read_jsonl(path) if record["step"] <= step]
+                kept = [record for record in read_jsonl(path, appended=True) if record["step"] <= step]
                 write_file_atomically(path, _json_lines(kept))
         for kind in (ROLLOUTS, EVALUATIONS):
             with named_os_errors(self.folder / kind):
@@ -90,7 +90,7 @@ def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
     path = Path(folder) / METRICS
     if not path.is_file():
         raise HptError(f"{folder} is not a run: it has no {METRICS}")
-    lines = read_jsonl(path)
+    lines = read_jsonl(path, appended=True)
     for line in lines:
         for name, value in line.items():
             if value is not None and type(value) not in (int, float):
@@ -98,18 +98,26 @@ def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
     return lines
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The objects of one file of records; errors as for `read_metrics`."""
+def read_jsonl(path: Path, *, appended: bool = False) -> list[dict[str, Any]]:
+    """The objects of one file of records, in order; HptError as for `read_metrics`.
+
+    A last line that a kill cut off, which has no newline, is left out where `appended` says that lines are appended to
+    the file. Others are written whole.
+    """
     with named_os_errors(path, "read"):
-        lines = [(number, line) for number, line in enumerate(path.read_bytes().split(b"\n"), 1) if line.strip()]
+        *lines, rest = path.read_bytes().split(b"\n")
+    if rest:
+        lines.append(rest)
     records = []
-    for number, line in lines:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             record = json.loads(line)
             if not isinstance(record, dict):
                 raise ValueError("not an object")
-        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-            if number == lines[-1][0]:
+        except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+            if appended and rest and number == len(lines):
                 break
             raise HptError(f"{path}, line {number}: broken record ({error})") from error
         if type(record.get("step")) is not int or abs(record["step"]) >= 2**63:
@@ -121,8 +129,8 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def read_jsonl_if_any(path: Path) -> list[dict[str, Any]]:
-    """As `read_jsonl`; nothing where there is no such file, as before a run's first step."""
-    return read_jsonl(path) if path.is_file() else []
+    """As `read_jsonl` of a file with appended lines; nothing where there is none, as before a run's first step."""
+    return read_jsonl(path, appended=True) if path.is_file() else []
 
 
 def step_path(folder: str | Path, kind: str, step: int) -> Path:

@@ -60,7 +60,8 @@ class Fingerprints:
 
     def with_metrics(self, run: Path, step: int) -> Fingerprints:
         """As of `step`, whose metrics are recorded."""
-        return Fingerprints(self.settings, self.content | {f"{METRICS} until then": metrics_fingerprint(run, step)})
+        known = {"the step of the checkpoint": str(step), f"{METRICS} until then": metrics_fingerprint(run, step)}
+        return Fingerprints(self.settings, self.content | known)
 
     def flat(self) -> dict[str, Any]:
         """All of them by one key each: a dotted setting, or words. Settings without effect are left out."""

@@ -32,17 +32,26 @@ class Journal:
     """While it is open, rank 0 records the run and keeps other processes out of its folder; other ranks do nothing.
 
     Opening it is a collective: every rank must do it. checkpoint: the one that the run is resumed from, None for a new
-    run. accept_changes: a run is resumed although what it depends on has changed.
+    run. accept_changes: a run is resumed although what it depends on has changed. lost: what it had, where it starts
+    again.
     """
 
-    def __init__(self, config: Config, checkpoint: Path | None, world: World, *, accept_changes: bool = False) -> None:
+    def __init__(
+        self,
+        config: Config,
+        checkpoint: Path | None,
+        world: World,
+        *,
+        accept_changes: bool = False,
+        lost: Sequence[Change] = (),
+    ) -> None:
         self.config = config
         self.folder = Path(config.output)
         self.checkpoint = checkpoint
         self.resume_step = step_of(checkpoint) if checkpoint else None
         self.world = world
         self.accept_changes = accept_changes
-        self.changes: list[Change] = []
+        self.changes = list(lost)
         self.numbers = StepNumbers()
         self.stack = ExitStack()
         self.trackers: list[Tracker] = []
@@ -98,9 +107,9 @@ class Journal:
         """
         if self.world.main:
             self.records.truncate_after(-1 if self.resume_step is None else self.resume_step)
-            if self.changes and self.resume_step is not None:
+            if self.changes:
                 logger.warning(f"Resumed with changes: {in_words(self.changes)}.")
-                self.records.log_changes(self.resume_step, [asdict(change) for change in self.changes])
+                self.records.log_changes(self.resume_step or 0, [asdict(change) for change in self.changes])
             # Last: after a kill before it, config.yaml is that of the checkpoint, which needs no asking.
             write_file_atomically(self.folder / CONFIG, self.config.to_yaml().encode())
 

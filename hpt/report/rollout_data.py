@@ -10,6 +10,7 @@ from pathlib import Path
 from hpt.records.files import ROLLOUTS, read_jsonl, step_files
 from hpt.report.rollouts import RolloutIndex, pack_texts
 from hpt.report.runs import Run
+from hpt.support.errors import HptError
 from hpt.support.files import folder_atomically, make_folder, write_file_atomically
 
 FOLDER = "report-data"
@@ -55,5 +56,9 @@ def _texts(runs: Sequence[Run], indexes: Sequence[RolloutIndex]) -> Iterator[tup
     for number, (run, index) in enumerate(zip(runs, indexes, strict=True)):
         for step, path in step_files(run.folder, ROLLOUTS).items():
             records = read_jsonl(path)
-            index.add(step, records)
-            yield number, step, pack_texts(records)
+            try:
+                index.add(step, records)
+                texts = pack_texts(records)
+            except (TypeError, ValueError, AttributeError, OverflowError) as error:
+                raise HptError(f"{path}: these are no records of rollouts ({error})") from error
+            yield number, step, texts

@@ -22,6 +22,8 @@ def missing_local_path(name: str) -> str | None:
     in_a_folder = "/" in name and Path(name.partition("/")[0]).is_dir()
     if not (name.startswith(("/", "./", "../", "~")) or name.endswith("/") or name.count("/") > 1 or in_a_folder):
         return None
+    if path.exists():
+        return f"{path.resolve()} is {'a file, not a folder' if path.is_file() else 'no regular file'}"
     existing = next(parent for parent in path.parents if parent.is_dir())
     missing = path.relative_to(existing).parts[0]
     near = difflib.get_close_matches(missing, [entry.name for entry in existing.iterdir()], n=1)

@@ -78,7 +78,7 @@ def _import(reference: str, field: str) -> Callable[..., Any]:
         )
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # a module may raise anything while it is imported
+    except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
         reason = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
         raise ConfigError(f"{field} = {reference!r}: module {module_name!r} cannot be imported: {reason}") from error
     function = getattr(module, function_name, None)
@@ -106,7 +106,7 @@ def user_function(reference: str, *, field: str, arguments: Sequence[str]) -> Ca
             return function(*given)
         except HptError:
             raise
-        except Exception as error:  # whatever the user's code raises
+        except (Exception, SystemExit) as error:  # whatever the user's code raises; one that exits would end the run
             place = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{place.filename}, line {place.lineno}"
             raise HptError(f"{field} = {reference!r} raised {type(error).__name__}: {error} ({where})") from error

@@ -14,6 +14,7 @@ import torch
 from hpt.config.recipe import Setting, read_config
 from hpt.config.schema import Config
 from hpt.config.stages import Stage, stages_of
+from hpt.records.changes import Change
 from hpt.records.checkpoints import checkpoint_path, checkpoints, step_of
 from hpt.records.checks import check_unused
 from hpt.records.files import CONFIG, METRICS, read_jsonl_if_any
@@ -73,15 +74,14 @@ def resume(folder: Path, config: Config, *, accept_changes: bool = False, began:
     began = time.perf_counter() if began is None else began
     with connected(config) as world:
         found = world.once(lambda: checkpoints(folder))
-        if not found:
-            world.once(lambda: _check_restart(folder, accept_changes))
+        lost = [] if found else world.once(lambda: _check_restart(folder, accept_changes))
         if found and step_of(found[-1]) > config.steps:
             raise ConfigError(f"steps = {config.steps}: the run in {folder} has done {step_of(found[-1])} already")
-        return _run(config, found[-1] if found else None, world, began, accept_changes=accept_changes)
+        return _run(config, found[-1] if found else None, world, began, accept_changes=accept_changes, lost=lost)
 
 
-def _check_restart(folder: Path, accept_changes: bool) -> None:
-    """Of a run without a checkpoint. HptError where it had one, unless its loss is accepted."""
+def _check_restart(folder: Path, accept_changes: bool) -> list[Change]:
+    """Of a run without a checkpoint: what it has lost. HptError where it had one, unless its loss is accepted."""
     lines = read_jsonl_if_any(folder / METRICS)
     saved = [line["step"] for line in lines if "time/checkpoint" in line]
     if saved and not accept_changes:
@@ -91,16 +91,25 @@ def _check_restart(folder: Path, accept_changes: bool) -> None:
         )
     if lines:
         logger.warning(f"{folder} has no checkpoint: the run starts again from step 0.")
+    return [Change("the checkpoints", f"up to step {saved[-1]}", "none, started again")] if saved else []
 
 
-def _run(config: Config, checkpoint: Path | None, world: World, began: float, *, accept_changes: bool = False) -> bool:
+def _run(
+    config: Config,
+    checkpoint: Path | None,
+    world: World,
+    began: float,
+    *,
+    accept_changes: bool = False,
+    lost: Sequence[Change] = (),
+) -> bool:
     folder = Path(config.output)
     done = step_of(checkpoint) if checkpoint else 0
     stages = [stage for stage in stages_of(config) if stage.last > done]
     if config.rewards and not any(stage.config.gate.needs_rollouts for stage in stages):
         logger.warning('gate.kind "sft" samples no rollouts: rewards have no effect on training')
     with (
-        Journal(config, checkpoint, world, accept_changes=accept_changes) as journal,
+        Journal(config, checkpoint, world, accept_changes=accept_changes, lost=lost) as journal,
         StopSignals(world) as signals,
     ):
         if config.threads:

@@ -107,14 +107,21 @@ def remembered_check(
     key = _key(settings, questions, limit)
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
-        if known["key"] == key and isinstance(known["refused"], dict):
-            return CheckedDemonstrations(known["possible"], known["checked"], known["refused"])
+        found = CheckedDemonstrations(known["possible"], known["checked"], known["refused"])
+        if known["key"] == key and known["checksum"] == _checksum(found):
+            return found
     except (OSError, ValueError, KeyError, TypeError):
         pass  # no file yet, or one that is not whole
     result = check_demonstrations(verifier, questions, limit=limit, parsable=parsable)
     make_folder(path.parent)
-    write_file_atomically(path, json.dumps({"key": key, **asdict(result)}).encode())
+    record = {"key": key, "checksum": _checksum(result), **asdict(result)}
+    write_file_atomically(path, json.dumps(record).encode())
     return result
+
+
+def _checksum(result: CheckedDemonstrations) -> str:
+    """So that a file that was changed is not taken for the result."""
+    return hashlib.sha256(json.dumps(asdict(result)).encode()).hexdigest()
 
 
 def _key(settings: VerifyConfig, questions: Sequence[Question], limit: int | None) -> str:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from bench.commands import faults
+
 CASES = """
 import os, sys, time
 from pathlib import Path
@@ -41,3 +43,16 @@ def test_ending_bench_faults_ends_its_cases_and_all_that_they_started(tmp_path: 
     assert process.wait(60) == 128 + signal.SIGTERM
     with pytest.raises(ProcessLookupError):
         os.kill(int(started.read_text()), 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--jobs", "0"], "--jobs"), (["--kills", "-1"], "--kills"), (["--only", "nope", "--list"], "no case has this")],
+)
+def test_arguments_without_sense_are_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        faults.main(arguments)
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err

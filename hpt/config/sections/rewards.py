@@ -59,7 +59,7 @@ Rewards = Annotated[list[RewardConfig], BeforeValidator(_entries)]
 class RewardCallsConfig(Section):
     """How the functions of `rewards` are called: once per question, with all of its rollouts."""
 
-    workers: int = Field(2, ge=1, description="processes that call reward functions at once")
+    workers: int = Field(2, ge=1, le=1024, description="processes that call reward functions at once")
     timeout: float = Field(60.0, gt=0, description="seconds per call, which has all rollouts of a question")
     memory_mb: int = Field(2048, ge=256, description="MiB per process, beyond what the functions import")
     on_error: Literal["stop", "none"] = Field(

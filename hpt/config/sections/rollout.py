@@ -64,7 +64,7 @@ class RolloutConfig(Section):
     engine: Literal["transformers", "vllm"] = "transformers"
     vllm: VllmConfig = VllmConfig()
     n: int = Field(8, ge=1, description="rollouts per question")
-    temperature: float = Field(1.0, gt=0, description="of sampling, and of the log-probabilities that are trained")
+    temperature: float = Field(1.0, ge=0.01, description="of sampling, and of the log-probabilities that are trained")
     top_p: float = Field(
         1.0,
         gt=0,
@@ -101,7 +101,7 @@ class VerifyConfig(Section):
     function: FunctionReference | None = Field(
         None, description="(response, answer) -> score, instead of a built-in verifier"
     )
-    workers: int = Field(2, ge=1, description="processes that verify at once")
+    workers: int = Field(2, ge=1, le=1024, description="processes that verify at once")
     timeout: float = Field(5.0, gt=0, description="seconds per answer")
     memory_mb: int = Field(1024, ge=256, description="MiB per worker, beyond its libraries")
     boxed: bool = Field(False, description="math: a response without a \\boxed answer is unparsable")

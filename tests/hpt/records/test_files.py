@@ -105,6 +105,18 @@ def test_a_broken_middle_line_names_file_and_line(tmp_path, line, message):
     assert f"{tmp_path / 'metrics.jsonl'}, line 2" in str(caught.value)
 
 
+@pytest.mark.parametrize("line", ["[1]", '{"step": 2, "tr', "[" * 100_000])
+def test_only_a_last_line_that_a_kill_cut_off_is_left_out(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1}}\n{line}')
+    assert read_metrics(tmp_path) == [{"step": 1}]
+    with pytest.raises(HptError, match=r"metrics\.jsonl, line 2: broken record"):
+        read_jsonl(path)
+    path.write_text(f'{{"step": 1}}\n{line}\n')
+    with pytest.raises(HptError, match=r"metrics\.jsonl, line 2: broken record"):
+        read_metrics(tmp_path)
+
+
 @pytest.mark.parametrize("value", ["many", True, [1]])
 def test_a_metric_that_is_no_number_is_named(tmp_path, value):
     (tmp_path / "metrics.jsonl").write_text(

@@ -99,6 +99,24 @@ def test_unreadable_records_are_named(tmp_path, file, content, message):
         summary_figure([folder], tmp_path / "summary.png")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"step": 1, "id": "q", "P": "x"}\n', r"no records of rollouts \(could not convert string to float"),
+        (b'{"step": 1, "id": "q", "responses": ["a"], "scores": [1' + b"0" * 400 + b"]}\n", "no records of rollouts"),
+        (b'{"step": 1, "id": "q", "rewards": []}\n{"step": 1, "i', r"line 2: broken record"),
+        (b"\xff\xfe\0", r"line 1: broken record"),
+    ],
+)
+def test_rollouts_that_are_damaged_are_named(tmp_path, content, message):
+    folder = write_run(tmp_path / "run", steps=1)
+    path = folder / "rollouts" / "step-000001.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(HptError, match=message) as error:
+        report([folder])
+    assert str(path) in str(error.value)
+
+
 def test_no_run_at_all_is_an_error():
     with pytest.raises(HptError, match="no run given"):
         report([])

@@ -1,10 +1,12 @@
 """hpt.support.hub: a hub that does not answer is asked once, and nothing is retried for half a minute."""
 
+import os
+
 import pytest
 from huggingface_hub import constants
 
 from hpt.commands.main import main
-from hpt.support.hub import find_hub
+from hpt.support.hub import find_hub, missing_local_path
 
 CLOSED = "http://127.0.0.1:9"  # the discard port, where nothing listens
 
@@ -35,6 +37,14 @@ def test_an_unreachable_hub_is_named_at_once(tmp_path, closed_hub, monkeypatch, 
     assert constants.HF_HUB_OFFLINE
     assert not find_hub()  # and it is not asked again
     assert capfd.readouterr().err == ""
+
+
+def test_a_file_in_the_place_of_a_folder_is_called_one(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("steps: 1")
+    assert missing_local_path(str(tmp_path / "recipe.yaml")) == f"{tmp_path / 'recipe.yaml'} is a file, not a folder"
+    os.mkfifo(tmp_path / "pipe")
+    assert missing_local_path(str(tmp_path / "pipe")) == f"{tmp_path / 'pipe'} is no regular file"
+    assert "has no 'recipe.yml'); did you mean" in missing_local_path(str(tmp_path / "recipe.yml"))
 
 
 def test_an_error_without_words_is_named_by_its_type(closed_hub, monkeypatch, caplog):

@@ -127,3 +127,44 @@ def test_an_error_that_is_no_message_to_the_user_saves_the_last_finished_step_to
     with pytest.raises(ZeroDivisionError):
         main(["train", str(world), *SETTINGS, f"output={tmp_path / 'run'}"])
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-000001"]
+
+
+@pytest.mark.parametrize(
+    "setting", ["gate={kind: function, function: exits:f}", "rl.advantage=exits:f", "rl.objective=exits:f"]
+)
+def test_a_function_that_exits_is_an_error_and_not_the_end_of_the_run(
+    setting: str, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "exits.py").write_text("import sys\ndef f(*arguments): sys.exit(0)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "exits", raising=False)
+    assert main(["train", str(world), *SETTINGS, setting, f"output={tmp_path / 'run'}"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "'exits:f' raised SystemExit: 0" in said
+    assert "Stopped after step 0; continue with" in said
+
+
+@pytest.mark.parametrize(
+    ("returns", "message"),
+    [
+        ("logprobs * float('nan')", "its loss must be finite"),
+        ("logprobs.sum()", "must return one loss per token"),
+        ("-logprobs.detach()", "depends on logprobs"),
+        ("3", "a tensor of shape"),
+    ],
+)
+def test_an_objective_that_returns_no_loss_is_named_in_a_sentence(
+    returns: str,
+    message: str,
+    world: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "no_loss.py").write_text(f"def f(logprobs, batch): return {returns}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "no_loss", raising=False)
+    assert main(["train", str(world), *SETTINGS, "rl.objective=no_loss:f", f"output={tmp_path / 'run'}"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "objective 'no_loss:f'" in said
+    assert message in said

@@ -16,7 +16,7 @@ from tiny_world import make_world
 
 import hpt
 from hpt.commands.main import main
-from hpt.records.changes import in_words
+from hpt.records.changes import Change, in_words, read_changes
 from hpt.records.checkpoints import checkpoints
 from hpt.records.checksums import CHECKSUMS, read_checksums
 from hpt.records.files import read_metrics
@@ -213,6 +213,22 @@ def test_a_run_whose_checkpoints_are_gone_starts_again_only_where_that_is_accept
     assert main(["train", "--resume", str(copy), "--accept-changes"]) == 0
     assert "has no checkpoint: the run starts again from step 0" in " ".join(capsys.readouterr().err.split())
     assert [line["step"] for line in read_metrics(copy)] == [1, 2]
+    lost = Change("the checkpoints", "up to step 2", "none, started again")
+    assert read_changes(copy) == [(0, [lost])]
+
+
+def test_a_checkpoint_of_another_name_is_not_taken_for_that_step(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    newest = checkpoints(copy)[-1]
+    newest.rename(newest.with_name("step-000003"))
+    assert main(["train", "--resume", str(copy), "steps=4"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "changed since step-000003 was written: the step of the checkpoint (was 2, is 3)" in said
+    for name in ("step-00000\u0663", "step-0000000", "step-00003", "step-" + "9" * 19):
+        (copy / "checkpoints" / "step-000003").rename(copy / "checkpoints" / name)
+        assert [path.name for path in checkpoints(copy)] == ["step-000001"]
+        (copy / "checkpoints" / name).rename(copy / "checkpoints" / "step-000003")
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(copy: Path) -> None:

@@ -69,3 +69,7 @@ def test_the_result_is_remembered_for_the_same_questions_and_verifier(
         assert check(questions()[:4], VerifyConfig(function="rewards:has_a_digit"), limit=2) == 2
         path.write_text(json.dumps({"key": 3}) + "broken")
         assert check(questions()[:4]) == 4
+        changed = json.loads(path.read_text()) | {"refused": {"0": "incorrect"}}
+        path.write_text(json.dumps(changed))
+        assert check(questions()[:4]) == 4
+        assert check(questions()[:4]) == 0
