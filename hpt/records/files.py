@@ -70,9 +70,9 @@ class RunRecords:
                 kept = [record for record in read_jsonl(path, appended=True) if record["step"] <= step]
                 write_file_atomically(path, _json_lines(kept))
         for kind in (ROLLOUTS, EVALUATIONS):
-            with named_os_errors(self.folder / kind):
-                for found, path in step_files(self.folder, kind).items():
-                    if found > step:
+            for found, path in step_files(self.folder, kind).items():
+                if found > step:
+                    with named_os_errors(path, "remove"):
                         path.unlink()
 
     def _log_step(self, kind: str, step: int, records: Sequence[dict[str, Any]]) -> None:

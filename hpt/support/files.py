@@ -76,7 +76,7 @@ def folder_atomically(path: Path) -> Iterator[Path]:
         partial.rename(path)
         flush_to_disk(path.parent)
         if old:
-            shutil.rmtree(old)
+            _remove(old)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -84,20 +84,28 @@ def folder_atomically(path: Path) -> Iterator[Path]:
 
 def remove_folder_atomically(path: Path) -> None:
     """Removes a folder, renaming it first: a removal that is interrupted leaves no incomplete folder at `path`."""
-    shutil.rmtree(_set_aside(path))
+    _remove(_set_aside(path))
 
 
 def _set_aside(path: Path) -> Path:
-    """Renames a folder that is to be removed."""
+    """Renames a folder, or a file in its place, that is to be removed."""
     removed = path.with_name(f".removed-{path.name}")
-    shutil.rmtree(removed, ignore_errors=True)
+    if removed.exists():
+        _remove(removed)
     return path.rename(removed)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def remove_leftovers(parent: Path) -> None:
     """Removes what killed processes left in `parent` of folders that they were writing or removing."""
     for leftover in [*parent.glob(".partial-*"), *parent.glob(".removed-*")]:
-        shutil.rmtree(leftover)
+        _remove(leftover)
 
 
 def flush_to_disk(path: Path) -> None:

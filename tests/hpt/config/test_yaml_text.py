@@ -36,6 +36,7 @@ def test_what_is_plain_is_read() -> None:
     text = "base: &base {lr: 1, decay: 2}\nown:\n  <<: *base\n  lr: 3\nlist: [{lr: 1}, {lr: 2}]\n1: a\n"
     own = {"lr": 3, "decay": 2}
     assert load_yaml(text) == {"base": {"lr": 1, "decay": 2}, "own": own, "list": [{"lr": 1}, {"lr": 2}], 1: "a"}
+    assert load_yaml("output: 2026-01-01") == {"output": "2026-01-01"}
     depth = DEEPEST - 1
     assert load_yaml("a: " + "[" * depth + "]" * depth) == yaml.safe_load("a: " + "[" * depth + "]" * depth)
 

@@ -84,6 +84,13 @@ def test_truncate_after_drops_later_steps_and_a_broken_last_line(tmp_path, broke
     assert step_files(tmp_path, "rollouts") == step_files(tmp_path, "eval") == {}
 
 
+def test_a_folder_in_the_place_of_a_step_is_named(tmp_path):
+    records = RunRecords(tmp_path)
+    (tmp_path / "rollouts" / "step-000007.jsonl").mkdir(parents=True)
+    with pytest.raises(HptError, match=r"cannot remove .*rollouts/step-000007\.jsonl: "):
+        records.truncate_after(2)
+
+
 def test_truncate_after_of_a_fresh_run_does_nothing(tmp_path):
     RunRecords(tmp_path / "run").truncate_after(0)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == []

@@ -32,6 +32,18 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
+def test_a_file_in_the_place_of_a_folder_is_replaced_and_removed(tmp_path):
+    for name in ("folder", ".partial-other", ".removed-folder", ".removed-other"):
+        (tmp_path / name).write_text("a file")
+    write_folder(tmp_path / "folder")
+    assert (tmp_path / "folder" / "deep" / "file").read_text() == "new"
+    files.remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    (tmp_path / "other").write_text("a file")
+    files.remove_folder_atomically(tmp_path / "other")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
 def test_the_new_folder_is_there_before_the_old_one_is_removed(tmp_path, monkeypatch):
     write_folder(tmp_path / "folder", "old")
     seen = []
