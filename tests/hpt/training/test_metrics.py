@@ -42,11 +42,12 @@ def test_rows_are_counted_by_whether_they_reach_the_model() -> None:
         Row([1, 2], 1, Signal.RL, 0.5, advantage=0.0, regularised=True),
         Row([1, 2], 1, Signal.SFT, 0.0),
         Row([1, 2], 1, Signal.SFT, 0.5),
+        Row([1, 2], 1, Signal.SFT, 0.25),
         Row([1, 2], 1, Signal.OFF_POLICY, 0.5, advantage=-0.5),
     ]
     stats.add_update(rows, Update(1.0, 0.1, skipped=False))
-    assert (stats.rows, stats.rows_skipped) == (4, 3)
-    assert dict(stats.demonstrations) == {Signal.SFT: 1, Signal.OFF_POLICY: 1}
+    assert (stats.rows, stats.rows_skipped) == (5, 3)
+    assert dict(stats.demonstrations) == {Signal.SFT: 2, Signal.OFF_POLICY: 1}
 
 
 def test_the_mismatch_leaves_out_what_the_engine_could_not_tell() -> None:

@@ -248,6 +248,18 @@ def test_that_no_reward_applies_is_said_once(
     assert said.startswith(f"No reward applies to any of the {sampled} rollouts of this step")
     assert "None from by_a_column." in said
     assert trainer.warned
+    caplog.clear()
+    without_rollouts = trainer_of("method=sft", "rewards=['rewards:by_a_column']")
+    without_rollouts.step(1)
+    assert "No reward applies" not in caplog.text
+
+
+def test_what_sampling_took_is_recorded_where_it_may_take_several_rounds(trainer_of: Callable[..., Trainer]) -> None:
+    once, _ = trainer_of("method=grpo").step(1)
+    twice, _ = trainer_of("method=grpo", "rollout.dynamic_rounds=2").step(1)
+    sampling = {"sampling/rounds", "sampling/mixed", "sampling/trained"}
+    assert sampling.isdisjoint(once)
+    assert sampling | {"train/loss"} <= twice.keys()
 
 
 def test_the_updates_of_a_step_are_as_many_as_its_rows_fill(trainer_of: Callable[..., Trainer]) -> None:
