@@ -141,7 +141,8 @@ def test_every_draw_has_a_seed_of_its_step_batch_purpose_and_rank(
     for rank in (0, 1):
         if rank:
             trainer.world = Second()
-        trainer.step(3)
+        _, experiences = trainer.step(3)
+        assert len(experiences) == 2 * trainer.config.batch.questions
         training = Sampling.for_training(trainer.config)
         assert calls == [(training, seed_for(5, batch, "rollout", rank)) for batch in (5, 6)]
         assert seeds[0] == seed_for(5, 3, "train", rank)
