@@ -14,7 +14,7 @@ from hpt.method.gate import Decision
 from hpt.method.micro_batches import MicroBatch, micro_batches, packed_batch, padded_batch
 from hpt.method.rows import Row, Signal, token_rows
 from hpt.model.policy import Policy
-from hpt.rollout import Rollout
+from hpt.rollout import CriticValues, Rollout
 from hpt.support.errors import HptError
 
 VOCABULARY = 31
@@ -217,6 +217,15 @@ def test_targets_are_exactly_the_response_tokens() -> None:
         assert batch.advantages[:3].tolist() == [-2.0] * 3
         assert batch.rollout_logprobs[:3].tolist() == [-1.0, -2.0, -3.0]
         assert batch.rollout_logprobs[3].isnan()
+
+
+def test_a_rollouts_row_has_what_the_engine_and_the_critic_said_of_it() -> None:
+    values = CriticValues(before=[0.1, 0.2], returns=[0.3, 0.4])
+    rollout = Rollout([5, 6], [-1.0, -2.0], "stop", advantage=[0.2, 0.2], values=values)
+    experience = Experience(Question("q", "p", "a"), [3, 4], [rollout], Decision(alpha=1.0, beta=0.0, off=0.0))
+    (row,) = token_rows([experience], config(loss={"kl_coef": 0.1}))
+    expected = Row([3, 4, 5, 6], 2, Signal.RL, 0.5, [0.2, 0.2], [-1.0, -2.0], values=values, regularised=True)
+    assert row == expected
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -206,6 +206,24 @@ def test_held_out_questions_without_answers_are_judged_by_the_reward_of_the_gate
     assert told == [trainer.state_after(4)]
 
 
+def test_with_loss_on_all_turns_what_is_imitated_is_the_conversation(
+    trainer_of: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_of("method=sft")
+    data = trainer.config.data.model_copy(update={"loss_on": "all"})  # a recipe needs a chat template for it
+    trainer.config = trainer.config.model_copy(update={"data": data})
+    monkeypatch.setattr(trainer.renderer, "conversation", lambda question: f"conversation of {question.id}")
+    experiences = trainer.draw(1)
+    trainer.apply_gate(experiences)
+    assert [each.conversation for each in experiences] == [
+        f"conversation of {each.question.id}" for each in experiences
+    ]
+    answers = trainer_of("method=sft")
+    experiences = answers.draw(1)
+    answers.apply_gate(experiences)
+    assert [each.conversation for each in experiences] == [None] * len(experiences)
+
+
 @pytest.mark.parametrize("part", ["gate", "estimate_advantages"])
 def test_a_function_of_the_users_that_fails_is_an_error_of_the_method(
     part: str, trainer_of: Callable[..., Trainer]
