@@ -64,24 +64,10 @@ class TokenLosses:
 
     @staticmethod
     def cat(parts: Sequence[TokenLosses]) -> TokenLosses:
-        """The tokens of `parts` (at least one), in order."""
-
-        def column(read: Callable[[TokenLosses], Tensor | None]) -> Tensor | None:
-            vectors = [read(part) for part in parts]
-            known = [vector for vector in vectors if vector is not None]
-            if not known:
-                return None
-            return torch.cat(
-                [torch.zeros_like(part.loss) if x is None else x for part, x in zip(parts, vectors, strict=True)]
-            )
-
+        """The tokens of `parts` (at least one), in order; without q and k, which only their gradients needed."""
         return TokenLosses(
             torch.cat([part.loss for part in parts]),
-            Coefficients(
-                torch.cat([part.coefficients.g for part in parts]),
-                column(lambda part: part.coefficients.q),
-                column(lambda part: part.coefficients.k),
-            ),
+            Coefficients(torch.cat([part.coefficients.g for part in parts])),
             torch.cat([part.ratio for part in parts]),
             torch.cat([part.stable for part in parts]),
         )

@@ -332,13 +332,25 @@ def test_log_probabilities_that_the_kl_does_not_read_may_be_nan(problem, any_bac
 
 
 def test_a_log_ratio_at_the_cut_is_not_cut(any_backend):
-    hidden, weight, y = torch.zeros(1, 2, requires_grad=True), torch.zeros(2, 2), torch.zeros(1, dtype=torch.long)
+    hidden, weight, y = torch.zeros(1, 2, requires_grad=True), torch.zeros(1, 2), torch.zeros(1, dtype=torch.long)
     old = upge.linear_logprobs(hidden, weight, y).logprobs.detach() - 2
     out = upge.fused_policy_loss(
         hidden, weight, y, upge.PPO(clip_high=9.0), advantages=torch.ones(1), old_logprobs=old, max_log_ratio=2.0,
         backend=any_backend,
     )  # fmt: skip
     torch.testing.assert_close(out.ratio, torch.full((1,), 2.0).exp())
+    torch.testing.assert_close(out.coefficient, -torch.full((1,), 2.0).exp())
+    assert out.stable.all()
+
+
+def test_a_dual_clip_is_above_the_ratio_and_for_negative_advantages_alone(any_backend):
+    hidden, weight, y = torch.zeros(3, 2, requires_grad=True), torch.zeros(2, 2), torch.zeros(3, dtype=torch.long)
+    inputs = {"advantages": torch.tensor([-1.0, 0.0, -1.0]), "old_logprobs": torch.tensor([-2.0, -9.0, -9.0])}
+    inputs |= {"weights": torch.ones(3), "evaluate": "all", "backend": any_backend}
+    r = upge.fused_policy_loss(hidden, weight, y, upge.PPO(clip_high=9.0), **inputs).ratio[0].item()
+    out = upge.fused_policy_loss(hidden, weight, y, upge.PPO(clip_high=9.0, dual_clip=r), **inputs)
+    assert out.stable.tolist() == [True, True, False]
+    assert out.coefficient.tolist() == pytest.approx([r, 0.0, 0.0])
 
 
 def test_a_kl_at_the_cut_is_not_cut(any_backend):

@@ -15,6 +15,7 @@ from hpt.commands.main import main
 from hpt.config.recipe import load_config
 from hpt.data.questions import Question
 from hpt.method.advantage import (
+    LARGEST,
     advantages,
     advantages_with_demonstrations,
     find_estimator,
@@ -76,6 +77,12 @@ def test_shapes_are_kept_and_groups_sum_to_zero(groups: list[list[float]]) -> No
 def test_equal_scores_have_advantage_exactly_zero(score: float, n: int) -> None:
     for estimator in ("mean", "mean_std", "leave_one_out", "batch"):
         assert advantages([[score] * n], estimator) == [[0.0] * n]
+
+
+def test_the_largest_advantage_is_the_largest_of_single_precision() -> None:
+    assert advantages([[LARGEST, -LARGEST]], "none") == [[LARGEST, -LARGEST]]
+    with pytest.raises(HptError, match="not finite in float32"):
+        advantages([[np.nextafter(LARGEST, np.inf)]], "none")
 
 
 def test_sign() -> None:

@@ -226,6 +226,9 @@ def test_a_rollouts_row_has_what_the_engine_and_the_critic_said_of_it() -> None:
     (row,) = token_rows([experience], config(loss={"kl_coef": 0.1}))
     expected = Row([3, 4, 5, 6], 2, Signal.RL, 0.5, [0.2, 0.2], [-1.0, -2.0], values=values, regularised=True)
     assert row == expected
+    for coefficient, regularised in ((0.0, False), (0.1, True)):
+        (row,) = token_rows([experience], config(loss={"aggregation": "official", "entropy_coef": coefficient}))
+        assert row.regularised == regularised
 
 
 @pytest.mark.parametrize("packed", [False, True])
