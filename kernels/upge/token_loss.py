@@ -167,7 +167,7 @@ class LossFormula:
 
     def _followers(self, tokens: TokenInputs, number: int) -> Tensor:
         """Positions of the tokens that follow objective `number`."""
-        if len(self.objectives) == 1 or tokens.objective_index is None:
-            count = tokens.weights.shape[0] if number == 0 else 0
-            return torch.arange(count, device=tokens.weights.device)
+        if len(self.objectives) == 1:
+            return torch.arange(tokens.weights.shape[0], device=tokens.weights.device)
+        assert tokens.objective_index is not None
         return (tokens.objective_index == number).nonzero().squeeze(1)

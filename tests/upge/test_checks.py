@@ -161,6 +161,29 @@ def test_unread_values_may_be_nan():
     assert torch.isfinite(out.coefficient).all()
 
 
+def test_what_one_of_several_objectives_reads_is_checked_on_its_tokens():
+    index, first, last = torch.tensor([0, 0, 1, 1]), torch.tensor([nan, 0, 0, 0]), torch.tensor([0, 0, 0, nan])
+
+    def call(*objectives, **values):
+        call = arguments(objectives=list(objectives), objective_index=index, **values)
+        upge.fused_policy_loss(
+            call.pop("hidden"), call.pop("weight"), call.pop("targets"), call.pop("objectives"), **call
+        )
+
+    for values in (first, last):
+        with pytest.raises(ValueError, match=r"advantages: must not be NaN"):
+            call(upge.REINFORCE(), upge.GRPO(), advantages=values)
+        with pytest.raises(ValueError, match=r"old_logprobs: must not be NaN"):
+            call(upge.GRPO(), upge.DAPO(), old_logprobs=values)
+    call(upge.SFT(), upge.GRPO(), advantages=first, old_logprobs=first)
+    call(upge.GRPO(), upge.SFT(), advantages=last, old_logprobs=last)
+    kl = {"ref_logprobs": torch.zeros(N), "kl_coef": torch.tensor([0.0, 0.0, 0.0, 0.1])}
+    call(upge.GRPO(), upge.SFT(), old_logprobs=last, kl="k3", **kl)
+    for values in (first, last):
+        with pytest.raises(ValueError, match=r"old_logprobs: must not be NaN"):
+            call(upge.GRPO(), upge.SFT(), old_logprobs=values, kl="k3_ratio", **kl)
+
+
 def test_what_nothing_reads_is_not_refused():
     """Values of tokens that do not count, and those that neither objective nor KL penalty reads."""
     mask = torch.tensor([True, False, True, False])

@@ -353,6 +353,41 @@ def test_a_dual_clip_is_above_the_ratio_and_for_negative_advantages_alone(any_ba
     assert out.coefficient.tolist() == pytest.approx([r, 0.0, 0.0])
 
 
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+def test_a_dropped_weight_clip_spares_advantages_of_0(advantage, any_backend):
+    hidden, weight, y = torch.zeros(2, 2, requires_grad=True), torch.zeros(1, 2), torch.zeros(2, dtype=torch.long)
+    inputs = {"advantages": torch.tensor([0.0, advantage]), "old_logprobs": torch.full((2,), -advantage)}
+    objective = upge.CISPO(0.2, clip_low=0.2, drop=True)  # r = e^advantage is beyond both bounds
+    out = upge.fused_policy_loss(hidden, weight, y, objective, **inputs, evaluate="all", backend=any_backend)
+    assert out.stable.tolist() == [True, False]
+
+
+def test_objectives_leave_out_tokens_each_by_its_own_rule(problem, any_backend):
+    """An advantage of 0 is no reason under SFT, nor under GSPO, where others of the sequence have one."""
+    p = problem(n=40)
+    index, sequences = torch.arange(40) // 16, torch.arange(40) // 4
+    given = torch.where((index == 0) | (torch.arange(40) % 4 == 0), 0.0, p.inputs["advantages"])
+    options = {"objective_index": index, "sequence_ids": sequences, "advantages": given, "mask": None}
+    options |= {"rollout_logprobs": None}
+    out, _ = p.loss([upge.SFT(), upge.REINFORCE(), upge.GSPO(1.0, 99.0)], any_backend, **options)
+    w, sft, rl, gspo = p.inputs["weights"], index == 0, index == 1, index == 2
+    assert torch.equal(out.evaluated, sft | gspo | (given != 0))
+    torch.testing.assert_close(out.coefficient[sft], -w[sft])
+    torch.testing.assert_close(out.coefficient[rl], -(w * given)[rl])
+    assert (out.coefficient[gspo] != 0).all()
+
+
+def test_entropy_terms_of_functions_and_of_the_call_add_up(problem, any_backend):
+    p = problem(n=40)
+    functions = [upge.Objective.from_function(lambda l, b, c=c: -l - c * b.entropy) for c in (0.1, 0.3)]
+    index = torch.arange(40) % 2
+    got, grads = p.loss(functions, any_backend, objective_index=index, entropy_coef=0.05, rollout_logprobs=None)
+    coefficients = torch.where(index == 0, 0.15, 0.35)
+    want, expected = p.loss(upge.SFT(), any_backend, entropy_coef=coefficients, rollout_logprobs=None)
+    torch.testing.assert_close(got.loss, want.loss)
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(grads, expected, strict=True))
+
+
 def test_a_kl_at_the_cut_is_not_cut(any_backend):
     hidden, weight, y = torch.zeros(1, 2, requires_grad=True), torch.zeros(2, 2), torch.zeros(1, dtype=torch.long)
     now = upge.linear_logprobs(hidden, weight, y).logprobs.detach()
