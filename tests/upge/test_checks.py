@@ -126,6 +126,16 @@ CASES = [
     ({"softcap": -1.0}, ValueError, "softcap.*positive.*-1.0"),
     ({"softcap": inf}, ValueError, "softcap.*1e30.*None; got inf"),
     ({"softcap": nan}, ValueError, "softcap.*1e30.*None; got nan"),
+    ({"tis": "token", "rollout_logprobs": torch.zeros(N), "tis_mode": "cut"}, ValueError, "^tis_mode: must be"),
+    ({"evaluate": "some"}, ValueError, "^evaluate: must be"),
+    ({"max_log_ratio": 80.5}, ValueError, "^max_log_ratio: must.*80.5"),
+    ({"objective_index": torch.zeros(N)}, TypeError, "^objective_index: .*int64"),
+    ({"objectives": upge.GSPO(), "sequence_ids": torch.zeros(N)}, TypeError, "^sequence_ids: .*int64"),
+    (
+        {"objectives": upge.GSPO(), "sequence_ids": torch.zeros(N - 1, dtype=torch.long)},
+        ValueError,
+        r"^sequence_ids: .*\(4,\)",
+    ),
     ({"backend": "cuda"}, ValueError, "backend.*'auto'.*'torch'.*'cuda'"),
 ]  # fmt: skip
 
@@ -147,6 +157,28 @@ def test_good_call_passes():
         call.pop("hidden"), call.pop("weight"), call.pop("targets"), call.pop("objectives"), **call
     )
     assert torch.isfinite(out.loss)
+
+
+LARGEST = torch.finfo(torch.float32).max
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tis_clip": 0.5},
+        {"tis_clip": LARGEST},
+        {"tis_min": 0.0},
+        {"tis_min": 1.5, "tis_clip": 1.5},
+        {"max_log_ratio": 80.0},
+        {"entropy_coef": LARGEST},
+        {"entropy_coef": -LARGEST},
+    ],
+    ids=str,
+)
+def test_numbers_on_their_bounds_are_taken(change):
+    tis = {"tis": "token", "rollout_logprobs": torch.zeros(N)} if "tis" in next(iter(change)) else {}
+    call = arguments(**tis, **change)
+    upge.fused_policy_loss(call.pop("hidden"), call.pop("weight"), call.pop("targets"), call.pop("objectives"), **call)
 
 
 def test_unread_values_may_be_nan():

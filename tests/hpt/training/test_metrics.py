@@ -186,17 +186,17 @@ def test_what_a_batch_of_tokens_counts() -> None:
 
 
 def test_the_kl_of_a_batch_is_over_its_evaluated_tokens() -> None:
-    row = Row([1, 2, 3, 4], 1, Signal.RL, 1.0, advantage=1.0, ref_logprobs=[-1.0, -0.5, -9.0])
+    row = Row([1, 2, 3, 4], 1, Signal.RL, 1.0, advantage=1.0, ref_logprobs=[-1.0, -0.75, -9.0])
     (batch,) = micro_batches([row], 10, packed=False)
     zeros, evaluated = torch.zeros(3), torch.tensor([True, True, False])
     output = upge.PolicyLossOutput(
-        torch.tensor(0.0), zeros, torch.tensor([-0.5, -1.0, 0.0]), zeros, 1 + zeros, zeros, evaluated, evaluated,
+        torch.tensor(1.5), zeros, torch.tensor([-0.5, -1.0, 0.0]), zeros, 1 + zeros, zeros, evaluated, evaluated,
         evaluated,
     )  # fmt: skip
     stats = StepStats()
     stats.add_batch(batch, output)
-    assert (stats.counts.kl_tokens, stats.counts.tokens) == (2, 3)
-    assert stats.counts.kl == pytest.approx(math.expm1(-0.5) + 0.5 + math.expm1(0.5) - 0.5, rel=1e-12)
+    assert (stats.counts.kl_tokens, stats.counts.tokens, stats.counts.loss) == (2, 3, 1.5)
+    assert stats.counts.kl == pytest.approx(math.expm1(-0.5) + 0.5 + math.expm1(0.25) - 0.25, rel=1e-12)
 
 
 def test_partial_credit_is_not_solved() -> None:
