@@ -8,7 +8,7 @@ import pytest
 import torch
 import upge
 from upge.importance import ImportanceRatio
-from upge.token_loss import LossFormula
+from upge.token_loss import Coefficients, LossFormula
 
 
 def plain(p, temperature=1.0):
@@ -138,6 +138,15 @@ def test_truncated_importance_ratios(level, mode, low, problem, any_backend):
     out, _ = p.loss(upge.REINFORCE(), any_backend, **settings | {"entropy_coef": 0, "lse_coef": 0})
     skipped = m.nonzero().squeeze(1)[~inside] if mode == "mask" else []
     assert not out.evaluated[skipped].any()
+
+
+def test_a_token_with_any_coefficient_has_a_gradient():
+    zeros = torch.zeros(4)
+    g, q, k = (zeros.index_fill(0, torch.tensor([place]), 1.0) for place in (0, 1, 2))
+    assert Coefficients(g).nonzero().tolist() == [0]
+    assert Coefficients(g, q).nonzero().tolist() == [0, 1]
+    assert Coefficients(g, None, k).nonzero().tolist() == [0, 2]
+    assert Coefficients(zeros, q, k).nonzero().tolist() == [1, 2]
 
 
 def test_coefficients_per_token(problem, any_backend):
