@@ -181,6 +181,16 @@ def test_what_a_function_does_wrong_is_said(monkeypatch: pytest.MonkeyPatch, nam
         advantages(GROUPS, f"my_advantages:{name}")
 
 
+def test_a_function_that_takes_no_rewards_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "my_advantages", sys.modules[__name__])
+    with pytest.raises(ConfigError, match=r"rl.advantage = .*is called with \(rewards\) and takes \(a, b\)"):
+        find_estimator("my_advantages:of_two")
+
+
+def of_two(a, b):  # type: ignore[no-untyped-def]
+    raise AssertionError
+
+
 @pytest.mark.parametrize("name", ["medean", "my_advantages:absent", "no_module:f"])
 def test_an_estimator_that_does_not_exist_is_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setitem(sys.modules, "my_advantages", sys.modules[__name__])
