@@ -128,6 +128,8 @@ CASES = [
     ({"softcap": nan}, ValueError, "softcap.*1e30.*None; got nan"),
     ({"tis": "token", "rollout_logprobs": torch.zeros(N), "tis_mode": "cut"}, ValueError, "^tis_mode: must be"),
     ({"evaluate": "some"}, ValueError, "^evaluate: must be"),
+    ({"hidden": [1.0]}, TypeError, "^hidden: must be a tensor; got list"),
+    ({"weight": [1.0]}, TypeError, "^weight: must be a tensor; got list"),
     ({"max_log_ratio": 80.5}, ValueError, "^max_log_ratio: must.*80.5"),
     ({"objective_index": torch.zeros(N)}, TypeError, "^objective_index: .*int64"),
     ({"objectives": upge.GSPO(), "sequence_ids": torch.zeros(N)}, TypeError, "^sequence_ids: .*int64"),
@@ -362,6 +364,17 @@ def test_a_function_that_is_not_finite(function, message):
     objective = upge.Objective.from_function(function)
     with pytest.raises(ValueError, match=message):
         upge.fused_policy_loss(torch.ones(N, D), torch.zeros(V, D), torch.zeros(N, dtype=torch.long), objective)
+
+
+def test_a_dtensor_is_refused():
+    class DTensor(torch.Tensor):
+        pass
+
+    call = arguments(weight=torch.zeros(V, D).as_subclass(DTensor))
+    with pytest.raises(TypeError, match=r"^weight: .*DTensor"):
+        upge.fused_policy_loss(
+            call.pop("hidden"), call.pop("weight"), call.pop("targets"), call.pop("objectives"), **call
+        )
 
 
 def test_a_quantized_weight_is_refused():
