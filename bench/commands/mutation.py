@@ -44,8 +44,9 @@ CAUGHT = {"killed", "timeout", "segfault"}
 HEAD = """# Mutation testing
 
 `make mutation`, by mutmut 3.8.1, of commit {commit}. Caught: a test fails, or never ends; of a mutant of upge, one of
-upge's own tests. What has no mutants: code outside functions, functions with a decorator (properties and Triton kernels
-too), the arguments of `raise` and of what is logged.
+upge's own tests. Tests of whole runs, of several processes and of Triton kernels are left out, so what they alone would
+notice is not caught. What has no mutants: code outside functions, functions with a decorator (properties and Triton
+kernels too), the arguments of `raise` and of what is logged.
 
 """
 
