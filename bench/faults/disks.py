@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -133,9 +134,15 @@ def _fills_at_random(place: Place) -> str:
         began = time.monotonic()
         finish(train(place.recipe, place.folder / "timed"))
         moment = place.random.uniform(0.1, 0.8) * (time.monotonic() - began)
-        with train(place.recipe, run) as process:
-            time.sleep(moment)
-            return _fill_and_mend(place, run, process, fill(disk))
+        while True:
+            with train(place.recipe, run) as process:
+                time.sleep(moment)
+                ballast = fill(disk)
+                if process.wait() != 0:
+                    return _fill_and_mend(place, run, process, ballast)
+            moment *= 0.7  # it had written everything before: once more, and earlier
+            ballast.unlink()
+            shutil.rmtree(run)
 
 
 def _fills_when(place: Place, *, sign: str) -> str:
