@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -49,7 +49,10 @@ def main(argv: Sequence[str]) -> int:
     recipe = world.prepare(folder / "world")
     reference = folder / "reference"
     world.finish(world.train(recipe, reference))
-    results = runner.run_cases(cases, folder, recipe, reference, seed=options.seed, jobs=options.jobs)
+    results = [
+        replace(result, seen=result.seen.replace(f"{folder}/", ""))
+        for result in runner.run_cases(cases, folder, recipe, reference, seed=options.seed, jobs=options.jobs)
+    ]
     minutes = (time.monotonic() - began) / 60
     broken = [each for each in results if each.outcome == runner.BROKEN]
     text = f"{runner.table(results)}\nSeed {options.seed}, {options.jobs} cases at a time, {minutes:.0f} minutes.\n"
