@@ -14,7 +14,6 @@ import argparse
 import shlex
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import torch
 
@@ -24,6 +23,7 @@ from ..adoption.shapes import GROUP, SHAPES, Shape
 from ..adoption.variants import CASES
 from ..commit import last_commit
 from ..losses.measure import processor
+from ..output import output_path
 
 
 def main(argv: list[str]) -> int:
@@ -70,7 +70,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch on a CPU (default 1)")
     parser.add_argument("--seconds", type=float, default=300, help="time limit of a step (default 300)")
     parser.add_argument("--quick", action="store_true", help="a tiny model and one repeat, as a test")
-    parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
+    parser.add_argument("--out", type=output_path, help="write OUT.json and OUT.md")
     args = parser.parse_args(argv)
     if args.device == "cuda" and not cuda:
         parser.error("argument --device: PyTorch sees no GPU here")

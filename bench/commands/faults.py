@@ -23,6 +23,7 @@ from hpt.commands.arguments import non_negative_int, positive_int
 
 from .. import runs
 from ..commit import last_commit
+from ..output import output_path
 
 
 def main(argv: Sequence[str]) -> int:
@@ -34,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose family or name has this text")
     parser.add_argument("--jobs", type=positive_int, default=2, help="cases at a time (default 2)")
     parser.add_argument("--list", action="store_true", help="print the cases and leave")
-    parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
+    parser.add_argument("--out", type=output_path, help="write OUT.json and OUT.md")
     options = parser.parse_args(argv)
     from ..faults import families, runner, world
 
@@ -64,7 +65,6 @@ def main(argv: Sequence[str]) -> int:
             "versions": {name: version(name) for name in ("torch", "transformers", "hpt", "upge")},
             "commit": last_commit("kernels", "hpt", "bench/faults"),
         }
-        options.out.parent.mkdir(parents=True, exist_ok=True)
         report = {"settings": settings, "cases": [asdict(each) for each in results]}
         options.out.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
         options.out.with_suffix(".md").write_text(text)

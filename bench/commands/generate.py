@@ -10,7 +10,6 @@ import argparse
 import json
 import random
 import time
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -24,6 +23,7 @@ from hpt.rollout.continuous import ContinuousEngine
 from hpt.support.device import pick_device
 
 from ..commit import last_commit
+from ..output import output_path
 
 # The shape of the model; then sequences at once, prompts, and the longest response.
 SHAPES: dict[str, tuple[dict[str, int], int, int, int]] = {
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), metavar="SHAPE")
     parser.add_argument("--repeat", type=int, default=3, help="runs of each way (default: 3)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
+    parser.add_argument("--out", type=output_path, help="write OUT.json and OUT.md")
     args = parser.parse_args(argv)
     device = pick_device(args.device)
     results = {name: measure(name, args.repeat, device) for name in args.shapes}

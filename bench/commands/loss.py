@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from pathlib import Path
 
 import torch
 
@@ -20,6 +19,7 @@ from ..losses.measure import clock_name, processor
 from ..losses.peers import PEERS
 from ..losses.problem import CASES, SHAPES
 from ..losses.report import table, write
+from ..output import output_path
 
 
 def main(argv: list[str]) -> int:
@@ -66,7 +66,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=10 if cuda else 3, help="rounds")
     parser.add_argument("--threads", type=int, help="threads of PyTorch on the CPU")
     parser.add_argument("--error-tokens", type=int, default=256, help="tokens that are also computed in float64")
-    parser.add_argument("--out", type=Path, help="write OUT.json, OUT.md and OUT.png")
+    parser.add_argument("--out", type=output_path, help="write OUT.json, OUT.md and OUT.png")
     args = parser.parse_args(argv)
     for name in ("tokens", "repeats", "threads", "error_tokens"):
         value = getattr(args, name)

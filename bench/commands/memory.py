@@ -24,6 +24,7 @@ from hpt.memory import make_plan
 from hpt.memory.allocations import AllocationTracker
 from hpt.rollout import Sampling
 
+from ..output import output_path
 from ..training.synthetic import REWARD, full_experiences, synthetic_trainer, write_random_model
 
 PROMPT = 4
@@ -65,7 +66,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench memory", description=__doc__)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
     parser.add_argument("--case", choices=CASES, help="run only this one, in this process, and print JSON")
-    parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
+    parser.add_argument("--out", type=output_path, help="write OUT.json and OUT.md")
     args = parser.parse_args(argv)
     if args.case:
         print(json.dumps(run_case(args.case)))

@@ -29,6 +29,7 @@ from hpt.commands.arguments import positive_int
 from hpt.support.files import write_file_atomically
 
 from ..commit import ROOT, last_commit
+from ..output import output_path
 
 FOLDER = ROOT / "build" / "mutation"
 LINKS = {
@@ -80,7 +81,9 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--jobs", type=positive_int, default=2, help="mutants at the same time (default 2)")
     parser.add_argument("--table-only", action="store_true", help="run nothing")
-    parser.add_argument("--out", type=Path, help="write OUT.md and OUT.json.gz, whose results are not found again")
+    parser.add_argument(
+        "--out", type=output_path, help="write OUT.md and OUT.json.gz, whose results are not found again"
+    )
     options = parser.parse_args(argv)
     copies = set_up()
     kept = options.out.with_suffix(".json.gz") if options.out else None

@@ -19,6 +19,8 @@ from hpt.timing import make_time_plan, speedups
 from hpt.timing.plan import PHASES
 from hpt.timing.table import count_text, duration, seconds_text
 
+from ..output import output_path
+
 PAGE = Path(__file__).parents[2] / "docs" / "planning.md"
 BEGIN, END = "<!-- python -m bench plans -->\n", "<!-- end -->\n"
 RESULTS = Path(__file__).parents[1] / "results" / "plans"
@@ -29,7 +31,9 @@ LAST = ("step", "generated a second", "trained a second", "steps a day", "the ru
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench plans", description=__doc__)
-    parser.add_argument("--out", type=Path, default=RESULTS, help="OUT.json and OUT.md (default bench/results/plans)")
+    parser.add_argument(
+        "--out", type=output_path, default=RESULTS, help="OUT.json and OUT.md (default bench/results/plans)"
+    )
     args = parser.parse_args(argv)
     rows = []
     for name in recipes():

@@ -21,6 +21,7 @@ from hpt.records.files import read_metrics
 
 from .. import runs
 from ..commit import last_commit
+from ..output import output_path
 
 LEARNING_RATE = "optimizer.lr=9e-4"  # HPT's best on this recipe, by `python -m bench reproduce`
 VARIANTS = {
@@ -37,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED")
     parser.add_argument("--n", type=int, default=8, help="responses per held-out question (default 8)")
     parser.add_argument("--runs", type=Path, default=Path("runs/probe"), help="folder of the runs")
-    parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
+    parser.add_argument("--out", type=output_path, help="write OUT.json and OUT.md")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="changes to the recipe, for every run")
     options = parser.parse_args(argv)
     with runs.hold(options.runs):

@@ -21,6 +21,7 @@ from hpt.report.rollout_data import FOLDER
 
 from ..commit import last_commit
 from ..losses.measure import processor
+from ..output import output_path
 from ..report.chromium import find_browser, probe
 from ..report.made_up_run import write_run
 
@@ -61,7 +62,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--questions", type=int, default=128, help="per step")
     parser.add_argument("--n", type=int, default=8, help="rollouts per question")
     parser.add_argument("--run", type=Path, help="keep the made-up run here, or measure the one that is here")
-    parser.add_argument("--out", type=Path, help="write OUT.json")
+    parser.add_argument("--out", type=output_path, help="write OUT.json")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         run = args.run or Path(folder) / "run"

@@ -43,6 +43,7 @@ from hpt.support.errors import HptError
 from hpt.training.trainer import Trainer
 
 from ..commit import last_commit
+from ..output import output_path
 from ..training.synthetic import REWARD, Renderer, random_questions, synthetic_trainer, write_random_model
 from .train import MODELS, architecture_of
 
@@ -63,7 +64,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seconds", type=int, default=240, help="time limit per case (default 240)")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, default=Path("bench/results/rollout"), help="write OUT.json")
+    parser.add_argument("--out", type=output_path, default=Path("bench/results/rollout"), help="write OUT.json")
     args = parser.parse_args(argv)
     if args.case:
         print(json.dumps(run_case(args.case, args, args.folder)))

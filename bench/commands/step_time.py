@@ -13,7 +13,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ import transformers
 
 from ..commit import last_commit
 from ..losses.measure import processor
+from ..output import output_path
 from ..training.step_cases import CASES, time_case
 
 PHASES = ("rollout", "train", "step")
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
     parser.add_argument("--rounds", type=int, default=3, help="how often each case runs (default 3)")
     parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
+    parser.add_argument("--out", type=output_path, help="write OUT.json and OUT.md")
     args = parser.parse_args(argv)
     if args.case:
         print(json.dumps(time_case(args.case)))

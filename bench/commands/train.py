@@ -40,6 +40,7 @@ from hpt.memory.meta_model import read_architecture
 from hpt.support.cards import CARDS, card_of_device
 from hpt.support.optional_packages import require
 
+from ..output import output_path
 from ..training.plain_loss import PlainLoss
 from ..training.synthetic import REWARD, synthetic_trainer, write_random_model
 from . import adopt
@@ -85,7 +86,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--minutes", type=float, default=9.5, help="time limit of all cases (default 9.5)")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, help="OUT.json and OUT.md (default bench/results/train or train-cpu)")
+    parser.add_argument(
+        "--out", type=output_path, help="OUT.json and OUT.md (default bench/results/train or train-cpu)"
+    )
     args = parser.parse_args(argv)
     if not args.random_weights:
         if other := [option for option in argv if option.startswith("--") and not option.startswith("--out")]:

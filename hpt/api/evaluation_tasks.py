@@ -24,7 +24,6 @@ from hpt.evaluation.evaluate import EvalResult
 from hpt.evaluation.statistics import Estimate, bootstrap_average
 from hpt.model.positions import check_positions
 from hpt.records.checkpoints import last_checkpoint
-from hpt.records.checksums import CHECKSUMS
 from hpt.records.files import CONFIG
 from hpt.rollout import Sampling
 from hpt.support.errors import ConfigError
@@ -72,8 +71,7 @@ def find_model(name: str) -> EvaluatedModel:
         path = str(last_checkpoint(Path(name)))
     else:
         recipe = Path(name).resolve().parent.parent / CONFIG
-    if (Path(path) / CHECKSUMS).is_file():
-        check_files(Path(path))
+    check_files(Path(path))
     if not recipe.is_file():
         return EvaluatedModel(path)
     config = load_config(recipe)

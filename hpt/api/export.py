@@ -29,7 +29,6 @@ def export_checkpoint(source: Path, folder: Path) -> None:
     from hpt.data.tokenizer import load_tokenizer
     from hpt.model.loading import load_model
     from hpt.records.checkpoints import checkpoints, step_of
-    from hpt.records.checksums import CHECKSUMS
     from hpt.records.files import CONFIG
     from hpt.report.model_card import write_model_card
     from hpt.support.quiet import quiet_libraries
@@ -44,8 +43,7 @@ def export_checkpoint(source: Path, folder: Path) -> None:
         settings = json.loads((source / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise HptError(f"{source}: is neither a checkpoint nor a run with one (config.json is missing)") from None
-    if (source / CHECKSUMS).is_file():
-        check_files(source)
+    check_files(source)
     dtype = settings.get("dtype") or "float32"
     model = load_model(str(source), ModelConfig(path=str(source), dtype=dtype), torch.device("cpu"))
     tokenizer = load_tokenizer(str(source))

@@ -126,11 +126,16 @@ def _read_csv(path: Path, problems: Problems) -> Iterator[tuple[int, Any]]:
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file, strict=True))
+            reader = csv.DictReader(file, strict=True)
+            names = reader.fieldnames or []
+            rows = list(reader)
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start + 1}") from None
     except csv.Error as error:
         raise DataError(f"{path} cannot be read as CSV: {error}") from None
+    for name in names:
+        if names.count(name) > 1:
+            raise DataError(f"{path}: its first row names the column {name!r} {names.count(name)} times")
     for number, row in enumerate(rows, start=1):
         # DictReader puts surplus values under the key None, and None for missing values.
         if None in row:

@@ -21,12 +21,13 @@ def check_trackers(settings: TrackConfig) -> None:
 def check_unused(folder: Path) -> None:
     """ConfigError for a folder that holds a run's records, or in which none can be written."""
     metrics = folder / METRICS
-    if checkpoints(folder) or (metrics.is_file() and metrics.stat().st_size):
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        used = bool(checkpoints(folder)) or (metrics.is_file() and metrics.stat().st_size > 0)
+    except OSError as error:
+        raise ConfigError(f"output = {str(folder)!r}: cannot be written: {error.strerror}") from None
+    if used:
         raise ConfigError(
             f"output = {str(folder)!r} already holds a run: continue it with --resume {folder}, "
             "or choose another output="
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"output = {str(folder)!r}: cannot be written: {error.strerror}") from None

@@ -96,16 +96,11 @@ def check_checkpoint(checkpoint: Path, world: World = ALONE) -> None:
     """
     if world.once(lambda: not files_of(checkpoint)):
         raise HptError(f"{checkpoint} is empty. {_without(checkpoint)}")
-    names = world.once(lambda: {name for name in (CHECKSUMS, FINGERPRINTS) if (checkpoint / name).is_file()})
-    if not names:
+    if not check_files(checkpoint, world):
         logger.warning(
             f"{checkpoint} is of an earlier version of hpt, without checksums and fingerprints: whether its files, the "
             "data or the settings have changed since is not checked."
         )
-    else:
-        if CHECKSUMS not in names:
-            raise HptError(f"{checkpoint / CHECKSUMS} is missing. {_without(checkpoint)}")
-        check_files(checkpoint, world)
     writers = len(list(checkpoint.glob(f"{Path(STATE).stem}*.pt")))
     if writers not in (0, world.size):
         raise HptError(
@@ -114,8 +109,16 @@ def check_checkpoint(checkpoint: Path, world: World = ALONE) -> None:
         )
 
 
-def check_files(checkpoint: Path, world: World = ALONE) -> None:
-    """HptError where a file is not what was written, or is not in the checkpoint's checksums. A collective."""
+def check_files(checkpoint: Path, world: World = ALONE) -> bool:
+    """HptError where a file is not what was written, or is not in the checkpoint's checksums. A collective.
+
+    False where nothing can be checked: the folder is of another program, or of an earlier version of hpt.
+    """
+    names = world.once(lambda: {name for name in (CHECKSUMS, FINGERPRINTS) if (checkpoint / name).is_file()})
+    if not names:
+        return False
+    if CHECKSUMS not in names:
+        raise HptError(f"{checkpoint / CHECKSUMS} is missing. {_without(checkpoint)}")
     try:
         written = world.once(lambda: read_checksums(checkpoint))
     except HptError as error:
@@ -131,6 +134,7 @@ def check_files(checkpoint: Path, world: World = ALONE) -> None:
                 f"{checkpoint / name} is not in {CHECKSUMS}: remove it, or {CHECKSUMS} is not whole. "
                 f"{_without(checkpoint)}"
             )
+    return True
 
 
 def load_state(checkpoint: Path, world: World = ALONE) -> dict[str, Any]:

@@ -182,7 +182,7 @@ def test_a_checkpoint_has_the_prompts_and_the_verifier_of_its_run(world, hpt_eva
     assert {name: part["verifier"] for name, part in parts.items()} == {"eval": "rewards:has_a_digit", "AMC": "math"}
 
 
-def test_a_checkpoint_with_a_flipped_bit_is_refused(world, hpt_eval, tmp_path, capsys):
+def test_a_checkpoint_that_is_not_what_was_written_is_refused(world, hpt_eval, tmp_path, capsys):
     run = tmp_path / "run"
     assert main(["train", str(world), f"output={run}", "method=sft", "steps=1", "eval.every=0"]) == 0
     weights = run / "checkpoints" / "step-000001" / "model.safetensors"
@@ -193,6 +193,9 @@ def test_a_checkpoint_with_a_flipped_bit_is_refused(world, hpt_eval, tmp_path, c
     for model in (run, weights.parent):
         assert main(["eval", str(model), "--data", str(world.with_name("eval.jsonl"))]) == 2
         assert "model.safetensors is not what was written" in " ".join(capsys.readouterr().err.split())
+    weights.with_name("checksums.txt").unlink()
+    assert main(["eval", str(run), "--data", str(world.with_name("eval.jsonl"))]) == 2
+    assert "checksums.txt is missing" in " ".join(capsys.readouterr().err.split())
 
 
 def test_boxed_is_strict(hpt_eval, tmp_path, monkeypatch):

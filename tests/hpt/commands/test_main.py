@@ -57,6 +57,7 @@ def test_help_and_wrong_arguments_load_neither_torch_nor_numpy(arguments):
         (["--optimizer.lr=1e-5"], "settings are changed without dashes: optimizer.lr=1e-5"),
         (["lora=true"], "did you mean model.lora?"),
         (["output=/proc/nowhere/run"], "output = '/proc/nowhere/run': cannot be written"),
+        (["output=" + "r" * 300], "cannot be written: File name too long"),
     ],
 )
 def test_wrong_settings_are_named_without_torch(tmp_path, arguments, said):

@@ -97,6 +97,7 @@ def test_missing_and_unreadable_files(tmp_path):
         ("f.csv", b"prompt,answer\n1+1?,2,3\n", "f.csv, record 1: has more fields than the first row"),
         ("f.csv", b"prompt,answer\n\xff,2\n", "f.csv is not UTF-8 text: invalid start byte at byte 15"),
         ("f.csv", b'prompt,answer\n"1+1?,2\n', "f.csv cannot be read as CSV: unexpected end of data"),
+        ("f.csv", b"prompt,answer,prompt\n1+1?,2,2+2?\n", "f.csv: its first row names the column 'prompt' 2 times"),
         ("f.csv", b"", "f.csv holds no questions"),
         ("g.parquet", b"PAR1 and then nothing", "g.parquet cannot be read as parquet: "),
     ]:
