@@ -10,103 +10,19 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
-from typing import get_args
 
 import pytest
+from asked_functions import asking
 
-from hpt.config.sections.rollout import VerifyConfig
-from hpt.support.errors import ConfigError, HptError, RewardError
+from hpt.support.errors import HptError
 from hpt.verify import (
-    VERIFIERS,
-    ChoiceVerifier,
-    FunctionVerifier,
     MathVerifier,
     Verdict,
-    Verifier,
-    make_verifier,
-    output,
     pool,
-    protocol,
 )
 from hpt.verify.pool import DIED
 
-FUNCTIONS = '''
-import ctypes, fractions, json, os, subprocess, sys, time
-from pathlib import Path
-
-def equal(response, answer): return response == answer
-def share(response, answer): return float(response)
-def fraction(response, answer): return fractions.Fraction(response)
-def nothing(response, answer): return None
-def as_json(response, answer): return json.loads(response)
-def fail(response, answer): raise KeyError("no " + answer)
-def leave(response, answer): sys.exit(3)
-def loaded(response, answer):
-    return not sys.flags.hash_randomization if response == "fixed hashes" else response in sys.modules
-def nap(response, answer): time.sleep(float(response)); return True
-def hang(response, answer): time.sleep(600)
-def allocate(response, answer): return len(bytearray(int(response) << 20)) > 0
-def crash(response, answer): ctypes.string_at(0)
-def chatter(response, answer): print("{}", flush=True); return not sys.stdin.read()
-def flood(response, answer):
-    print("\\x1b[2J" + answer, file=sys.stderr)
-    for _ in range(1000): os.write(1, b"x" * 999 + b"\\n")
-    return True
-def print_and_kill_parent(response, answer):
-    os.write(1, b"x" * 6000)
-    os.kill(os.getppid(), 9)
-def forge(response, answer):
-    for descriptor in range(3, 30):
-        try: os.write(descriptor, response.encode())
-        except OSError: pass
-    return True
-
-def count(response, answer):
-    with open(response, "a") as file: file.write("x")
-    return True
-
-def pid(response, answer):
-    with open(response, "a") as file: file.write(f"{os.getpid()}\\n")
-    return True
-
-def slow_at_first(response, answer):
-    """Hangs where it is called the first time, leaving its pid, and is right at once where it is called again."""
-    with open(response, "a") as file: file.write(f"{os.getpid()}\\n")
-    if len(Path(response).read_text().split()) == 1: time.sleep(600)
-    return True
-
-def fork_away(response, answer):
-    """Right, and leaves a process in a session of its own whose parent has ended."""
-    if os.fork() == 0:
-        os.setsid()
-        if os.fork() == 0:
-            Path(response).write_text(str(os.getpid()))
-            time.sleep(600)
-        os._exit(0)
-    os.wait()
-    return True
-
-def hang_with_child(response, answer):
-    child = subprocess.Popen(["sleep", "600"])
-    Path(response).write_text(f"{os.getpid()} {os.getppid()} {child.pid}")
-    child.wait()
-'''
-
-
-@pytest.fixture(autouse=True)
-def importable(tmp_path, monkeypatch):
-    """A module `judging` that this process, and so its workers, can import."""
-    folder = tmp_path / "importable"
-    folder.mkdir()
-    (folder / "judging.py").write_text(FUNCTIONS)
-    (folder / "broken.py").write_text("raise OSError('no model here')")
-    monkeypatch.syspath_prepend(str(folder))
-    return folder
-
-
-def asking(function, **limits):
-    return FunctionVerifier(f"judging:{function}", **({"workers": 1, "timeout": 20.0, "memory_mb": 512} | limits))
+pytestmark = pytest.mark.usefixtures("importable")
 
 
 def alive(pid):
@@ -131,124 +47,7 @@ def descendants(pid):
     return children(pid) + [grandchild for child in children(pid) for grandchild in descendants(child)]
 
 
-# ---- a user's function
-
-
-def test_scores_of_a_function():
-    with asking("equal", workers=2) as verifier:
-        verdicts = verifier.score(["a", "b", "c"], ["a", "a", "c"])
-    assert [(verdict.status, verdict.score) for verdict in verdicts] == [
-        ("correct", 1.0),
-        ("incorrect", 0.0),
-        ("correct", 1.0),
-    ]
-
-
-def test_partial_credit_is_kept_and_counts_as_incorrect():
-    with asking("share") as verifier:
-        assert verifier.score(["0.25", "1"], ["", ""]) == [Verdict("incorrect", 0.25), Verdict("correct", 1.0)]
-
-
-def test_numbers_of_other_types_are_scores():
-    with asking("fraction") as verifier:
-        assert verifier.score(["3/4"], [""]) == [Verdict("incorrect", 0.75)]
-
-
-@pytest.mark.parametrize(
-    ("function", "response", "message"),
-    [
-        ("fail", "a", r"'judging:fail', .* gold answer 'gold', raised KeyError: 'no gold'"),
-        ("leave", "a", "raised SystemExit: 3"),
-        ("share", "2.5", r"returned 2\.5; a score is a bool or a number from 0 to 1"),
-        ("share", "-0.1", r"returned -0\.1"),
-        ("share", "nan", "returned nan"),
-        ("nothing", "a", "returned None"),
-    ],
-)
-def test_a_broken_function_is_an_error_and_not_a_wrong_answer(function, response, message):
-    with asking(function) as verifier, pytest.raises(HptError, match=message):
-        verifier.score([response], ["gold"])
-
-
-class Custom(Verifier):
-    grade = "judging:as_json"
-
-
-@pytest.mark.parametrize(
-    "returned", ["5", "null", '"ok"', "[]", '["correct"]', '["right", ""]', '["correct", 5]', '[["correct"], ""]', "{}"]
-)
-def test_a_verifier_whose_function_returns_another_form_says_so(returned):
-    message = r"'judging:as_json', called on .* gold answer 'gold', returned .*; allowed: \(status, detail\)"
-    with Custom(workers=1) as verifier:
-        assert verifier.score(['["unparsable", "no box"]'], ["gold"]) == [Verdict("unparsable", 0.0, "no box")]
-        with pytest.raises(RewardError, match=message):
-            verifier.score([returned], ["gold"])
-
-
-@pytest.mark.parametrize(
-    ("reference", "message"),
-    [
-        ("judging:no_such", "module 'judging' has no 'no_such'"),
-        ("no_such_module:f", "module 'no_such_module' cannot be imported"),
-        ("broken:f", "OSError: no model here"),
-    ],
-)
-def test_a_function_that_cannot_be_imported_is_an_error_on_entry(reference, message):
-    with pytest.raises(ConfigError, match=message), FunctionVerifier(reference):
-        pass
-
-
-def test_functions_of_the_working_folder_are_found(tmp_path, monkeypatch):
-    (tmp_path / "local_judging.py").write_text("def f(response, answer): return True")
-    monkeypatch.chdir(tmp_path)
-    with FunctionVerifier("local_judging:f", workers=1) as verifier:
-        assert verifier.score(["a"], ["b"]) == [Verdict("correct", 1.0)]
-
-
-def test_equal_pairs_are_asked_about_once(tmp_path):
-    with asking("count", workers=2) as verifier:
-        verdicts = verifier.score([str(tmp_path / "calls")] * 20, ["a"] * 20)
-    assert verdicts == [Verdict("correct", 1.0)] * 20
-    assert (tmp_path / "calls").read_text() == "x"
-
-
-def test_what_a_function_prints_or_reads_does_not_meet_the_protocol():
-    with asking("chatter") as verifier:
-        assert verifier.score(["a", "b"], ["", ""]) == [Verdict("correct", 1.0)] * 2
-
-
-def test_what_a_function_prints_is_shown_up_to_a_limit_and_a_sentence_says_so(capsys, caplog, monkeypatch):
-    monkeypatch.setattr(output, "LIMIT", 10_000)
-    with asking("flood") as verifier:
-        assert verifier.score(["a", "b"], ["first", "second"]) == [Verdict("correct", 1.0)] * 2
-    printed = capsys.readouterr().err
-    assert printed.startswith("␛[2Jfirst\nxxx")
-    assert 10_000 <= len(printed.replace("\n", "")) + printed.count("\n") < 10_100
-    assert caplog.messages == [
-        "verify.function: functions have printed 10,000 bytes; what they print from now on is dropped"
-    ]
-
-
-def test_what_is_shown_has_one_limit_for_all_processes_of_a_pool(capsys, caplog, monkeypatch):
-    monkeypatch.setattr(output, "LIMIT", 10_000)
-    with asking("print_and_kill_parent") as verifier:
-        for _ in range(2):  # each call is tried twice
-            with pytest.raises(RewardError):
-                verifier.score(["a"], [""])
-    assert capsys.readouterr().err.count("x") == 10_000
-    assert len(caplog.messages) == 1
-
-
-def test_a_reply_that_a_function_forges_is_an_error_that_says_so(monkeypatch):
-    monkeypatch.setattr(protocol, "LONGEST_MESSAGE", 200_000)
-    forged = ["garbage\n", "{}\n", "5\n", '{"call": "1", "value": true}\n', "[" * 100_000 + "\n"]
-    with asking("forge") as verifier:
-        for text in forged:
-            with pytest.raises(RewardError, match="which is not its answer: does a function write to"):
-                verifier.score([text], [""])
-        with pytest.raises(RewardError, match="a reply that is longer than the limit of"):
-            verifier.score(["x" * 300_000], [""])
-        assert verifier.score([""], [""]) == [Verdict("correct", 1.0)]
+# ---- workers
 
 
 def test_work_is_spread_over_the_workers():
@@ -497,31 +296,3 @@ def test_a_script_without_a_main_guard(tmp_path, form):
     )
     assert result.stdout.splitlines() == ["main", "['correct', 'unparsable']"]
     assert result.stderr == ""
-
-
-def test_importing_the_verifiers_is_light():
-    code = "import sys, hpt.verify; print([name for name in ('torch', 'numpy', 'sympy') if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
-
-
-# ---- settings
-
-
-@pytest.mark.parametrize("limits", [{"workers": 0}, {"timeout": 0.0}, {"timeout": float("nan")}, {"memory_mb": -1}])
-def test_impossible_limits(limits):
-    (name,) = limits
-    with pytest.raises(ConfigError, match=rf"verify\.{name} = .* must be greater than 0"):
-        MathVerifier(**limits)
-
-
-def test_make_verifier():
-    settings = {"boxed": False, "workers": 1, "timeout": 1.0, "memory_mb": 256}
-    assert isinstance(make_verifier(SimpleNamespace(kind="math", function=None, **settings)), MathVerifier)
-    assert isinstance(make_verifier(SimpleNamespace(kind="choice", function=None, **settings)), ChoiceVerifier)
-    with make_verifier(SimpleNamespace(kind="math", function="judging:equal", **settings)) as verifier:
-        assert isinstance(verifier, FunctionVerifier)
-        assert verifier.score(["a"], ["a"]) == [Verdict("correct", 1.0)]
-
-
-def test_a_recipe_can_name_every_built_in_verifier():
-    assert set(get_args(VerifyConfig.model_fields["kind"].annotation)) == set(VERIFIERS)
