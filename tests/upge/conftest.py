@@ -42,6 +42,27 @@ class Problem:
         (out.loss * scale).backward()
         return out, [leaf.grad for leaf in self.leaves]
 
+    def in_float64(self, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+        """log pi(y), entropy and log-sum-exp, written out; differentiable."""
+        logits = (self.hidden.double() @ self.weight.double().t() + self.bias.double()) / temperature
+        log_p = torch.log_softmax(logits, -1)
+        logprobs = log_p.gather(1, self.targets[:, None]).squeeze(1)
+        return logprobs, -(log_p.exp() * log_p).sum(1), torch.logsumexp(logits, 1)
+
+    def check(self, backend: str, objective, want: Tensor, **changes):
+        """Compares the loss and its gradients with `want`, the loss written out. Returns the output."""
+        wanted = torch.autograd.grad(want, self.leaves, retain_graph=True)
+        out, grads = self.loss(objective, backend, **changes)
+        torch.testing.assert_close(out.loss.double(), want.detach(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(out.token_loss.sum(), out.loss.detach(), rtol=1e-5, atol=1e-6)
+        self.assert_gradients(grads, wanted)
+        return out
+
+    @staticmethod
+    def assert_gradients(got, want) -> None:
+        for a, b in zip(got, want, strict=True):
+            assert float((a.double() - b.double()).norm() / b.double().norm()) <= 2e-5
+
     def logit_error(self) -> float:
         """Bound of the rounding error of a logit summed in float32: D u sum_i |h_i w_i| (Higham 2002, eq. 3.5)."""
         products = self.hidden.detach().double().abs() @ self.weight.detach().double().abs().t()

@@ -8,30 +8,7 @@ import pytest
 import torch
 import upge
 from upge.importance import ImportanceRatio
-from upge.token_loss import Coefficients, LossFormula
-
-
-def plain(p, temperature=1.0):
-    """log pi(y), entropy and log-sum-exp in float64, differentiable."""
-    z = (p.hidden.double() @ p.weight.double().t() + p.bias.double()) / temperature
-    log_p = torch.log_softmax(z, -1)
-    l = log_p.gather(1, p.targets[:, None]).squeeze(1)
-    return l, -(log_p.exp() * log_p).sum(1), torch.logsumexp(z, 1)
-
-
-def assert_gradients(got, want):
-    for a, b in zip(got, want, strict=True):
-        assert float((a.double() - b.double()).norm() / b.double().norm()) <= 2e-5
-
-
-def check(p, backend, objective, want, **changes):
-    """The loss and its gradients against `want`, the loss written out."""
-    wanted = torch.autograd.grad(want, p.leaves, retain_graph=True)
-    out, grads = p.loss(objective, backend, **changes)
-    torch.testing.assert_close(out.loss.double(), want.detach(), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(out.token_loss.sum(), out.loss.detach(), rtol=1e-5, atol=1e-6)
-    assert_gradients(grads, wanted)
-    return out
+from upge.token_loss import Coefficients
 
 
 def test_shapes_follow_the_targets(problem, any_backend):
@@ -45,7 +22,7 @@ def test_shapes_follow_the_targets(problem, any_backend):
         )  # fmt: skip
         assert all(x.shape == shape for x in out[1:])
         assert all(torch.equal(a.flatten(), b) for a, b in zip(out[1:], flat[1:], strict=True))
-        assert_gradients(torch.autograd.grad(out.loss, p.leaves), grads)
+        p.assert_gradients(torch.autograd.grad(out.loss, p.leaves), grads)
         values = upge.linear_logprobs(
             p.hidden.view(*shape, -1), p.weight, p.targets.view(shape), bias=p.bias, entropy=True, lse=True, top1=True,
             backend=any_backend,
@@ -88,7 +65,7 @@ def test_masked_rows_of_linear_logprobs_are_never_read(problem, any_backend):
         assert torch.equal(a, torch.where(mask, b, torch.zeros_like(b)))
     loss = lambda o: (o.logprobs + o.entropy + o.lse)[mask].sum()
     got = torch.autograd.grad(loss(out), [hidden, p.weight, p.bias])
-    assert_gradients(got, torch.autograd.grad(loss(want), p.leaves))
+    p.assert_gradients(got, torch.autograd.grad(loss(want), p.leaves))
 
 
 @pytest.mark.parametrize("kind", ["k1", "k2", "abs", "k3", "k3_ratio"])
@@ -96,7 +73,7 @@ def test_masked_rows_of_linear_logprobs_are_never_read(problem, any_backend):
 def test_kl_kinds(kind, objective, problem, any_backend):
     p = problem(n=40)
     x, m = p.inputs, p.inputs["mask"]
-    l, _, _ = plain(p)
+    l, _, _ = p.in_float64()
     l = l[m]
     d = x["ref_logprobs"][m].double() - l
     log_r, ids = l - x["old_logprobs"][m].double(), x["sequence_ids"][m]
@@ -113,7 +90,7 @@ def test_kl_kinds(kind, objective, problem, any_backend):
         index["advantages"] = zero
     else:
         want = want - (x["weights"][m] * l).sum()
-    check(p, any_backend, objective, want, kl=kind, kl_coef=coefficient, rollout_logprobs=None, **index)
+    p.check(any_backend, objective, want, kl=kind, kl_coef=coefficient, rollout_logprobs=None, **index)
 
 
 @pytest.mark.parametrize("level", ["token", "sequence"])
@@ -123,7 +100,7 @@ def test_truncated_importance_ratios(level, mode, low, problem, any_backend):
     """The policy's term alone is multiplied."""
     p = problem(n=40)
     x, m = p.inputs, p.inputs["mask"]
-    l, entropy, lse = (v[m] for v in plain(p))
+    l, entropy, lse = (v[m] for v in p.in_float64())
     log_ratio, ids = (x["old_logprobs"] - x["rollout_logprobs"])[m].double(), x["sequence_ids"][m]
     if level == "sequence":
         log_ratio = torch.stack([log_ratio[ids == i].sum() for i in ids])
@@ -134,7 +111,7 @@ def test_truncated_importance_ratios(level, mode, low, problem, any_backend):
     regularisers = -0.1 * entropy + 0.01 * lse**2
     want = (x["weights"][m] * (-tis * x["advantages"][m] * l + regularisers)).sum()
     settings = {"tis": level, "tis_mode": mode, "tis_clip": 1.2, "tis_min": low, "entropy_coef": 0.1, "lse_coef": 0.01}
-    check(p, any_backend, upge.REINFORCE(), want, **settings)
+    p.check(any_backend, upge.REINFORCE(), want, **settings)
     out, _ = p.loss(upge.REINFORCE(), any_backend, **settings | {"entropy_coef": 0, "lse_coef": 0})
     skipped = m.nonzero().squeeze(1)[~inside] if mode == "mask" else []
     assert not out.evaluated[skipped].any()
@@ -152,11 +129,11 @@ def test_a_token_with_any_coefficient_has_a_gradient():
 def test_coefficients_per_token(problem, any_backend):
     p = problem(n=40)
     x, m = p.inputs, p.inputs["mask"]
-    l, entropy, lse = (v[m] for v in plain(p))
+    l, entropy, lse = (v[m] for v in p.in_float64())
     coefficients = {name: torch.rand(40, dtype=torch.float64) for name in ("entropy_coef", "lse_coef")}
     terms = -coefficients["entropy_coef"][m] * entropy + coefficients["lse_coef"][m] * lse**2
     want = (x["weights"][m] * (-x["advantages"][m] * l + terms)).sum()
-    check(p, any_backend, upge.REINFORCE(), want, rollout_logprobs=None, **coefficients)
+    p.check(any_backend, upge.REINFORCE(), want, rollout_logprobs=None, **coefficients)
     some = torch.arange(40) % 2 == 0
     out, _ = p.loss(upge.REINFORCE(), any_backend, advantages=torch.zeros(40), entropy_coef=some.float())
     assert torch.equal(out.evaluated, some & m)
@@ -172,7 +149,7 @@ def test_on_policy_without_old_logprobs(problem, any_backend):
         out, grads = p.loss(objective, any_backend, old_logprobs=None, kl="k3_ratio", kl_coef=0.1)
         assert (out.ratio[p.inputs["mask"]] == 1).all()
         torch.testing.assert_close(out.loss, want.loss, rtol=2e-5, atol=1e-7)  # old is rounded to float32
-        assert_gradients(grads, want_grads)
+        p.assert_gradients(grads, want_grads)
 
 
 def test_evaluate_all(problem, any_backend):
@@ -202,19 +179,19 @@ def test_max_log_ratio(problem, any_backend):
     p = problem(n=40)
     x, m = p.inputs, p.inputs["mask"]
     x["rollout_logprobs"] = None
-    l = plain(p)[0][m]
+    l = p.in_float64()[0][m]
     log_r = l - x["old_logprobs"][m].double()
     cut = log_r.detach().abs() > 0.2
     assert 0 < cut.sum() < len(cut)
     unclipped = upge.Objective(reference="rollout", likelihood="ratio")
     want = (x["weights"][m] * -log_r.clamp(-0.2, 0.2).exp() * x["advantages"][m]).sum()
-    out = check(p, any_backend, unclipped, want, max_log_ratio=0.2)
+    out = p.check(any_backend, unclipped, want, max_log_ratio=0.2)
     assert torch.equal(out.stable[m], ~cut)
     assert not out.coefficient[m][cut].any()
     assert out.ratio[m].max() <= torch.tensor(0.2).exp() * (1 + 1e-6)
     gap = (x["ref_logprobs"][m].double() - l).clamp(max=0.2)
     want = (x["weights"][m] * (gap.exp() - gap - 1)).sum()
-    check(p, any_backend, upge.REINFORCE(), want, advantages=torch.zeros(40), kl_coef=1.0, max_log_ratio=0.2)
+    p.check(any_backend, upge.REINFORCE(), want, advantages=torch.zeros(40), kl_coef=1.0, max_log_ratio=0.2)
 
 
 def test_the_kl_is_cut_from_above_alone(problem, any_backend):
@@ -251,10 +228,10 @@ def test_a_sequence_with_dead_tokens_counts_whole(problem, any_backend):
     x |= {"sequence_ids": ids, "mask": None, "rollout_logprobs": None}
     x["advantages"] = x["advantages"].masked_fill((place == 0) | (ids == 7), 0.0)
     x["weights"] = x["weights"].masked_fill((place == 1) | (ids == 6), 0.0)
-    log_r = plain(p)[0] - x["old_logprobs"].double()
+    log_r = p.in_float64()[0] - x["old_logprobs"].double()
     s = torch.stack([log_r[ids == i].mean() for i in ids]).exp()
     want = (x["weights"] * -torch.min(s * x["advantages"], s.clamp(0.9, 1.1) * x["advantages"])).sum()
-    out = check(p, any_backend, upge.GSPO(0.1, 0.1), want)
+    out = p.check(any_backend, upge.GSPO(0.1, 0.1), want)
     assert torch.equal(out.evaluated, ids < 6)
 
 
@@ -262,7 +239,7 @@ def test_cispo_bounds(problem, any_backend):
     p = problem(n=40)
     p.inputs["rollout_logprobs"] = None
     x, m = p.inputs, p.inputs["mask"]
-    l = plain(p)[0][m]
+    l = p.in_float64()[0][m]
     r, a = (l - x["old_logprobs"][m].double()).exp().detach(), x["advantages"][m]
     for objective, weight in (
         (upge.CISPO(max_ratio=0.9), r.clamp(max=0.9)),
@@ -270,62 +247,7 @@ def test_cispo_bounds(problem, any_backend):
         (upge.Objective(upge.WeightClip(0.2, low=1.0), "rollout"), r.clamp(max=1.2)),
         (upge.CISPO(drop=True, clip_low=0.1), r * ~(((a > 0) & (r > 1.2)) | ((a < 0) & (r < 0.9)))),
     ):
-        check(p, any_backend, objective, (x["weights"][m] * -weight * a * l).sum())
-
-
-def test_functions_see_entropy_and_columns_and_report(problem, any_backend):
-    """A surrogate on the most uncertain tokens alone, with a term in the entropy that has a gradient."""
-    p = problem(n=40)
-    x, m = p.inputs, p.inputs["mask"]
-    x["rollout_logprobs"] = None
-    scale = torch.rand(40)
-
-    def top_entropy(logprobs, batch):
-        kept = batch.entropy.detach() > batch.entropy.detach().median()
-        loss = -1 * kept * batch.advantages * logprobs * batch.scale - 0.1 * batch.entropy
-        return upge.TokenLoss(loss, ratio=2 * torch.ones_like(logprobs), stable=kept)
-
-    l, entropy, _ = (v[m] for v in plain(p))
-    kept = entropy > entropy.median()
-    per_token = -1 * kept * x["advantages"][m] * l * scale[m] - 0.1 * entropy
-    objective = upge.Objective.from_function(top_entropy)
-    out = check(p, any_backend, objective, (x["weights"][m] * per_token).sum(), columns={"scale": scale})
-    assert torch.equal(out.stable[m], kept)
-    assert (out.ratio[m] == 2).all()
-    both = [objective, upge.SFT()]
-    index = torch.arange(40) % 2
-    mixed, _ = p.loss(both, any_backend, columns={"scale": scale}, objective_index=index, entropy_coef=0.2)
-    assert torch.isfinite(mixed.loss)
-
-
-def test_a_function_without_a_gradient_in_entropy_costs_no_pass(problem, monkeypatch):
-    """The backward of E with an entropy gradient is another pass over E: only where the function asks for it."""
-    seen = []
-    losses = LossFormula.losses
-
-    def spy(self, *args):
-        found = losses(self, *args)
-        seen.append(found.coefficients.q is None)
-        return found
-
-    monkeypatch.setattr(LossFormula, "losses", spy)
-    p = problem(n=9)
-    p.loss(upge.Objective.from_function(lambda l, b: -l * b.entropy.detach(), per_token=True), "torch")
-    p.loss(upge.Objective.from_function(lambda l, b: -l * b.entropy, per_token=True), "torch")
-    assert seen == [True, False]
-
-
-def test_a_function_of_the_entropy_alone_and_without_gradients(problem, any_backend):
-    p = problem(n=9)
-    l, entropy, _ = plain(p)
-    m, w = p.inputs["mask"], p.inputs["weights"]
-    p.inputs["rollout_logprobs"] = None
-    out = check(p, any_backend, upge.Objective.from_function(lambda l, b: b.entropy), (w[m] * entropy[m]).sum())
-    assert not out.coefficient.any()
-    constants = p.hidden.detach(), p.weight.detach(), p.targets
-    objective = upge.Objective.from_function(lambda l, b: -l)
-    got = upge.fused_policy_loss(*constants, objective, bias=p.bias.detach(), backend=any_backend, **p.inputs).loss
-    torch.testing.assert_close(got.double(), -(w[m] * l[m]).sum().detach(), rtol=1e-5, atol=1e-6)
+        p.check(any_backend, objective, (x["weights"][m] * -weight * a * l).sum())
 
 
 def test_log_probabilities_that_the_kl_does_not_read_may_be_nan(problem, any_backend):
@@ -386,17 +308,6 @@ def test_objectives_leave_out_tokens_each_by_its_own_rule(problem, any_backend):
     assert (out.coefficient[gspo] != 0).all()
 
 
-def test_entropy_terms_of_functions_and_of_the_call_add_up(problem, any_backend):
-    p = problem(n=40)
-    functions = [upge.Objective.from_function(lambda l, b, c=c: -l - c * b.entropy) for c in (0.1, 0.3)]
-    index = torch.arange(40) % 2
-    got, grads = p.loss(functions, any_backend, objective_index=index, entropy_coef=0.05, rollout_logprobs=None)
-    coefficients = torch.where(index == 0, 0.15, 0.35)
-    want, expected = p.loss(upge.SFT(), any_backend, entropy_coef=coefficients, rollout_logprobs=None)
-    torch.testing.assert_close(got.loss, want.loss)
-    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(grads, expected, strict=True))
-
-
 def test_a_kl_at_the_cut_is_not_cut(any_backend):
     hidden, weight, y = torch.zeros(1, 2, requires_grad=True), torch.zeros(2, 2), torch.zeros(1, dtype=torch.long)
     now = upge.linear_logprobs(hidden, weight, y).logprobs.detach()
@@ -434,13 +345,13 @@ def test_logit_scale(softcap, problem, any_backend):
     z = (z if softcap is None else softcap * torch.tanh(z / softcap)) / 0.7
     want = -torch.log_softmax(z, -1).gather(1, p.targets[:, None]).mean()
     clear = {"mask": None, "weights": None, "rollout_logprobs": None}
-    check(p, any_backend, upge.SFT(), want, logit_scale=0.3, softcap=softcap, temperature=0.7, **clear)
+    p.check(any_backend, upge.SFT(), want, logit_scale=0.3, softcap=softcap, temperature=0.7, **clear)
 
 
 def test_lse_and_top1(problem, any_backend):
     p = problem(n=60)
     p.targets = (p.hidden @ p.weight.t() + p.bias).argmax(1).where(torch.arange(60) % 2 == 0, p.targets)
-    l, _, lse = plain(p)
+    l, _, lse = p.in_float64()
     out = upge.linear_logprobs(p.hidden, p.weight, p.targets, bias=p.bias, lse=True, top1=True, backend=any_backend)
     assert out.entropy is None
     torch.testing.assert_close(out.lse.double(), lse.detach(), rtol=1e-6, atol=2e-6)
@@ -449,4 +360,4 @@ def test_lse_and_top1(problem, any_backend):
     g, k = torch.randn(60), torch.randn(60)
     k[:5] = g[:5]  # the non-target entries of these rows have no gradient
     got = torch.autograd.grad((out.logprobs * g + out.lse * k).sum(), p.leaves)
-    assert_gradients(got, torch.autograd.grad((l * g + lse * k).sum(), p.leaves))
+    p.assert_gradients(got, torch.autograd.grad((l * g + lse * k).sum(), p.leaves))
