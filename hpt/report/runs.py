@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from hpt.records.changes import in_words, read_changes
-from hpt.records.files import CONFIG, EVALUATIONS, METRICS, read_metrics, step_files
+from hpt.records.files import CONFIG, EVALUATIONS, METRICS, ROLLOUTS, read_metrics, step_files
 from hpt.report.conditions import Conditions, data_name, sampling_of, tell_apart
 from hpt.report.curves import Curve, add_curves
 from hpt.report.evaluations import Evaluation, QuestionCounts, keys_of, read_evaluations, read_question_counts
@@ -102,6 +102,19 @@ class Run:
         """A sentence for each time that the run was resumed with something changed."""
         return [
             f"Resumed after step {step} with changes: {in_words(each)}." for step, each in read_changes(self.folder)
+        ]
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """What a reader of the run's numbers should know, a sentence each."""
+        rollouts = step_files(self.folder, ROLLOUTS)
+        steps = [line["step"] for line in self.metrics if line["step"] > 0]
+        missing = [step for step in steps if step not in rollouts]
+        if not rollouts or not missing:
+            return self.changes
+        return [
+            *self.changes,
+            f"The rollouts of {len(missing)} of {len(steps)} steps are missing, of step {missing[0]} first.",
         ]
 
     @cached_property

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import zlib
 
 import matplotlib
@@ -198,6 +199,17 @@ def test_a_run_that_has_just_begun(tmp_path, done):
     assert any(f"step {done} of 40" in text for text in page.texts["span"])
     assert ("Reward: no step records reward/sum and reward/count." in page.texts["li"]) == (done == 0)
     assert any(text.startswith("Held-out accuracy by grade: fewer than two") for text in page.texts["li"])
+
+
+def test_a_run_whose_rollouts_were_removed_says_so(tmp_path):
+    folder = write_run(tmp_path / "run", steps=4)
+    assert load_runs([folder])[0].notes == []
+    for step in (2, 3):
+        (folder / "rollouts" / f"step-{step:06d}.jsonl").unlink()
+    said = "run: The rollouts of 2 of 4 steps are missing, of step 2 first."
+    assert said in Page(report([folder])).texts["li"]
+    shutil.rmtree(folder / "rollouts")
+    assert load_runs([folder])[0].notes == []
 
 
 def test_a_run_without_evaluation(tmp_path):
