@@ -8,7 +8,8 @@ probability .4.
 All methods make the same number of optimizer updates of as many questions. SFT takes those with a demonstration. The
 learning rate of each is tuned in the same way in each condition, by held-out accuracy on seeds that are used for
 nothing else: rates that differ by a factor of 3 are added until the best has a worse one on both sides. For SmolLM2
-there are three rates. Of SFT then GRPO, SFT has the rate of SFT alone, and GRPO's is tuned.
+there are four rates. Of SFT then GRPO, SFT has the rate at which SFT alone is best in the middle of its run, and GRPO's
+is tuned.
 
 Then, over several seeds: every method in every condition, and HPT at other gammas of the gate. The last checkpoints are
 evaluated with n responses per held-out question, for pass@k.
@@ -95,7 +96,7 @@ def _redraw(tasks: Sequence[Task], output: Path) -> None:
 
 
 def _records(task: Task, output: Path, settings: Sequence[str]) -> Records:
-    """Those of a task, to which this commit and machine are added, or new ones. HptError if they are of other runs."""
+    """Those of a task, or new ones. HptError if they are of other runs."""
     for setting in settings:
         key = setting.partition("=")[0]
         for own in SET_HERE:
@@ -116,9 +117,7 @@ def _records(task: Task, output: Path, settings: Sequence[str]) -> Records:
     tuned = records.tuning_seeds | {each.trial.seed for each in records.outcomes.values() if not each.evaluation}
     for seed in tuned & set(task.seeds):
         raise HptError(f"--seeds {seed}: chose the learning rates that are recorded in {folder}")
-    now = f"commit {last_commit('kernels', 'hpt', 'bench/reproduction')}, {runs.machine()}"
-    if now not in records.conditions:
-        records.conditions.append(now)
+    records.now = f"commit {last_commit('kernels', 'hpt', 'bench/reproduction')}, {runs.machine()}"
     return records
 
 

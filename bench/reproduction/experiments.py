@@ -13,13 +13,15 @@ from statistics import mean
 from hpt.config.recipe import load_config
 from hpt.evaluation.evaluate import RESULTS
 from hpt.records.checkpoints import last_checkpoint
+from hpt.records.checksums import CHECKSUMS
 from hpt.records.files import read_metrics
+from hpt.records.fingerprints import FINGERPRINTS
 from hpt.support.named_functions import resolve
 
 from .. import runs
 from .outcomes import Answered, Outcome, Trial, kept
 from .records import Records
-from .task import METHODS, START, Pair, Task
+from .task import FIRST_STAGE, METHODS, START, Pair, Task
 
 
 @dataclass
@@ -73,7 +75,7 @@ class Experiments:
         """Choose the learning rates of the methods that have none in the records.
 
         Starts with the task's rates, and adds those beside the best one on the ladder until it has a worse one on both
-        sides, or the ladder ends. A method in two stages has its first rate from the records, and its second is tuned.
+        sides, or the ladder ends. Of a method in two stages, the second rate is tuned.
         """
         rates = {pair: set(self.task.rates) for pair in pairs if pair not in self.records.rates}
         while True:
@@ -95,16 +97,25 @@ class Experiments:
     def _tuning_trials(self, pair: Pair, rates: set[float]) -> list[Trial]:
         condition, method = pair
         first = METHODS[method].first
-        before = self.records.rates[condition, first][-1:] if first else ()
+        before = (self._first_rate((condition, first)),) if first else ()
         return [
             Trial(method, (*before, rate), seed, condition) for rate in sorted(rates) for seed in self.task.tuning_seeds
         ]
 
-    def _best_rates(self, trials: Iterable[Trial]) -> tuple[float, ...]:
-        """The rates with the highest last held-out accuracy, in the mean of tuning seeds; the smallest of several."""
+    def _first_rate(self, pair: Pair) -> float:
+        """Of a first stage: the rate at which the method's own runs are best at the step where the stage ends."""
+        trials = self._tuning_trials(pair, self._neighbours(self.records.rates[pair][-1]))
+        self.complete(trials)
+        return self._best_rates(trials, FIRST_STAGE)[-1]
+
+    def _best_rates(self, trials: Iterable[Trial], share: float = 1.0) -> tuple[float, ...]:
+        """The rates with the highest held-out accuracy, in the mean of tuning seeds; the smallest of several.
+
+        share: of the steps, after which accuracy is measured.
+        """
         accuracies: dict[tuple[float, ...], list[float]] = {}
         for trial in trials:
-            accuracies.setdefault(trial.rates, []).append(self.records.outcomes[trial].last_accuracy)
+            accuracies.setdefault(trial.rates, []).append(self.records.outcomes[trial].accuracy_after(share))
         return max(sorted(accuracies), key=lambda rates: mean(accuracies[rates]))
 
     def run(self, trial: Trial) -> None:
@@ -138,15 +149,17 @@ class Experiments:
         settings = [f"seed={trial.seed}", *method.settings]
         if method.first:
             first, second = ({"optimizer": {"lr": rate}} for rate in trial.rates)
-            stages = [{"method": "sft", "steps": 0.5, "settings": first}, {"method": "grpo", "settings": second}]
+            stages = [
+                {"method": "sft", "steps": FIRST_STAGE, "settings": first},
+                {"method": "grpo", "settings": second},
+            ]
             settings.append(f"stages={json.dumps(stages)}")
         else:
             settings.append(f"optimizer.lr={trial.rates[0]}")
         if trial.gamma:
             settings.append(f"gate.gamma={trial.gamma}")
         runs.train(self._run_folder(trial), self.task.recipe, [*settings, *self._places(trial), *self.settings])
-        for state in last_checkpoint(self._run_folder(trial)).glob("trainer_state*"):
-            state.unlink()  # two thirds of a checkpoint, and the run is finished
+        leave_the_model(last_checkpoint(self._run_folder(trial)))
 
     def evaluate(self, trial: Trial) -> None:
         start = self._start(trial.seed)
@@ -171,3 +184,10 @@ class Experiments:
             f"data.train={start}/train-{trial.condition}.jsonl",
             f"data.eval={start}/eval.jsonl",
         ]
+
+
+def leave_the_model(checkpoint: Path) -> None:
+    """Remove what only a resume needs: the trainer's state, two thirds of a checkpoint, and what vouches for it."""
+    for name in (FINGERPRINTS, CHECKSUMS, "trainer_state*"):
+        for path in checkpoint.glob(name):
+            path.unlink()

@@ -81,10 +81,12 @@ class Outcome:
         """Mean tokens of a response to a held-out question."""
         return mean(answer.length for answer in self.evaluation)
 
-    @property
-    def last_accuracy(self) -> float:
-        """Held-out accuracy of the run's own last evaluation."""
-        return float([line["eval/accuracy"] for line in self.metrics if "eval/accuracy" in line][-1])
+    def accuracy_after(self, share: float = 1.0) -> float:
+        """Held-out accuracy of the run's own last evaluation in this share of its steps."""
+        last = share * self.metrics[-1]["step"]
+        return [
+            float(line["eval/accuracy"]) for line in self.metrics if "eval/accuracy" in line and line["step"] <= last
+        ][-1]
 
     @property
     def solved(self) -> set[str]:

@@ -26,6 +26,7 @@ class Records:
 
     outcomes: finished trials. rates: the learning rates that tuning chose. tuning_seeds: the seeds that chose them.
     recipe: what was run, with changed settings. conditions: commit and machine of each time when trials were added.
+    now: those of trials that are added from now on.
     """
 
     folder: Path
@@ -34,15 +35,20 @@ class Records:
     outcomes: dict[Trial, Outcome] = field(default_factory=dict)
     rates: dict[Pair, tuple[float, ...]] = field(default_factory=dict)
     tuning_seeds: set[int] = field(default_factory=set)
+    now: str = ""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, outcome: Outcome) -> None:
         with self._lock:
             self.outcomes[outcome.trial] = outcome
+            if self.now not in self.conditions:
+                self.conditions.append(self.now)
             self._write()
 
     def choose(self, rates: dict[Pair, tuple[float, ...]], seeds: Iterable[int]) -> None:
         """Record the rates that trials of these seeds chose."""
+        if not rates:
+            return
         with self._lock:
             self.rates |= rates
             self.tuning_seeds.update(seeds)

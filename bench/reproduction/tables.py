@@ -191,7 +191,7 @@ def _tuning(tuning: Sequence[Outcome]) -> list[str]:
     for method in dict.fromkeys(outcome.trial.method for outcome in tuning):
         cells = []
         for rate in rates:
-            found = [o.last_accuracy for o in tuning if o.trial.method == method and o.trial.rates[-1] == rate]
+            found = [o.accuracy_after() for o in tuning if o.trial.method == method and o.trial.rates[-1] == rate]
             cells.append(f"{mean(found):.3f}" if found else "")
         rows.append([_label(method), *cells])
     seeds = len({outcome.trial.seed for outcome in tuning})

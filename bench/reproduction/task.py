@@ -11,6 +11,8 @@ START = "start"
 """In place of a method: the start model, before any run."""
 CLEAN, WRONG = "clean", "wrong"
 """Conditions: all demonstrations are right, or each is wrong with probability .4."""
+FIRST_STAGE = 0.5
+"""The share of the steps in the first stage of runs in two stages."""
 Pair = tuple[str, str]
 """A condition and the name of a method."""
 TITLES = {CLEAN: "clean demonstrations", WRONG: "partly wrong demonstrations"}
@@ -129,10 +131,10 @@ SUMS = Task(
 )
 WORD_PROBLEMS = Task(
     recipe="word-problems",
-    methods=("sft", "sft-verified", "grpo", "sft-then-grpo", "hpt"),
+    methods=("sft", "sft-verified", "grpo", "sft-then-grpo", "sft-verified-then-grpo", "hpt"),
     prepare={WRONG: "hpt.demos.word_problems:prepare_wrong"},
     untrained=word_problems.UNTRAINED,
-    ladder=(1e-5, 3.3e-5, 1e-4),
+    ladder=(3.3e-6, 1e-5, 3.3e-5, 1e-4),
     rates=(1e-5, 3.3e-5),
     tuning_seeds=(100,),
     seeds=(0, 1),
