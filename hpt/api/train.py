@@ -16,6 +16,7 @@ from hpt.support.errors import ConfigError, HptError
 from hpt.support.launch import rank
 from hpt.support.messages import printing_messages
 from hpt.support.named_functions import only_functions_given_now
+from hpt.support.streams import dropping_unwritable
 from hpt.version import VERSION
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,12 @@ def train(
         raise ConfigError(f"hpt.train: a run keeps its recipe; leave out {recipe!r}, or resume={str(resume)!r}")
     if accept_changes and resume is None:
         raise ConfigError("accept_changes: a new run has no changes to accept; it belongs to resume")
-    with only_one_run(), only_functions_given_now(), printing_messages(quiet=rank() > 0):
+    with (
+        only_one_run(),
+        only_functions_given_now(),
+        dropping_unwritable("stdout", "stderr"),
+        printing_messages(quiet=rank() > 0),
+    ):
         given = GivenSettings(settings)
         logger.info(f"hpt {VERSION}: reading {resume or recipe or 'the settings'}, loading PyTorch")
         if resume is not None:

@@ -15,6 +15,7 @@ from hpt.commands.arguments import CommandParser
 from hpt.support.console import visible
 from hpt.support.errors import HptError
 from hpt.support.messages import console, printing_messages
+from hpt.support.streams import dropping_unwritable
 from hpt.version import VERSION
 
 USAGE_ERROR = 2
@@ -54,15 +55,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command. Returns its exit code, 2 for an error that the user can fix, or 130 when interrupted."""
     options = _parse(sys.argv[1:] if arguments is None else arguments)
     sys.path.append(str(Path.cwd()))  # where a recipe's module:function may be, as with python -m
-    try:
-        with printing_messages():
-            return COMMANDS[options.command].run(options)
-    except HptError as error:
-        console.print(Text.assemble(("error:", "bold red"), " ", visible(str(error))), soft_wrap=True)
-        return USAGE_ERROR
-    except KeyboardInterrupt:
-        console.print("Interrupted.")
-        return INTERRUPTED
+    with dropping_unwritable("stderr"):
+        try:
+            with printing_messages():
+                return COMMANDS[options.command].run(options)
+        except HptError as error:
+            console.print(Text.assemble(("error:", "bold red"), " ", visible(str(error))), soft_wrap=True)
+            return USAGE_ERROR
+        except KeyboardInterrupt:
+            console.print("Interrupted.")
+            return INTERRUPTED
 
 
 def make_parser() -> argparse.ArgumentParser:

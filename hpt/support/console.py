@@ -9,6 +9,8 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
+from hpt.support.streams import discard
+
 # Unicode has pictures of the first 32 (␛ for ESC) and of DEL. The others are 8-bit controls and marks that change the
 # direction of text.
 _PICTURES = {code: chr(0x2400 + code) for code in range(32)} | {0x7F: "␡"}
@@ -27,6 +29,10 @@ class PlainConsole(Console):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **settings)
+
+    def on_broken_pipe(self) -> None:
+        """The reader has seen enough, as `head` has: the rest is dropped. Console would end the process."""
+        discard(self.file)
 
     def render_str(self, text: str, **settings: Any) -> Text:
         return super().render_str(visible(text), **settings)

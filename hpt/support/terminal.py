@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+
 from rich import box
 from rich.console import RenderableType
 from rich.measure import Measurement
 from rich.table import Table
 
 from hpt.support.console import PlainConsole
+from hpt.support.errors import HptError
+from hpt.support.streams import discard
 
 WIDTH = 80
 
@@ -37,9 +41,16 @@ def as_text(*parts: RenderableType) -> str:
 
 
 def print_results(*parts: RenderableType) -> None:
-    """Prints to stdout. Where that is not a terminal nothing is wrapped, whatever width $COLUMNS says."""
+    """Prints to stdout. Where that is not a terminal nothing is wrapped, whatever width $COLUMNS says.
+
+    HptError where it cannot be written. Where its reader has seen enough, as `head` has, the rest is dropped.
+    """
     console = PlainConsole()
     if not console.is_terminal:
         console.width = max([console.width, *map(width_of, parts)])
-    for part in parts:
-        console.print(part)
+    try:
+        for part in parts:
+            console.print(part)
+    except OSError as error:
+        discard(sys.stdout)
+        raise HptError(f"the results cannot be written to standard output: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM during a run."""
+"""Ctrl-C, SIGTERM and the end of the terminal (SIGHUP) during a run."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ class StopSignals:
     def __enter__(self) -> Self:
         stop_asked.clear()
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._earlier[number] = signal.signal(number, self._note)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+                    self._earlier[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(

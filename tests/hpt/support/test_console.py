@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import logging
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Group
@@ -60,3 +63,20 @@ def test_colours_of_our_own_are_sent() -> None:
     console = PlainConsole(file=io.StringIO(), force_terminal=True, color_system="standard")
     console.print(Text("\x1b[2J", style="red"))
     assert console.file.getvalue() == "\x1b[31m␛[2J\x1b[0m\n"  # type: ignore[attr-defined]
+
+
+def test_results_that_cannot_be_written_are_an_error_unless_the_reader_has_seen_enough() -> None:
+    script = (
+        "import sys; from hpt.support.errors import HptError; from hpt.support.terminal import print_results\n"
+        "try:\n    print_results('x' * 100_000)\nexcept HptError as error:\n    sys.exit(str(error))"
+    )
+    command = [sys.executable, "-c", script]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    message = "the results cannot be written to standard output: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, message)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert (process.wait(timeout=60), process.stderr.read()) == (0, b"")
