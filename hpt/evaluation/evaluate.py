@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
+from hpt.data.fields import label
 from hpt.data.problems import Problems, describe
 from hpt.data.questions import Question
 from hpt.data.readers import read_records
@@ -197,6 +198,14 @@ def read_results(path: Path) -> dict[str, dict[str, Any]]:
                 f"fields 'correct' and 'n' are {describe(correct)} and {describe(n)}; "
                 "allowed: whole numbers, 0 <= correct <= n, n >= 1",
             )
+        try:
+            for field in ("id", "grade"):
+                record[field] = label(record[field])
+        except ValueError as error:
+            problems.add(number, f"field {field!r} {error}")
+            continue
+        if str(record["id"]) in results:
+            problems.add(number, f"field 'id' is {describe(record['id'])}, as in an earlier line")
         results[str(record["id"])] = record
     problems.raise_if_any()
     if not results:

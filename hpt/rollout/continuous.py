@@ -91,7 +91,7 @@ def _next_result(manager: Any) -> Any:
             continue
         if output is None or output.error is not None:
             cause = manager.background_thread_status.fatal_error
-            if isinstance(cause, torch.OutOfMemoryError):
+            if isinstance(cause, torch.OutOfMemoryError) or (cause and is_divergence(cause)):
                 raise cause
             raise RolloutError(f"transformers' continuous batching has failed: {cause or output.error}") from cause
         if output.is_finished():

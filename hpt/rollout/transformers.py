@@ -12,6 +12,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from hpt.rollout.engine import OnRollout, RolloutEngine, Sampling
 from hpt.rollout.rollout import Rollout
 from hpt.rollout.weights import base_model
+from hpt.support.errors import HptError
 
 
 class TrainedModelEngine(RolloutEngine):
@@ -101,9 +102,17 @@ def generation_config(sampling: Sampling, stop_ids: Sequence[int]) -> Generation
     return GenerationConfig(do_sample=True, temperature=sampling.temperature, top_p=sampling.top_p, **settings)
 
 
+def is_divergence(error: BaseException) -> bool:
+    """Whether it is what torch says where probabilities are not finite."""
+    return "probability tensor contains" in str(error)
+
+
 @contextmanager
 def generating(model: PreTrainedModel, seed: int) -> Iterator[None]:
-    """Context in which `model` samples: in evaluation mode, without gradients, with random numbers from `seed`."""
+    """Context in which `model` samples: in evaluation mode, without gradients, with random numbers from `seed`.
+
+    HptError where its probabilities are not finite.
+    """
     was_training = model.training
     model.eval()
     devices = [model.device] if model.device.type == "cuda" else []
@@ -116,6 +125,13 @@ def generating(model: PreTrainedModel, seed: int) -> Iterator[None]:
         ):
             torch.manual_seed(seed)
             yield
+    except RuntimeError as error:
+        if not is_divergence(error):
+            raise
+        raise HptError(
+            "no response can be sampled: the model's probabilities are not finite. Training has diverged, or the "
+            "weights are broken; go on from an earlier checkpoint, with a smaller optimizer.lr"
+        ) from error
     finally:
         model.train(was_training)
 

@@ -18,7 +18,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from math import ceil
+from math import ceil, isfinite
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ from hpt.method.official import Reweight
 from hpt.method.probe import Probe
 from hpt.method.rows import Row, token_rows
 from hpt.model.policy import Policy
-from hpt.optim.engine import OptimizerEngine
+from hpt.optim.engine import OptimizerEngine, Update
 from hpt.rollout import Rollout, RolloutEngine, Sampling
 from hpt.rollout.counts import generate_counts
 from hpt.rollout.responses import response_generator, response_text
@@ -256,7 +256,9 @@ class Trainer:
                     self.engine.backward(output.loss)
                     stats.add_batch(batch, output)
                 self.updating = True
-                stats.add_update(rows, self.engine.step())
+                update = self.engine.step()
+                self.warn_of_infinite_gradient(update)
+                stats.add_update(rows, update)
                 for callback in self.callbacks:
                     callback.after_update(rows, stats)
             self.engine.end_step()
@@ -264,6 +266,14 @@ class Trainer:
                 callback.after_updates()
             stats.counts = over_ranks(self.world.gather(stats.counts))
         return stats
+
+    def warn_of_infinite_gradient(self, update: Update) -> None:
+        """In float16 it is usual until the loss scale fits."""
+        if not isfinite(update.grad_norm) and self.config.model.dtype != "float16":
+            logger.warning(
+                f"Step {self.steps_done + 1}: an update is left out, since its gradient is not finite. Where that goes "
+                "on, the run learns nothing: look at coefficients, optimizer.lr and the weights."
+            )
 
     def metrics(self, experiences: Sequence[Experience], stats: StepStats) -> Metrics:
         metrics = step_metrics(experiences, stats, self.clock.stop())

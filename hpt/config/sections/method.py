@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from hpt.config.sections.section import Coefficient, FunctionReference, Options, Section
+from hpt.config.sections.section import LARGEST_COEFFICIENT, Coefficient, FunctionReference, Options, Section
 
 
 class GateConfig(Section):
@@ -48,14 +48,14 @@ class OverlongConfig(Section):
     """Soft overlong punishment (DAPO, arXiv 2503.14476, eq. 13), added to the rewards but not to the scores."""
 
     max_tokens: int | None = Field(
-        None, ge=1, description="length at which the penalty is full; default: rollout.max_tokens"
+        None, ge=1, le=2**24, description="length at which the penalty is full; default: rollout.max_tokens"
     )
     cache: int | float = Field(
         0.2,
         gt=0,
         description="tokens before that length over which the penalty grows; a float is a share of the length",
     )
-    penalty: float = Field(1.0, gt=0, description="the full penalty")
+    penalty: float = Field(1.0, gt=0, le=LARGEST_COEFFICIENT, description="the full penalty")
 
 
 class RLConfig(Section):
@@ -73,13 +73,13 @@ class RLConfig(Section):
     overlong: OverlongConfig | None = Field(
         None, description="penalty on long rollouts (DAPO), e.g. {cache: 0.2, penalty: 0.5}; null: none"
     )
-    coef: float = Field(1.0, ge=0, description="weight of the RL half of the loss")
+    coef: Coefficient = Field(1.0, description="weight of the RL half of the loss")
 
 
 class CriticConfig(Section):
     """The value model of `rl.advantage: gae`; its optimizer is otherwise as in `optimizer`."""
 
-    lr: float = Field(1e-5, gt=0, description="learning rate of the critic")
+    lr: float = Field(1e-5, gt=0, le=10, description="learning rate of the critic")
     gamma: float = Field(1.0, gt=0, le=1, description="discount per token")
     lam: float = Field(0.95, ge=0, le=1, description="lambda of generalised advantage estimation")
     clip: float | None = Field(0.2, gt=0, description="clip of a value around the one at sampling time; null: no clip")
@@ -88,7 +88,7 @@ class CriticConfig(Section):
 class SFTConfig(Section):
     objective: str = Field("SFT", description="SFT or DFT, or module:function as in rl")
     options: Options = Field({}, description="as in rl")
-    coef: float = Field(1.0, ge=0, description="weight of SFT on demonstrations in the loss")
+    coef: Coefficient = Field(1.0, description="weight of SFT on demonstrations in the loss")
 
 
 class OffPolicyConfig(Section):
@@ -99,7 +99,7 @@ class OffPolicyConfig(Section):
         description="advantage of the demonstration. one: 1. mean, mean_std: it replaces one of the rollout.n "
         "rollouts, with score 1, in the group that advantages are computed over",
     )
-    coef: float = Field(0.0, ge=0, description="weight of off-policy RL on demonstrations in the loss")
+    coef: Coefficient = Field(0.0, description="weight of off-policy RL on demonstrations in the loss")
 
 
 class LossConfig(Section):
@@ -110,10 +110,9 @@ class LossConfig(Section):
         "constant: as sequence, with rollout.max_tokens instead of a rollout's length (Dr. GRPO). "
         "official: the published code's, which depends on the micro-batches",
     )
-    entropy_coef: float = Field(0.0, ge=0, description="weight of the entropy bonus")
-    kl_coef: float = Field(
+    entropy_coef: Coefficient = Field(0.0, description="weight of the entropy bonus")
+    kl_coef: Coefficient = Field(
         0.0,
-        ge=0,
         description="weight of the k3 estimate of the KL divergence from model.path on rollouts; above 0 every rollout "
         "reaches the model, those of advantage 0 too",
     )
@@ -125,7 +124,7 @@ class LossConfig(Section):
     tis_mode: Literal["clip", "mask"] = Field(
         "clip", description="a ratio above tis_clip counts as tis_clip (clip) or as 0 (mask)"
     )
-    tis_clip: float = Field(2.0, gt=1, description="largest ratio that is not truncated")
+    tis_clip: float = Field(2.0, gt=1, le=LARGEST_COEFFICIENT, description="largest ratio that is not truncated")
     entropy_weights: bool = Field(
         False,
         description="SRFT: SFT rows weighted by exp(-H) / 2, rollouts with a positive advantage by exp(H) / 10, "

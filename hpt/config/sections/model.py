@@ -6,15 +6,18 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from hpt.config.sections.section import Dtype, Section
+from hpt.config.sections.section import LARGEST_COEFFICIENT, Dtype, Section
 
 
 class LoraConfig(Section):
     """Low-rank adapters by peft; the model's own weights stay frozen."""
 
-    rank: int = Field(32, ge=1)
+    rank: int = Field(32, ge=1, le=2**16)
     alpha: float | None = Field(
-        None, gt=0, description="the adapters' update is scaled by alpha / rank; null: 2 rank, a scale of 2"
+        None,
+        gt=0,
+        le=LARGEST_COEFFICIENT,
+        description="the adapters' update is scaled by alpha / rank; null: 2 rank, a scale of 2",
     )
     dropout: float = Field(0.0, ge=0, lt=1)
     targets: Literal["all-linear"] | list[str] = Field(

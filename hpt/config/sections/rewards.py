@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from hpt.config.sections.section import Section, is_function_reference
+from hpt.config.sections.section import LARGEST_WAIT, Section, is_function_reference
 
 VERIFIER = "verifier"
 """The word that stands for the verifier's score among the rewards."""
@@ -60,8 +60,10 @@ class RewardCallsConfig(Section):
     """How the functions of `rewards` are called: once per question, with all of its rollouts."""
 
     workers: int = Field(2, ge=1, le=1024, description="processes that call reward functions at once")
-    timeout: float = Field(60.0, gt=0, description="seconds per call, which has all rollouts of a question")
-    memory_mb: int = Field(2048, ge=256, description="MiB per process, beyond what the functions import")
+    timeout: float = Field(
+        60.0, gt=0, le=LARGEST_WAIT, description="seconds per call, which has all rollouts of a question"
+    )
+    memory_mb: int = Field(2048, ge=256, le=2**30, description="MiB per process, beyond what the functions import")
     on_error: Literal["stop", "none"] = Field(
         "stop",
         description="where a function raises, exceeds a limit or returns what is no reward. stop: the run ends, with "

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
-from hpt.config.sections.section import FunctionReference, Section
+from hpt.config.sections.section import LARGEST_WAIT, FunctionReference, Section
 
 
 def _is_server_url(value: str) -> str:
@@ -29,10 +29,13 @@ class VllmConfig(Section):
     url: Annotated[str, AfterValidator(_is_server_url)] | None = Field(
         None, description="URL of a server (hpt serve RECIPE); null: inside the trainer's process"
     )
-    timeout: float = Field(300.0, gt=0, description="seconds without progress after which a server counts as hung")
+    timeout: float = Field(
+        300.0, gt=0, le=LARGEST_WAIT, description="seconds without progress after which a server counts as hung"
+    )
     wait: float = Field(
         0.0,
         ge=0,
+        le=LARGEST_WAIT,
         description="seconds that a run waits for a server that is not there yet, died or hangs to be started (again); "
         "0: the run stops, with a checkpoint",
     )
@@ -63,7 +66,7 @@ class VllmConfig(Section):
 class RolloutConfig(Section):
     engine: Literal["transformers", "vllm"] = "transformers"
     vllm: VllmConfig = VllmConfig()
-    n: int = Field(8, ge=1, description="rollouts per question")
+    n: int = Field(8, ge=1, le=2**16, description="rollouts per question")
     temperature: float = Field(1.0, ge=0.01, description="of sampling, and of the log-probabilities that are trained")
     top_p: float = Field(
         1.0,
@@ -71,9 +74,9 @@ class RolloutConfig(Section):
         le=1,
         description="nucleus sampling: probability mass of the likeliest tokens that are kept; 1: all tokens",
     )
-    max_tokens: int = Field(1024, ge=1, description="most tokens of a rollout, stop token included")
+    max_tokens: int = Field(1024, ge=1, le=2**24, description="most tokens of a rollout, stop token included")
     batch_size: int = Field(
-        64, ge=1, description="sequences generated at once by transformers; vLLM chooses for itself"
+        64, ge=1, le=2**20, description="sequences generated at once by transformers; vLLM chooses for itself"
     )
     batching: Literal["fixed", "continuous"] = Field(
         "fixed",
@@ -102,8 +105,8 @@ class VerifyConfig(Section):
         None, description="(response, answer) -> score, instead of a built-in verifier"
     )
     workers: int = Field(2, ge=1, le=1024, description="processes that verify at once")
-    timeout: float = Field(5.0, gt=0, description="seconds per answer")
-    memory_mb: int = Field(1024, ge=256, description="MiB per worker, beyond its libraries")
+    timeout: float = Field(5.0, gt=0, le=LARGEST_WAIT, description="seconds per answer")
+    memory_mb: int = Field(1024, ge=256, le=2**30, description="MiB per worker, beyond its libraries")
     boxed: bool = Field(False, description="math: a response without a \\boxed answer is unparsable")
 
     @property

@@ -16,7 +16,11 @@ def is_function_reference(value: str) -> str:
 
 
 FunctionReference = Annotated[str, AfterValidator(is_function_reference)]
-Coefficient = Annotated[float, Field(ge=0)]
+LARGEST_COEFFICIENT = 1e6
+"""So that a loss of many such terms is finite in float32."""
+LARGEST_WAIT = 1e6
+"""Seconds, eleven days; Python's clocks end somewhere above."""
+Coefficient = Annotated[float, Field(ge=0, le=LARGEST_COEFFICIENT)]
 Options = dict[str, float | bool | None]
 Dtype = Literal["float32", "bfloat16", "float16"]
 

@@ -12,9 +12,9 @@ from hpt.support.upload import check_hub_name
 
 
 class OptimizerConfig(Section):
-    lr: float = Field(5e-6, gt=0, description="learning rate of AdamW")
+    lr: float = Field(5e-6, gt=0, le=10, description="learning rate of AdamW")
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(0.01, ge=0, le=1000)
     clip_grad_norm: float = Field(1.0, gt=0, description="a gradient of larger norm is scaled down to this norm")
     skip_grad_norm: float | None = Field(
         None, gt=0, description="skip the update where the norm before clipping is larger"
@@ -36,7 +36,10 @@ class DeepSpeedConfig(Section):
     offload_optimizer: bool = Field(False, description="optimizer states and master weights in CPU memory")
     offload_parameters: bool = Field(False, description="weights in CPU memory; needs stage 3")
     timeout: float = Field(
-        10.0, gt=0, description="minutes that a collective waits for the slowest process before the run fails"
+        10.0,
+        gt=0,
+        le=10_000,
+        description="minutes that a collective waits for the slowest process before the run fails",
     )
     options: dict[str, Any] = Field({}, description="further entries of DeepSpeed's own configuration")
 
@@ -49,23 +52,28 @@ class HardwareConfig(Section):
         description="the card, for the plan of time; null: this machine's, else a common one with gpu_memory_gib",
     )
 
-    gpus: int | None = Field(None, ge=1, description="number of GPUs")
+    gpus: int | None = Field(None, ge=1, le=2**16, description="number of GPUs")
     gpu_memory_gib: float | None = Field(
-        None, gt=0, description="memory of each GPU; null: that of the card in hardware.gpu"
+        None, gt=0, le=1e6, description="memory of each GPU; null: that of the card in hardware.gpu"
     )
     host_memory_gib: float | None = Field(
-        None, gt=0, description="CPU memory; null: not checked where the recipe describes another machine's GPUs"
+        None,
+        gt=0,
+        le=1e6,
+        description="CPU memory; null: not checked where the recipe describes another machine's GPUs",
     )
     check: bool = Field(True, description="hpt train refuses a run that does not fit; false: it tries")
 
 
 class BatchConfig(Section):
-    questions: int = Field(128, ge=1, description="questions per step")
+    questions: int = Field(128, ge=1, le=2**20, description="questions per step")
     tokens: int = Field(
-        16384, ge=1, description="most tokens of a micro-batch; a longer row is a micro-batch by itself"
+        16384, ge=1, le=2**31 - 1, description="most tokens of a micro-batch; a longer row is a micro-batch by itself"
     )
     packing: Literal["auto", "padded", "packed"] = Field("auto", description="auto: packed on a GPU, padded on a CPU")
-    updates: int = Field(1, ge=1, description="optimizer updates per step, each on an equal part of the questions")
+    updates: int = Field(
+        1, ge=1, le=2**16, description="optimizer updates per step, each on an equal part of the questions"
+    )
     rows_per_update: int | None = Field(
         None,
         ge=1,
@@ -78,10 +86,10 @@ class EvalConfig(Section):
     every: int = Field(
         0, ge=0, description="steps between evaluations, also before the first and after the last; 0: never"
     )
-    n: int = Field(1, ge=1, description="responses per question; pass@k up to k = n")
+    n: int = Field(1, ge=1, le=2**16, description="responses per question; pass@k up to k = n")
     temperature: float = Field(1.0, ge=0, description="0 is greedy")
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling, as rollout.top_p")
-    max_tokens: int | None = Field(None, ge=1, description="default: rollout.max_tokens")
+    max_tokens: int | None = Field(None, ge=1, le=2**24, description="default: rollout.max_tokens")
 
 
 class CheckpointConfig(Section):

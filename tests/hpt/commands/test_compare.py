@@ -155,6 +155,10 @@ def test_a_comparison_fits_80_columns(tmp_path, capsys, monkeypatch):
         ({"a": 5, "b": 1}, {}, ["line 1: fields 'correct' and 'n' are 5 and 4; allowed"]),
         ({"a": -1, "b": 1}, {}, ["line 1: fields 'correct' and 'n' are -1 and 4; allowed"]),
         ({"a": 1, "b": 1}, {"n": "4"}, ["'n' are 1 and '4'"]),
+        ({"a": 1, "b": 1}, {"id": "a"}, ["line 2: field 'id' is 'a', as in an earlier line"]),
+        ({"a": 1, "b": 1}, {"id": [1]}, ["line 1: field 'id' is [1]; allowed: a string or a number"]),
+        ({"a": 1, "b": 1}, {"grade": {"x": 1}}, ["line 1: field 'grade' is {'x': 1}; allowed: a string or a number"]),
+        ({"a": 1, "b": 1}, {"grade": "\ud800"}, ["line 1: field 'grade' "]),
         ({}, {}, ["holds no questions"]),
     ],
 )

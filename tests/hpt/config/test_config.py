@@ -136,6 +136,13 @@ def test_numbers_as_people_write_them(recipe: Path) -> None:
         ("model=7", ["model.path = 7"]),
         ("lora=true", ["lora: there is no such setting; did you mean model.lora?"]),
         ("lr=1e-5", ["did you mean critic.lr or optimizer.lr?"]),
+        ("rollout.n=65537", ["rollout.n = 65537", "less than or equal to 65536"]),
+        ("rollout.max_tokens=99999999999999999999", ["less than or equal to 16777216"]),
+        ("sft.coef=1e39", ["sft.coef", "less than or equal to 1000000"]),
+        ("loss.kl_coef=2e6", ["loss.kl_coef", "less than or equal to 1000000"]),
+        ("verify.timeout=1e300", ["verify.timeout", "less than or equal to 1000000"]),
+        ("hardware.host_memory_gib=1e300", ["hardware.host_memory_gib", "less than or equal to 1000000"]),
+        ("optimizer.lr=11", ["optimizer.lr = 11", "less than or equal to 10"]),
         ("model.attention=flash", ["model.attention = 'flash'", "'kernels-community/flash-attn2'"]),
     ],
 )

@@ -11,7 +11,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from hpt.rollout import Rollout, RolloutEngine, Sampling, TransformersEngine
 from hpt.rollout.continuous import ContinuousEngine
-from hpt.support.errors import RolloutError
+from hpt.support.errors import HptError, RolloutError
 
 STOP, OTHER_STOP = 1, 2
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [3]]
@@ -126,6 +126,13 @@ def test_sampling_follows_the_distribution(engine: Engine, temperature: float, t
     # 99.9% quantile by Wilson and Hilferty's approximation; the seed is fixed
     assert chi_square < freedom * (1 - 2 / (9 * freedom) + 3.09 * (2 / (9 * freedom)) ** 0.5) ** 3
     assert model.generation_config.top_k == 9
+
+
+def test_a_model_that_has_diverged_is_named(engine: Engine) -> None:
+    diverged = tiny(17)
+    diverged.get_output_embeddings().weight.data.fill_(math.nan)
+    with pytest.raises(HptError, match=r"the model's probabilities are not finite\. Training has diverged"):
+        engine(diverged).generate(PROMPTS, Sampling(2, 4), seed=0)
 
 
 def test_generation_keeps_the_training_mode_of_the_model(engine: Engine, model: Qwen2ForCausalLM) -> None:

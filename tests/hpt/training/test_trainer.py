@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from hpt.config.recipe import load_config
 from hpt.data.questions import Question
 from hpt.method.probe import Probe
 from hpt.method.rows import Row
+from hpt.optim.engine import Update
 from hpt.rollout import Sampling
 from hpt.support.distributed import World
 from hpt.support.errors import HptError, MethodError, RolloutError
@@ -321,3 +323,20 @@ def test_the_state_is_of_the_engine_the_probe_and_the_callbacks(trainer_of: Call
     state["kind"] = "deepspeed"
     with pytest.raises(HptError, match=r"was written by engine deepspeed and this run has local: .*ZeRO stage"):
         second.load_state_dict(state)
+
+
+@pytest.mark.parametrize(("dtype", "warnings"), [("float32", 1), ("float16", 0)])
+def test_an_update_whose_gradient_is_not_finite_is_warned_of(
+    dtype: str, warnings: int, trainer_of: Callable[..., Trainer], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not in float16, whose loss scale is found in this way."""
+    trainer = trainer_of("method=sft", f"model.dtype={dtype}")
+    trainer.steps_done = 6
+    head = trainer.policy.model.get_output_embeddings().weight
+    head.register_hook(lambda gradient: gradient * math.inf)
+    metrics, _ = trainer.step(7)
+    assert metrics["train/skipped"] == 1
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [text[:36] for text in said] == ["Step 7: an update is left out, since"] * warnings
+    trainer.warn_of_infinite_gradient(Update(1.0, 1.0, skipped=True))  # of a large norm
+    assert len(caplog.records) == warnings
