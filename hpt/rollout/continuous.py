@@ -15,7 +15,7 @@ from transformers import ContinuousBatchingConfig
 from hpt.rollout.engine import OnRollout, Sampling
 from hpt.rollout.groups import Groups
 from hpt.rollout.rollout import Rollout
-from hpt.rollout.transformers import TrainedModelEngine, generating, generation_config
+from hpt.rollout.transformers import TrainedModelEngine, generating, generation_config, is_divergence
 from hpt.support.errors import RolloutError
 
 PAGE_TOKENS = 64
