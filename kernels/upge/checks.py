@@ -68,6 +68,9 @@ def check_scalars(temperature: float | Tensor, softcap: float | None, logit_scal
         raise ValueError(f"softcap: must be {SCALE} or None; got {softcap!r}")
     if not _is_scale(logit_scale):
         raise ValueError(f"logit_scale: must be {SCALE}; got {logit_scale!r}")
+    for name, value in (("temperature", temperature), ("softcap", softcap)):
+        if isinstance(value, (int, float)) and not _is_scale(value / logit_scale):
+            raise ValueError(f"logit_scale: {name} / logit_scale must be {SCALE}; got {value!r} / {logit_scale!r}")
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
         raise TypeError(f"ignore_index: must be an int; got {ignore_index!r}")
     if not -(2**63) <= ignore_index < 2**63:

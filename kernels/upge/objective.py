@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -266,7 +267,8 @@ class Objective:
 
 def check_number(name: str, value: object, allowed: str, test: Callable[[float], bool]) -> None:
     """ValueError, calling the number `name`, where it is none or fails the test."""
-    if isinstance(value, bool) or not (isinstance(value, (int, float)) and test(value)):
+    is_float = isinstance(value, float) or (isinstance(value, int) and abs(value) <= sys.float_info.max)
+    if isinstance(value, bool) or not (is_float and test(value)):  # type: ignore[arg-type]
         raise ValueError(f"{name}: must be a number, {allowed}; got {value!r}")
 
 

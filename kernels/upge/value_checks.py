@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import debugging
+from .checks import SCALE
 from .inputs import HeadInputs, TokenArguments
 from .token_loss import LossFormula
 
@@ -28,9 +29,11 @@ def check_head_values(head: HeadInputs, counted: Tensor) -> None:
         raise ValueError(f"hidden: must be finite where the token counts; row {row} holds NaN or inf")
     if isinstance(head.temperature, Tensor):
         wrong = head.temperature[counted]
-        wrong = wrong[~((wrong > 0) & torch.isfinite(wrong))]
+        wrong = wrong[~((wrong >= 1e-30) & (wrong <= 1e30))]
         if wrong.numel():
-            raise ValueError(f"temperature: must be positive and finite where the token counts; got {float(wrong[0])}")
+            raise ValueError(
+                f"temperature: divided by logit_scale, it must be {SCALE} where the token counts; got {float(wrong[0])}"
+            )
     if head.bias is not None:
         if head.shard is not None:
             targets, here = head.shard.local(targets)
