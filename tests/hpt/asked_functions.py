@@ -22,6 +22,7 @@ def hang(response, answer): time.sleep(600)
 def allocate(response, answer): return len(bytearray(int(response) << 20)) > 0
 def crash(response, answer): ctypes.string_at(0)
 def chatter(response, answer): print("{}", flush=True); return not sys.stdin.read()
+def say(response, answer): print(response, flush=True); return True
 def flood(response, answer):
     print("\\x1b[2J" + answer, file=sys.stderr)
     for _ in range(1000): os.write(1, b"x" * 999 + b"\\n")

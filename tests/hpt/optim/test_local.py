@@ -40,6 +40,17 @@ def test_updates_are_clipped_and_large_or_broken_ones_skipped() -> None:
     assert engine.loss_scale == 1.0  # halved only above: a scale below 1 would lose digits instead of saving them
 
 
+@pytest.mark.parametrize(("clip", "factor"), [(0.5, 0.5 / (1 + 1e-6)), (1.0, 1 / (1 + 1e-6)), (2.0, 1.0)])
+def test_a_gradient_is_clipped_as_torch_clips_it(clip: float, factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Line()
+    engine = LocalEngine(model, config(clip_grad_norm=clip))
+    given: list[float] = []
+    monkeypatch.setattr(engine.optimizer, "step", lambda gradient_factor: given.append(gradient_factor))
+    engine.backward((0.5 * model.weight).sum())
+    assert engine.step().grad_norm == 1.0
+    assert given == [pytest.approx(factor, rel=1e-9)]
+
+
 def test_float16_gradients_are_neither_lost_nor_too_large() -> None:
     """float16 has numbers from 6e-8 to 65,504."""
     model = Line(torch.float16)

@@ -166,6 +166,9 @@ def test_samples_show_questions_that_none_some_and_all_solve():
     critic.question = Question("chat", ({"role": "user", "content": "q" * 999},), "1")
     (sample,) = sample_rollouts(1, [critic])
     assert sample.advantage == 0.5
+    mixed = experience("mixed", 0, 1)
+    mixed.rollouts[1].rewards = {"f": None}  # to the second, no reward applies: it ranks last
+    assert [sample.reward for sample in sample_rollouts(1, [mixed])] == [0.0, None]
     assert len(sample.prompt) <= PROMPT_CHARACTERS + 3
 
 

@@ -1,5 +1,7 @@
 """Verifiers that ask a user's function: scores, errors, what it prints, and replies that it forges."""
 
+import time
+
 import pytest
 from asked_functions import asking
 
@@ -103,6 +105,15 @@ def test_what_a_function_prints_is_shown_up_to_a_limit_and_a_sentence_says_so(ca
     assert caplog.messages == [
         "verify.function: functions have printed 10,000 bytes; what they print from now on is dropped"
     ]
+
+
+def test_what_a_function_printed_last_is_shown_before_its_pool_is_closed(monkeypatch):
+    """Also where showing it takes a while."""
+    shown = []
+    monkeypatch.setattr(output, "_print", lambda line: (time.sleep(0.2), shown.append(line)))
+    with asking("say") as verifier:
+        verifier.score(["hello"], [""])
+    assert shown == ["hello"]
 
 
 def test_what_is_shown_has_one_limit_for_all_processes_of_a_pool(capsys, caplog, monkeypatch):

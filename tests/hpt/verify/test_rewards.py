@@ -64,7 +64,7 @@ def one_number(completions, **kwargs): return 1.0
 def a_dict(completions, **kwargs): return {"a": 1, "b": 2}
 def hangs(completions, **kwargs): time.sleep(600)
 def logs_much(completions, log_extra, **kwargs):
-    log_extra("much", ["x" * 100_000] * len(completions))
+    log_extra("much", ["x" * 7_000_000] * len(completions))
     return [1.0] * len(completions)
 def forges(completions, **kwargs):
     # Answers the call itself, in place of the worker's program.
@@ -233,6 +233,7 @@ def test_a_fault_names_the_function_the_question_and_what_came(
 def test_a_reply_above_the_limit_is_not_called_forged(
     functions: RewardFunctions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The limit is 16 MiB."""
     assert rewarded(functions, "logs_much").values["logs_much"] == [1.0, 1.0]
     monkeypatch.setattr(protocol, "LONGEST_MESSAGE", 1 << 17)
     said = r"sent a reply that is longer than the limit of 0\.125 MiB: does a function return or log that much"
