@@ -78,7 +78,7 @@ class Experiments:
         sides, or the ladder ends. Of a method in two stages, the second rate is tuned.
         """
         rates = {pair: set(self.task.rates) for pair in pairs if pair not in self.records.rates}
-        while True:
+        while rates:
             tried = {pair: self._tuning_trials(pair, rates[pair]) for pair in rates}
             self.complete(trial for trials in tried.values() for trial in trials)
             best = {pair: self._best_rates(trials) for pair, trials in tried.items()}

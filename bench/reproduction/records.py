@@ -41,14 +41,12 @@ class Records:
     def add(self, outcome: Outcome) -> None:
         with self._lock:
             self.outcomes[outcome.trial] = outcome
-            if self.now not in self.conditions:
+            if self.now and self.now not in self.conditions:
                 self.conditions.append(self.now)
             self._write()
 
     def choose(self, rates: dict[Pair, tuple[float, ...]], seeds: Iterable[int]) -> None:
         """Record the rates that trials of these seeds chose."""
-        if not rates:
-            return
         with self._lock:
             self.rates |= rates
             self.tuning_seeds.update(seeds)

@@ -107,6 +107,11 @@ def test_records_come_back_as_they_were(outcomes: list[Outcome], tmp_path: Path)
     assert read.tuning_seeds == {8, 9}
     read.choose({}, [])
     assert (tmp_path / "sums" / "trials.jsonl.gz").read_bytes() == first
+    read.now = "six cores"
+    assert read.conditions == ["two cores", "four cores"]
+    for each in outcomes[:2]:
+        read.add(each)
+    assert read_records(tmp_path / "sums").conditions == ["two cores", "four cores", "six cores"]
 
 
 def test_records_of_another_recipe_are_not_mixed_in(tmp_path: Path) -> None:
@@ -271,6 +276,39 @@ def test_tuning_goes_on_until_the_best_rate_has_a_worse_one_on_both_sides(
     assert len(trained) == len(set(trained))
 
 
+def test_a_first_stage_has_the_rate_that_is_best_where_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SFT alone is best at 9e-4 in the end, and at 3e-4 in the middle of its run."""
+    records = Records(tmp_path / "records", "", [])
+    experiments = Experiments(replace(SUMS, tuning_seeds=(8,)), tmp_path, records, jobs=1)
+
+    def run(trial: Trial) -> None:
+        middle = outcome(trial, accuracy=-abs(math.log(trial.rates[-1] / 3e-4))).metrics[0] | {"step": 2}
+        end = outcome(trial, accuracy=-abs(math.log(trial.rates[-1] / 9e-4))).metrics[0] | {"step": 4}
+        records.add(Outcome(trial, [middle | {"step": 0, "eval/accuracy": 0.9}, middle, end], []))
+
+    monkeypatch.setattr(experiments, "run", run)
+    monkeypatch.setattr(experiments, "make_start", lambda _: None)
+    experiments.tune([(CLEAN, "sft")])
+    experiments.tune([(CLEAN, "sft-then-grpo")])
+    assert records.rates == {(CLEAN, "sft"): (9e-4,), (CLEAN, "sft-then-grpo"): (3e-4, 9e-4)}
+
+
+@pytest.mark.slow
+def test_the_command_trains_and_evaluates_and_repeats_nothing(tmp_path: Path, bench: Callable[..., str]) -> None:
+    records = Records(tmp_path / "records" / "sums", "Recipe `sums` steps=2 eval.every=0", [])
+    records.choose({(CLEAN, "sft"): (1e-4,), (WRONG, "sft"): (1e-4,)}, [100])
+    arguments = ["--output", tmp_path / "records", "--runs", tmp_path / "runs", "--seeds", "0", "--n", "2"]
+    command = ["reproduce", "--task", "sums", "--methods", "sft", *arguments, "steps=2", "eval.every=0"]
+    bench(*map(str, command))
+    written = {path.name: path.read_bytes() for path in records.folder.iterdir()}
+    assert b"| `sft` | 0.0001 | 1 |" in written["table.md"]
+    found = read_records(records.folder)
+    assert {trial.method for trial in found.outcomes} == {START, "sft"}
+    assert all(len(each.evaluation) == 96 for each in found.outcomes.values())
+    bench(*map(str, command))
+    assert {path.name: path.read_bytes() for path in records.folder.iterdir()} == written
+
+
 def test_runs_start_from_the_model_of_the_warm_up_and_leave_no_optimizer_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,7 +320,8 @@ def test_runs_start_from_the_model_of_the_warm_up_and_leave_no_optimizer_state(
         checkpoint.mkdir(parents=True)
         (folder / "metrics.jsonl").touch()
         (checkpoint / "model.safetensors").touch()
-        (checkpoint / "trainer_state.pt").touch()
+        for name in ("trainer_state.pt", "trainer_state-1.pt", "checksums.txt", "fingerprints.json"):
+            (checkpoint / name).touch()
 
     given: list[tuple[str, list[str]]] = []
     monkeypatch.setattr(runs, "train", train)
@@ -302,7 +341,8 @@ def test_runs_start_from_the_model_of_the_warm_up_and_leave_no_optimizer_state(
     assert {trial.seed for trial in trained} == {100, 0, 1}
     lines = (tmp_path / "starts" / "seed1" / "train-wrong.jsonl").read_text().splitlines()
     assert lines == [json.dumps(question) for question in word_problems.make_questions(1, wrong=0.4)[0]]
-    assert not list((tmp_path / "runs").rglob("trainer_state.pt"))
+    left = {path.name for path in (tmp_path / "runs").rglob("step-000024/*")}
+    assert left == {"model.safetensors"}  # checksums of files that are gone would make hpt eval refuse the model
     assert len(list((tmp_path / "runs").rglob("model.safetensors"))) == len(trained)
 
 
