@@ -109,13 +109,22 @@ def _parse_json(raw: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise ValueError(f"is not UTF-8 text: byte 0x{raw[error.start]:02x} at byte {error.start + 1}") from None
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
         near = text[max(0, error.pos - 20) : error.pos + 20]
         raise ValueError(f"is broken JSON at {line}column {error.colno}: {error.msg}, near {near!r}") from None
     except (ValueError, RecursionError) as error:  # a number with too many digits, or nesting that is too deep
         raise ValueError(f"is JSON that cannot be read: {error}") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> Record:
+    """An object of JSON. Python itself would keep the last of several values of a key."""
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"an object has the key {next(key for key in keys if keys.count(key) > 1)!r} twice")
+    return record
 
 
 def _read_csv(path: Path, problems: Problems) -> Iterator[tuple[int, Any]]:

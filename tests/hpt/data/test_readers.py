@@ -92,6 +92,11 @@ def test_missing_and_unreadable_files(tmp_path):
         ("c.json", b'{"data": []}', "is one dict"),
         ("d.json", b'[\n{"prompt": }]', "broken JSON at line 2, column 12"),
         ("e.json", b"[" * 200_000, "JSON that cannot be read"),
+        (
+            "e.jsonl",
+            b'{"prompt": "a", "answer": "b", "prompt": "c"}',
+            "line 1: is JSON that cannot be read: an object has the key",
+        ),
         ("f.tsv", b"prompt\tanswer", "a data file ends in .jsonl, .json, .csv, .parquet, not in '.tsv'"),
         ("f.csv", b"prompt,answer\n1+1?,2\n2+2?\n", "f.csv, record 2: has fewer fields than the first row"),
         ("f.csv", b"prompt,answer\n1+1?,2,3\n", "f.csv, record 1: has more fields than the first row"),
