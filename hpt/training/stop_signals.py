@@ -28,7 +28,6 @@ class StopSignals:
         self._earlier: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        stop_asked.clear()
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from hpt.records.checkpoints import checkpoints, step_of
 from hpt.support.distributed import World
 from hpt.support.errors import HptError
+from hpt.training import checkpoint
 from hpt.training.checkpoint import check_checkpoint, load_state, save_checkpoint, write_checkpoint
 
 
@@ -46,6 +47,16 @@ def test_weights_that_the_modules_do_not_hold_are_saved(tmp_path: Path, parts: A
     path = save_checkpoint(tmp_path, 1, model, tokenizer, {}, keep=1, weights=weights)
     loaded = AutoModelForCausalLM.from_pretrained(path)
     assert all(bool((parameter == 2).all()) for parameter in loaded.parameters())
+
+
+def test_a_checkpoint_appears_with_its_checksums(tmp_path: Path, parts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(folder: Path, checksums: dict[str, str]) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_checksums", full)
+    with pytest.raises(HptError, match="No space left on device"):
+        save_checkpoint(tmp_path, 1, *parts, {}, keep=1)
+    assert not list((tmp_path / "checkpoints").iterdir())
 
 
 def test_what_a_kill_leaves_is_no_checkpoint_and_is_cleared_away(tmp_path: Path, parts: Any) -> None:
