@@ -29,9 +29,11 @@ class StopSignals:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
-                    self._earlier[number] = signal.signal(number, self._note)
+            numbers = [signal.SIGINT, signal.SIGTERM]
+            if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
+                numbers.append(signal.SIGHUP)
+            for number in numbers:
+                self._earlier[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,14 @@ from tiny_world import make_world  # noqa: E402
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The recipe of a world that tests only read from."""
     return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture
+def hang_up() -> Iterator[None]:
+    """SIGHUP as a terminal sends it, also where the tests run under nohup, which ignores it."""
+    earlier = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, earlier)
 
 
 @pytest.fixture

@@ -130,6 +130,7 @@ def test_a_run_killed_in_the_middle_of_a_save_resumes_bit_exactly(
     assert not list((run / "checkpoints").glob(".*"))
 
 
+@pytest.mark.usefixtures("hang_up")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_and_stops(world: Path, tmp_path: Path, metrics_of: Metrics, number: int) -> None:
     run = tmp_path / "run"

@@ -13,6 +13,7 @@ from hpt.training.stop_signals import StopSignals
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+@pytest.mark.usefixtures("hang_up")
 @pytest.mark.parametrize("number", NUMBERS)
 def test_one_signal_stops_after_the_step_and_a_second_one_at_once(number: signal.Signals) -> None:
     earlier = [signal.getsignal(each) for each in NUMBERS]
