@@ -8,7 +8,9 @@ Every process of a run writes its part of the trainer's state into the one folde
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -81,9 +83,12 @@ def write_checkpoint(path: Path, write: Callable[[Path], None], world: World = A
             world.once(stack.close)
     except Exception as error:
         free = shutil.disk_usage(path.parent).free
+        reason, full = str(error), os.strerror(errno.ENOSPC)
+        if free < 2**20 and full not in reason:
+            reason = f"{full} ({reason})"  # torch.save does not say so
         spare = ", ".join(str(each) for each in checkpoints(path.parent.parent)[:-1])
         raise HptError(
-            f"checkpoint {path} could not be written: {error} ({free / 2**20:.0f} MiB free on the disk). "
+            f"checkpoint {path} could not be written: {reason} ({free / 2**20:.0f} MiB free on the disk). "
             "Earlier checkpoints are untouched; make room and continue with --resume"
             + (f", which needs only the newest: {spare} can go (and see checkpoint.keep)." if spare else ".")
         ) from error

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -85,6 +87,27 @@ def test_a_disk_that_fills_leaves_the_earlier_checkpoint(tmp_path: Path, error: 
         write_checkpoint(tmp_path / "checkpoints" / "step-000002", fails)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000001"]
     assert (tmp_path / "checkpoints" / "step-000001" / "weights").read_text() == "good"
+
+
+@pytest.mark.parametrize(
+    ("error", "free", "said"),
+    [
+        (RuntimeError("unexpected pos 64 vs 0"), 0, "No space left on device (unexpected pos 64 vs 0) (0 MiB free"),
+        (OSError(errno.ENOSPC, "No space left on device"), 0, "[Errno 28] No space left on device (0 MiB free"),
+        (RuntimeError("unexpected pos 64 vs 0"), 2**20, "written: unexpected pos 64 vs 0 (1 MiB free"),
+    ],
+)
+def test_a_full_disk_is_called_one(
+    error: Exception, free: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch.save names a full disk by the place in its file."""
+
+    def fails(folder: Path) -> None:
+        raise error
+
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    with pytest.raises(HptError, match=re.escape(said)):
+        write_checkpoint(tmp_path / "checkpoints" / "step-000002", fails)
 
 
 def test_what_a_new_checkpoint_replaces_makes_room_first(tmp_path: Path, parts: Any, monkeypatch: Any) -> None:
