@@ -22,6 +22,7 @@ FLOAT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 VALUE_DTYPES = (*FLOAT_DTYPES, torch.float64)
 INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 EVALUATE = ("needed", "all")
+SMALLEST_SCALE, LARGEST_SCALE = 1e-30, 1e30  # a scale and its inverse are far from the limits of float32
 SCALE = "a positive float from 1e-30 to 1e30"
 LARGEST = torch.finfo(torch.float32).max
 
@@ -245,7 +246,7 @@ def _is_number(value: object) -> bool:
 
 def _is_scale(value: object) -> bool:
     """Whether a number and its inverse are far from the limits of float32."""
-    return _is_number(value) and 1e-30 <= value <= 1e30  # type: ignore[operator]
+    return _is_number(value) and SMALLEST_SCALE <= value <= LARGEST_SCALE  # type: ignore[operator]
 
 
 def _names(dtypes: Sequence[torch.dtype]) -> str:

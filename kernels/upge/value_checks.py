@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import debugging
-from .checks import SCALE
+from .checks import LARGEST_SCALE, SCALE, SMALLEST_SCALE
 from .inputs import HeadInputs, TokenArguments
 from .token_loss import LossFormula
 
@@ -29,7 +29,7 @@ def check_head_values(head: HeadInputs, counted: Tensor) -> None:
         raise ValueError(f"hidden: must be finite where the token counts; row {row} holds NaN or inf")
     if isinstance(head.temperature, Tensor):
         wrong = head.temperature[counted]
-        wrong = wrong[~((wrong >= 1e-30) & (wrong <= 1e30))]
+        wrong = wrong[~((wrong >= SMALLEST_SCALE) & (wrong <= LARGEST_SCALE))]
         if wrong.numel():
             raise ValueError(
                 f"temperature: divided by logit_scale, it must be {SCALE} where the token counts; got {float(wrong[0])}"
