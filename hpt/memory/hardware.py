@@ -11,6 +11,7 @@ import torch
 
 from hpt.config.schema import Config
 from hpt.support.cards import CARDS, CardName, card_of_device, typical_card
+from hpt.support.device import pick_device
 
 GIB = 2**30
 
@@ -31,7 +32,8 @@ class Hardware:
 def hardware_of(config: Config) -> Hardware:
     """The hardware of a run: a CPU if neither the recipe nor this machine has a GPU."""
     settings = config.hardware
-    gpu_here = torch.cuda.is_available() and config.device != "cpu"
+    device = pick_device(config.device, here=torch.cuda.is_available())
+    gpu_here = torch.cuda.is_available() and device.type == "cuda"
     # If the recipe names GPUs and this machine has none, the run is for another machine, whose CPU memory is unknown.
     elsewhere = (settings.gpu_memory_gib or settings.gpu) is not None and not gpu_here
     host = None if elsewhere else _host_bytes()
@@ -39,8 +41,7 @@ def hardware_of(config: Config) -> Hardware:
         host = round(settings.host_memory_gib * GIB)
     card = settings.gpu
     if gpu_here:
-        index = torch.device(config.device).index if ":" in config.device else 0
-        here = torch.cuda.get_device_properties(index or 0)
+        here = torch.cuda.get_device_properties(device)
         card = card or card_of_device(here.name, here.total_memory)
     if settings.gpu_memory_gib:
         size, name = round(settings.gpu_memory_gib * GIB), f"GPU of {settings.gpu_memory_gib:g} GiB"

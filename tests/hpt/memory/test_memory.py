@@ -8,16 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 import upge
+from seven_b import SEVEN_B, seven_b
 
 from bench.commands import memory as bench
 from hpt.commands.main import main
-from hpt.config.recipe import load_config, shipped_recipes
-from hpt.config.schema import Config
+from hpt.config.recipe import load_config
 from hpt.config.sections.model import ModelConfig
 from hpt.memory import MemoryPlan, advice_lines, make_plan, training
 from hpt.memory.allocations import AllocationTracker
 from hpt.memory.components import PHASES, Component
-from hpt.memory.hardware import _cgroup_limits, _host_bytes
 from hpt.memory.meta_model import build_meta_model, measure_parameters, read_architecture
 from hpt.memory.trace import FLASH, trace_training
 from hpt.support.errors import ConfigError, HptError
@@ -84,23 +83,6 @@ def test_adapters_follow_peft_and_nf4_leaves_head_and_embeddings() -> None:
     others = 2 * vocabulary * d + layers * (2 * d + d + 2 * kv) + d  # embeddings, head, norms, biases
     assert memory.frozen_bytes == pytest.approx(2 * others + linear * (0.5 + 1 / 64 + 4 / 16384), rel=1e-6)
     assert memory.dequantized_bytes == 2 * d * mlp
-
-
-SEVEN_B = [
-    "model.path=Qwen/Qwen2.5-Math-7B",
-    "model.dtype=bfloat16",
-    "model.gradient_checkpointing=true",
-    "data.max_prompt_tokens=1024",
-    "rollout.max_tokens=8192",
-    "rollout.batch_size=8",
-    "batch.questions=128",
-    "batch.tokens=16384",
-    "prepare=null",
-]
-
-
-def seven_b(*settings: str) -> Config:
-    return load_config("demo", [*SEVEN_B, *settings])
 
 
 def by_name(plan: MemoryPlan) -> dict[str, Component]:
@@ -237,37 +219,6 @@ def test_offload_counts_against_the_cpu_memory() -> None:
     assert not make_plan(seven_b(*settings, "hardware.host_memory_gib=48")).fits
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="for a machine without a GPU")
-def test_cpu_memory_of_another_machine_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hpt.memory.hardware._host_bytes", lambda: GIB)
-    plan = make_plan(seven_b("hardware.gpu_memory_gib=78", "hardware.gpus=8", "optimizer.offload=true"))
-    assert plan.fits
-    assert any("hardware.host_memory_gib" in note for note in plan.notes)
-    assert any('hardware.gpus = 8, of which engine "local" uses one' in note for note in plan.notes)
-    offload = "optimizer.offload=true"
-    assert offload in map(str.strip, advice_lines(make_plan(seven_b("hardware.gpu_memory_gib=78"))))
-
-
-@pytest.mark.parametrize(
-    ("line", "limits", "expected"),
-    [
-        ("0::/a/b\n", {"a/memory.max": "5000\n", "a/b/memory.max": "max\n"}, [5000]),
-        ("0::/of/the/host\n", {"memory.max": "7000\n"}, [7000]),
-        ("4:cpu,memory:/a\n1:name=systemd:/a\n", {"memory/a/memory.limit_in_bytes": "6000\n"}, [6000]),
-    ],
-)
-def test_a_containers_limit_counts_as_the_machines_memory(
-    tmp_path: Path, line: str, limits: dict[str, str], expected: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    files = {"proc/self/cgroup": line} | {f"sys/fs/cgroup/{path}": limit for path, limit in limits.items()}
-    for path, content in files.items():
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).write_text(content)
-    assert _cgroup_limits(tmp_path) == expected
-    monkeypatch.setattr("hpt.memory.hardware._cgroup_limits", lambda: expected)
-    assert _host_bytes() == expected[0]
-
-
 def test_vllm_share_too_small_for_one_sequence_is_a_problem() -> None:
     plan = make_plan(
         seven_b(
@@ -322,27 +273,6 @@ def test_a_short_model_predicts_a_deep_one(settings: dict, monkeypatch: pytest.M
     assert whole.backward <= short.backward <= 1.35 * whole.backward
 
 
-RECIPES = [name for name in shipped_recipes() if name.endswith("gb")]
-
-
-def test_every_model_has_a_recipe_for_every_machine() -> None:
-    models = ("qwen2.5-math-1.5b", "qwen2.5-math-7b", "llama-3.1-8b")
-    assert set(RECIPES) == {f"{m}-{machine}" for m in models for machine in ("1x24gb", "1x48gb", "1x80gb", "8x80gb")}
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_shipped_recipe_fits(name: str) -> None:
-    config = load_config(name)
-    plan = make_plan(config)
-    assert plan.fits, [*plan.problems, plan.peak / GIB]
-    assert plan.hardware.gpus == (8 if "8x80" in name else 1)
-    assert f"{config.hardware.gpu_memory_gib:g}" == {"24gb": "22", "48gb": "44", "80gb": "78"}[name.rpartition("x")[2]]
-    # As in the paper.
-    assert (config.batch.questions, config.rollout.n, config.rollout.max_tokens) == (128, 8, 8192)
-    assert config.gate.gamma == (2 if "llama" in name else 0)
-    assert config.sft.coef == (0.3 if "1.5b" in name else 1.0)
-
-
 def test_a_recipe_made_too_large_is_refused_with_advice() -> None:
     plan = make_plan(
         load_config("qwen2.5-math-7b-1x80gb", ["optimizer.states=float32", "hardware.host_memory_gib=200"])
@@ -385,16 +315,6 @@ def test_the_command_prints_a_table_and_says_by_exit_code_whether_it_fits(
     assert "fits into 4.0 GiB" in shown
     assert main(["plan", str(world), "hardware.gpu_memory_gib=0.5"]) == 1  # less than CUDA's context
     assert "does NOT fit" in capsys.readouterr().out
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="for a machine without a GPU")
-def test_without_a_gpu_everything_must_fit_into_cpu_memory(capsys: pytest.CaptureFixture[str]) -> None:
-    assert not make_plan(seven_b("hardware.host_memory_gib=100")).fits
-    assert make_plan(seven_b("hardware.host_memory_gib=150")).fits
-    assert main(["plan", "demo", *SEVEN_B, "hardware.host_memory_gib=100"]) == 1
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "does NOT fit into 100.0 GiB of CPU memory" in shown
-    assert "to plan for one: hardware.gpu_memory_gib" in shown
 
 
 @pytest.mark.parametrize("memory", ["gpu_memory_gib=0.5", "host_memory_gib=1e-6"])
