@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from hpt.config.objectives import check_objective
 from hpt.config.rules import broken_rules
@@ -27,8 +27,15 @@ from hpt.config.sections.training import (
 )
 
 
+def _is_path(value: str) -> str:
+    """`value`, if a folder can be called that; else ValueError."""
+    if not value or "\0" in value:
+        raise ValueError("must be the path of a folder")
+    return value
+
+
 class Config(Section):
-    output: str = Field(description="the run's folder")
+    output: Annotated[str, AfterValidator(_is_path)] = Field(description="the run's folder")
     steps: int = Field(ge=1, description="training steps, each on batch.questions questions")
     seed: int = Field(0, ge=0, lt=2**31, description="decides every random draw of the run")
     method: str = Field("hpt", description="a shipped method, or a YAML file of settings")

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from hpt.config.sections.data import ColumnsConfig
-from hpt.config.sections.section import Dtype, Section
+from hpt.config.sections.section import Dtype, ResponseLength, Section
 
 
 class EvaluationSettings(Section):
@@ -17,7 +17,7 @@ class EvaluationSettings(Section):
     k: list[Annotated[int, Field(ge=1)]] = Field([], description="the k of pass@k; default: 1, 2, 4, ... up to n")
     temperature: float = Field(0.6, ge=0, description="0 is greedy")
     top_p: float = Field(0.95, gt=0, le=1)
-    max_tokens: int | None = Field(None, ge=1, description="longest response; default: 1024, for benchmarks 8192")
+    max_tokens: ResponseLength | None = Field(None, description="longest response; default: 1024, for benchmarks 8192")
     engine: Literal["auto", "transformers", "vllm"] = Field(
         "auto", description="what samples the responses; auto: vLLM where it is installed, on a GPU, else transformers"
     )

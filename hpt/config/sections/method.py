@@ -6,7 +6,15 @@ from typing import Literal
 
 from pydantic import Field
 
-from hpt.config.sections.section import LARGEST_COEFFICIENT, Coefficient, FunctionReference, Options, Section
+from hpt.config.sections.section import (
+    LARGEST_COEFFICIENT,
+    Coefficient,
+    FunctionReference,
+    LearningRate,
+    Options,
+    ResponseLength,
+    Section,
+)
 
 
 class GateConfig(Section):
@@ -47,8 +55,8 @@ class GateConfig(Section):
 class OverlongConfig(Section):
     """Soft overlong punishment (DAPO, arXiv 2503.14476, eq. 13), added to the rewards but not to the scores."""
 
-    max_tokens: int | None = Field(
-        None, ge=1, le=2**24, description="length at which the penalty is full; default: rollout.max_tokens"
+    max_tokens: ResponseLength | None = Field(
+        None, description="length at which the penalty is full; default: rollout.max_tokens"
     )
     cache: int | float = Field(
         0.2,
@@ -79,7 +87,7 @@ class RLConfig(Section):
 class CriticConfig(Section):
     """The value model of `rl.advantage: gae`; its optimizer is otherwise as in `optimizer`."""
 
-    lr: float = Field(1e-5, gt=0, le=10, description="learning rate of the critic")
+    lr: LearningRate = Field(1e-5, description="learning rate of the critic")
     gamma: float = Field(1.0, gt=0, le=1, description="discount per token")
     lam: float = Field(0.95, ge=0, le=1, description="lambda of generalised advantage estimation")
     clip: float | None = Field(0.2, gt=0, description="clip of a value around the one at sampling time; null: no clip")

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
-from hpt.config.sections.section import LARGEST_WAIT, FunctionReference, Section
+from hpt.config.sections.section import LARGEST_WAIT, FunctionReference, ResponseLength, Section
 
 
 def _is_server_url(value: str) -> str:
@@ -74,7 +74,7 @@ class RolloutConfig(Section):
         le=1,
         description="nucleus sampling: probability mass of the likeliest tokens that are kept; 1: all tokens",
     )
-    max_tokens: int = Field(1024, ge=1, le=2**24, description="most tokens of a rollout, stop token included")
+    max_tokens: ResponseLength = Field(1024, description="most tokens of a rollout, stop token included")
     batch_size: int = Field(
         64, ge=1, le=2**20, description="sequences generated at once by transformers; vLLM chooses for itself"
     )

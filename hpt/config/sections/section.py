@@ -21,6 +21,9 @@ LARGEST_COEFFICIENT = 1e6
 LARGEST_WAIT = 1e6
 """Seconds, eleven days; Python's clocks end somewhere above."""
 Coefficient = Annotated[float, Field(ge=0, le=LARGEST_COEFFICIENT)]
+LearningRate = Annotated[float, Field(gt=0, le=10)]
+ResponseLength = Annotated[int, Field(ge=1, le=2**24)]
+"""Tokens; far above what any model can read."""
 Options = dict[str, float | bool | None]
 Dtype = Literal["float32", "bfloat16", "float16"]
 

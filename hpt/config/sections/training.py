@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator
 
-from hpt.config.sections.section import Section
+from hpt.config.sections.section import LearningRate, ResponseLength, Section
 from hpt.support.cards import CardName
 from hpt.support.upload import check_hub_name
 
 
 class OptimizerConfig(Section):
-    lr: float = Field(5e-6, gt=0, le=10, description="learning rate of AdamW")
+    lr: LearningRate = Field(5e-6, description="learning rate of AdamW")
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     weight_decay: float = Field(0.01, ge=0, le=1000)
     clip_grad_norm: float = Field(1.0, gt=0, description="a gradient of larger norm is scaled down to this norm")
@@ -89,7 +89,7 @@ class EvalConfig(Section):
     n: int = Field(1, ge=1, le=2**16, description="responses per question; pass@k up to k = n")
     temperature: float = Field(1.0, ge=0, description="0 is greedy")
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling, as rollout.top_p")
-    max_tokens: int | None = Field(None, ge=1, le=2**24, description="default: rollout.max_tokens")
+    max_tokens: ResponseLength | None = Field(None, description="default: rollout.max_tokens")
 
 
 class CheckpointConfig(Section):

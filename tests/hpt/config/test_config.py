@@ -108,6 +108,8 @@ def test_numbers_as_people_write_them(recipe: Path) -> None:
         ("optimizer.lr=fast", ["optimizer.lr = 'fast'", "valid number"]),
         ("optimizer.lr=-1", ["optimizer.lr = -1", "greater than 0"]),
         ("optimizer.lr=.inf", ["optimizer.lr", "finite"]),
+        ("output=''", ["output = '': must be the path of a folder"]),
+        (r'output="a\0b"', [r"output = 'a\x00b': must be the path of a folder"]),
         ("steps=0", ["steps = 0", "greater than or equal to 1"]),
         ("steps=2.5", ["steps = 2.5", "integer"]),
         ("steps", ["'steps'", "key=value"]),
