@@ -107,13 +107,15 @@ def advantages_with_demonstrations(
     demonstrations: their rewards. One without a reward is in no group and has advantage 0.
     Returns the advantages of the rollouts by `estimator` and those of the demonstrations by `off_policy_estimator`.
     """
-    pairs = list(zip(rewards, demonstrations, strict=True))
-    groups = [[*group] if reward is None else [*group, reward] for group, reward in pairs]
-    rollouts = [
-        estimates[: len(group)] for estimates, group in zip(advantages(groups, estimator), rewards, strict=True)
+    groups = [
+        [*group] if reward is None else [*group, reward] for group, reward in zip(rewards, demonstrations, strict=True)
     ]
-    others = advantages(groups, off_policy_estimator)
-    return rollouts, [0.0 if reward is None else own[-1] for own, reward in zip(others, demonstrations, strict=True)]
+    policy, off_policy = advantages(groups, estimator), advantages(groups, off_policy_estimator)
+    of_rollouts, of_demonstrations = [], []
+    for group, reward, own, others in zip(rewards, demonstrations, policy, off_policy, strict=True):
+        of_rollouts.append(own[: len(group)])
+        of_demonstrations.append(0.0 if reward is None else others[-1])
+    return of_rollouts, of_demonstrations
 
 
 def find_estimator(name: str) -> Estimator:
@@ -138,11 +140,10 @@ def group_advantages(config: Config) -> EstimateAdvantages:
                 for experience in experiences
             ]
             estimates, others = advantages_with_demonstrations(rewards, demonstrations, estimator, off_policy_estimator)
-            for experience, advantage in zip(experiences, others, strict=True):
-                experience.demonstration_advantage = advantage
         else:
-            estimates = advantages(rewards, estimator)
-        for experience, group in zip(experiences, estimates, strict=True):
+            estimates, others = advantages(rewards, estimator), [1.0] * len(experiences)  # off_policy.advantage "one"
+        for experience, group, demonstration_advantage in zip(experiences, estimates, others, strict=True):
+            experience.demonstration_advantage = demonstration_advantage
             factor = size_factor(estimator, experience.probe, config.sampled) if experience.probe else 1.0
             for (rollout, _), advantage in zip(_rewarded(experience), group, strict=True):
                 rollout.advantage = factor * advantage
@@ -183,12 +184,13 @@ def gae(reward: float, values: Sequence[float], gamma: float, lam: float) -> lis
     values: V of the state before each token. The last token has the reward, all others 0, and the episode ends there:
     A_t = delta_t + gamma lam A_{t+1}, delta_t = r_t + gamma V_{t+1} - V_t.
     """
-    estimates = [0.0] * len(values)
+    backwards: list[float] = []
     next_estimate, next_value, reward_here = 0.0, 0.0, reward
-    for t in reversed(range(len(values))):
-        next_estimate = reward_here + gamma * next_value - values[t] + gamma * lam * next_estimate
-        estimates[t], next_value, reward_here = next_estimate, values[t], 0.0
-    return estimates
+    for value in reversed(values):
+        next_estimate = reward_here + gamma * next_value - value + gamma * lam * next_estimate
+        next_value, reward_here = value, 0.0
+        backwards.append(next_estimate)
+    return backwards[::-1]
 
 
 def _centred(rewards: np.ndarray) -> np.ndarray:

@@ -122,6 +122,16 @@ def test_a_demonstration_has_the_reward_that_the_functions_give_it() -> None:
     assert [[rollout.advantage for rollout in each.rollouts] for each in experiences] == [[-1.0, -2.0], [0.5, -0.5]]
 
 
+def test_a_demonstration_outside_of_the_group_has_advantage_one() -> None:
+    config = load_config("demo", ["method=hpt-offpolicy"])
+    assert config.off_policy.advantage == "one"
+    experiences = [experience(1.0, 0.0), experience(0.0, 0.0)]
+    for each in experiences:
+        each.demonstration_advantage = 7.0
+    group_advantages(config)(experiences)
+    assert [each.demonstration_advantage for each in experiences] == [1.0, 1.0]
+
+
 @given(st.integers(1, 20), st.integers(0, 40))
 def test_the_overlong_penalty_is_equation_13(cache: int, more: int) -> None:
     longest = cache + more
@@ -153,6 +163,15 @@ def test_a_function_of_the_users_is_an_estimator(monkeypatch: pytest.MonkeyPatch
     assert advantages(GROUPS, "my_advantages:halves") == [[reward / 2 for reward in group] for group in GROUPS]
     with pytest.raises(HptError, match=r"too_few returned \[7, 2, 1, 1\] advantages per question for \[8, 3, 2, 2\]"):
         advantages(GROUPS, "my_advantages:too_few")
+
+
+def numbers_of_dtype(rewards: list[np.ndarray]) -> list[list[float]]:
+    return [[float(group.dtype == np.float64)] * group.size for group in rewards]
+
+
+def test_a_function_of_the_users_is_given_doubles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "my_advantages", sys.modules[__name__])
+    assert advantages([[1, 0], [0, 0, 0]], "my_advantages:numbers_of_dtype") == [[1, 1], [1, 1, 1]]
 
 
 def broken(rewards: list[np.ndarray]) -> list[np.ndarray]:

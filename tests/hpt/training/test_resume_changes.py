@@ -28,7 +28,7 @@ from hpt.records.fingerprints import (
     metrics_fingerprint,
 )
 from hpt.support.errors import HptError
-from hpt.training.checkpoint import check_checkpoint
+from hpt.training.checkpoint import check_checkpoint, check_files
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +177,7 @@ def test_every_file_of_a_checkpoint_is_checked(copy: Path, capsys: pytest.Captur
         path.unlink()
         assert f"{path} is missing. Remove " in refused()
         path.write_bytes(content)
+    assert check_files(newest)
     check_checkpoint(newest)
     whole = (newest / CHECKSUMS).read_text()
     (newest / CHECKSUMS).write_text("")
