@@ -92,9 +92,9 @@ def test_a_disk_that_fills_leaves_the_earlier_checkpoint(tmp_path: Path, error: 
 @pytest.mark.parametrize(
     ("error", "free", "said"),
     [
-        (RuntimeError("unexpected pos 8"), 2**20 - 1, "No space left on device (unexpected pos 8 vs 0) (1 MiB free"),
+        (RuntimeError("unexpected pos 8"), 2**20 - 1, "No space left on device (unexpected pos 8) (1 MiB free"),
         (OSError(errno.ENOSPC, "No space left on device"), 0, "[Errno 28] No space left on device (0 MiB free"),
-        (RuntimeError("unexpected pos 8"), 2**20, "written: unexpected pos 8 vs 0 (1 MiB free"),
+        (RuntimeError("unexpected pos 8"), 2**20, "written: unexpected pos 8 (1 MiB free"),
     ],
 )
 def test_a_full_disk_is_called_one(
