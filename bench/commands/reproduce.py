@@ -123,7 +123,7 @@ def _records(task: Task, output: Path, settings: Sequence[str]) -> Records:
 
 def _draw(records: Records, task: Task) -> None:
     """Write and print the tables, and draw the figures."""
-    outcomes = list(records.outcomes.values())
+    outcomes = sorted(records.outcomes.values(), key=lambda outcome: outcome.trial.name)
     text = f"{report(outcomes, task.untrained)}\n{'; '.join([records.recipe, *records.conditions])}.\n"
     (records.folder / "table.md").write_text(text)
     accuracy.draw(outcomes, records.folder / "summary.png")

@@ -104,9 +104,13 @@ class Experiments:
 
     def _first_rate(self, pair: Pair) -> float:
         """Of a first stage: the rate at which the method's own runs are best at the step where the stage ends."""
-        trials = self._tuning_trials(pair, self._neighbours(self.records.rates[pair][-1]))
-        self.complete(trials)
-        return self._best_rates(trials, FIRST_STAGE)[-1]
+        best, rates = self.records.rates[pair][-1], set[float]()
+        while wider := self._neighbours(best) - rates:
+            rates |= wider
+            trials = self._tuning_trials(pair, rates)
+            self.complete(trials)
+            best = self._best_rates(trials, FIRST_STAGE)[-1]
+        return best
 
     def _best_rates(self, trials: Iterable[Trial], share: float = 1.0) -> tuple[float, ...]:
         """The rates with the highest held-out accuracy, in the mean of tuning seeds; the smallest of several.

@@ -107,12 +107,11 @@ def advantages_with_demonstrations(
     demonstrations: their rewards. One without a reward is in no group and has advantage 0.
     Returns the advantages of the rollouts by `estimator` and those of the demonstrations by `off_policy_estimator`.
     """
-    groups = [
-        [*group] if reward is None else [*group, reward] for group, reward in zip(rewards, demonstrations, strict=True)
-    ]
+    pairs = list(zip(rewards, demonstrations, strict=True))
+    groups = [[*group] if reward is None else [*group, reward] for group, reward in pairs]
     policy, off_policy = advantages(groups, estimator), advantages(groups, off_policy_estimator)
     of_rollouts, of_demonstrations = [], []
-    for group, reward, own, others in zip(rewards, demonstrations, policy, off_policy, strict=True):
+    for (group, reward), own, others in zip(pairs, policy, off_policy, strict=True):
         of_rollouts.append(own[: len(group)])
         of_demonstrations.append(0.0 if reward is None else others[-1])
     return of_rollouts, of_demonstrations
