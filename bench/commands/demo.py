@@ -17,6 +17,7 @@ from hpt.records.files import read_metrics
 from hpt.report import report, summary_figure
 
 from .. import runs
+from ..commit import last_commit
 
 RESULTS = Path(__file__).parents[1] / "results" / "demo"
 
@@ -83,8 +84,9 @@ def _table(metrics: dict[tuple[str, int], list[dict[str, Any]]], options: argpar
             f"| {method} | {seed} | {evaluations[0]:.3f} | {evaluations[-1]:.3f} "
             f"| {shares[0]:.2f} | {shares[1]:.2f} | {seconds:.0f} |"
         )
-    settings = " ".join(options.settings)
-    return "\n".join(lines) + f"\n\nRecipe `{options.recipe}` {settings}, {runs.machine()}.\n"
+    recipe = " ".join([f"Recipe `{options.recipe}`", *options.settings])
+    commit = last_commit("kernels", "hpt", "bench")
+    return "\n".join(lines) + f"\n\n{recipe}; commit {commit}, {runs.machine()}.\n"
 
 
 def _share(steps: Sequence[dict[str, Any]]) -> float:

@@ -398,3 +398,17 @@ def test_a_run_that_fails_ends_the_benchmark_with_a_sentence(tmp_path: Path) -> 
     ended = subprocess.run(command, capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (1, "")
     assert ended.stderr.startswith("bench: --redraw: no evaluation of word-problems or sums is recorded in")
+
+
+def test_points_of_a_curve_are_means_of_steps_that_no_stage_border_divides() -> None:
+    lines = [
+        {"step": step, "gate/questions": 4, "train/rows_sft": 4}
+        if step <= 12
+        else {"step": step, "gate/questions": 4, "reward/mean": float(step)}
+        for step in range(1, 25)
+    ]
+    run = Outcome(Trial("sft-then-grpo", (1e-5, 1e-5), 0, WRONG), lines, [])
+    del lines[14]["reward/mean"]  # no rollouts in step 15
+    points = [(14, 13.5), (16, 16.0), (18, 17.5), (20, 19.5), (22, 21.5), (24, 23.5)]
+    assert dynamics._smoothed(run, "reward/mean") == points
+    assert dynamics._smoothed(run, dynamics.DEMONSTRATED)[5:7] == [(12, 1.0), (14, 0.0)]

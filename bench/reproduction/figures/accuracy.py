@@ -15,7 +15,7 @@ from hpt.report.style import MUTED
 from ..outcomes import Outcome, by_condition, by_gamma
 from ..statistics import over_seeds
 from ..task import START, TITLES
-from .style import IN_LINES, family_colours, figure, line_style, title_of
+from .style import IN_LINES, colour_of, figure, line_style, title_of
 
 
 def draw(outcomes: Sequence[Outcome], path: Path) -> None:
@@ -35,13 +35,12 @@ def draw(outcomes: Sequence[Outcome], path: Path) -> None:
 def _accuracies(axes: Axes, methods: dict[str, list[Outcome]], title: str) -> None:
     """A dot per seed, and the mean with its interval; the best method on top."""
     shown = sorted((name for name in methods if name != START), key=lambda name: _accuracy(methods[name]))
-    colour = family_colours(shown)
     for place, method in enumerate(shown):
         values = [outcome.accuracy() for outcome in methods[method]]
         estimate = over_seeds(values)
         width = 0 if math.isnan(estimate.half_width) else estimate.half_width
-        axes.plot(values, [place] * len(values), "o", color=colour[method], markersize=4, alpha=0.4)
-        axes.errorbar(estimate.mean, place, xerr=width, fmt="|", color=colour[method], capsize=3, markersize=12)
+        axes.plot(values, [place] * len(values), "o", color=colour_of(method), markersize=4, alpha=0.4)
+        axes.errorbar(estimate.mean, place, xerr=width, fmt="|", color=colour_of(method), capsize=3, markersize=12)
     if START in methods:
         axes.axvline(_accuracy(methods[START]), color=MUTED, lw=1, ls="--", label="start model")
         axes.legend(loc="lower right")
@@ -57,24 +56,23 @@ def _pass_curves(axes: Axes, methods: dict[str, list[Outcome]], title: str) -> N
         n = methods[method][0].evaluation[0].n
         ks = [2**power for power in range(n.bit_length()) if 2**power <= n]
         values = [mean(outcome.pass_at(k) for outcome in methods[method]) for k in ks]
-        axes.plot(ks, values, label=title_of(method), marker="o", markersize=3, lw=1.6, **line_style(method))
+        axes.plot(ks, values, label=title_of(method), **line_style(method))
     axes.set_xscale("log", base=2)
     axes.set_xticks(ks, [str(k) for k in ks])
     axes.set_xlabel("k")
     axes.set_ylim(None, 1.01)
-    axes.legend(ncols=2)
+    axes.legend(ncols=2, handlelength=3)
     axes.set_title(title)
 
 
 def _costs(axes: Axes, methods: dict[str, list[Outcome]], title: str) -> None:
     """Tokens trained on and generated, together. The names stand in a column, since dots lie close to each other."""
     shown = sorted((name for name in methods if name != START), key=lambda name: _accuracy(methods[name]))
-    colour = family_colours(shown)
     axes.set_xscale("log")
     for place, method in enumerate(shown):
         tokens = [outcome.total("train/tokens") + outcome.total("response/length_sum") for outcome in methods[method]]
         dot = mean(tokens), _accuracy(methods[method])
-        axes.plot(*dot, "o", color=colour[method])
+        axes.plot(*dot, "o", color=colour_of(method))
         axes.annotate(
             method,
             dot,
@@ -82,7 +80,7 @@ def _costs(axes: Axes, methods: dict[str, list[Outcome]], title: str) -> None:
             textcoords="axes fraction",
             fontsize=8,
             verticalalignment="center",
-            arrowprops={"arrowstyle": "-", "color": colour[method], "lw": 0.6, "alpha": 0.6},
+            arrowprops={"arrowstyle": "-", "color": colour_of(method), "lw": 0.6, "alpha": 0.6},
         )
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.xaxis.set_minor_formatter(NullFormatter())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
@@ -20,8 +21,8 @@ PANELS = {
     "entropy/mean": "Entropy, nats per token trained on",
     "response/length": "Tokens of a rollout",
 }
-SMOOTHED_OVER = 10
-"""Steps, at the last of which their mean is drawn: a batch of 16 questions says little by itself."""
+POINTS = 16
+"""Of a curve: each is the mean over as many steps, drawn at the last of them. A single batch says little."""
 
 
 def draw(outcomes: Sequence[Outcome], path: Path) -> None:
@@ -32,7 +33,7 @@ def draw(outcomes: Sequence[Outcome], path: Path) -> None:
                 _curves(axes[row][column], methods, metric)
                 axes[row][column].set_title(f"{name}, {title}")
             axes[-1][column].set_xlabel("step")
-            axes[0][column].legend(ncols=2)
+            axes[2][column].legend(ncols=2, handlelength=3, loc="center right")  # where it hides no line
 
 
 def _curves(axes: Axes, methods: dict[str, list[Outcome]], metric: str) -> None:
@@ -43,7 +44,7 @@ def _curves(axes: Axes, methods: dict[str, list[Outcome]], metric: str) -> None:
             for step, value in _smoothed(outcome, metric):
                 by_step.setdefault(step, []).append(value)
         steps = sorted(by_step)
-        axes.plot(steps, [mean(by_step[step]) for step in steps], label=method, lw=1.5, **line_style(method))
+        axes.plot(steps, [mean(by_step[step]) for step in steps], label=method, **line_style(method))
         low, high = ([choose(by_step[step]) for step in steps] for choose in (min, max))
         axes.fill_between(steps, low, high, color=line_style(method)["color"], alpha=0.12, lw=0)
 
@@ -59,5 +60,9 @@ def _smoothed(outcome: Outcome, metric: str) -> list[tuple[int, float]]:
         points = [(step, value) for step, value in points if value]
     if metric.startswith("eval/"):
         return points
-    groups = [points[start : start + SMOOTHED_OVER] for start in range(0, len(points), SMOOTHED_OVER)]
-    return [(group[-1][0], mean(value for _, value in group)) for group in groups]
+    steps = outcome.metrics[-1]["step"]
+    width = max(1, round(steps / POINTS))
+    groups: dict[int, list[float]] = {}
+    for step, value in points:
+        groups.setdefault(min(steps, math.ceil(step / width) * width), []).append(value)
+    return [(last, mean(values)) for last, values in groups.items()]

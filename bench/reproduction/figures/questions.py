@@ -23,7 +23,7 @@ def draw(outcomes: Sequence[Outcome], path: Path) -> None:
 
 
 def _map(axes: Axes, methods: dict[str, list[Outcome]], title: str) -> None:
-    """Columns are questions, by grade and within a grade by the start model's accuracy. White: 0; dark blue: 1."""
+    """Columns are questions, by grade and within a grade by the start model's accuracy."""
     seed = next(iter(methods.values()))[0].trial.seed
     firsts = {method: outcomes[0] for method, outcomes in methods.items() if outcomes[0].trial.seed == seed}
     reference = next(iter(firsts.values())).evaluation
@@ -34,11 +34,13 @@ def _map(axes: Axes, methods: dict[str, list[Outcome]], title: str) -> None:
     shares = np.array(
         [[o.evaluation[place].correct / o.evaluation[place].n for place in order] for o in firsts.values()]
     )
-    axes.imshow(shares, aspect="auto", cmap="Blues", vmin=0, vmax=1, interpolation="none")
+    image = axes.imshow(shares, aspect="auto", cmap="Blues", vmin=0, vmax=1, interpolation="none")
+    axes.figure.colorbar(image, ax=axes, label="share of right samples", pad=0.01)
     axes.set_yticks(range(len(firsts)), [title_of(method) for method in firsts])
+    names = [grade.replace(" and ", "\nand ") for grade in grades]
     sizes = [sum(answer.grade == grade for answer in reference) for grade in grades]
     ends = np.cumsum(sizes)
-    axes.set_xticks([end - size / 2 - 0.5 for end, size in zip(ends, sizes, strict=True)], grades)
+    axes.set_xticks([end - size / 2 - 0.5 for end, size in zip(ends, sizes, strict=True)], names)
     for end in ends[:-1]:
         axes.axvline(end - 0.5, color="white", lw=2)
     axes.grid(False)

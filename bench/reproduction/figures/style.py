@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,34 +15,42 @@ from hpt.support.files import write_file_atomically
 
 from ..task import START
 
-_SOLID = ("sft", "sft-verified", "grpo", "sft-then-grpo", "luffy", "srft", "hpt", "hpt-mix")
-_DASHED = {"hpt-offpolicy": "hpt"}
-"""Lines with the colour of another method: there are more methods than colours."""
-IN_LINES = (*_SOLID, *_DASHED)
-"""The methods that figures with lines show, besides the start model; all of them would hide each other."""
-_COLOURS = method_colours(_SOLID) | {START: MUTED}
+IN_LINES = {
+    "sft": "-",
+    "sft-verified": "--",
+    "grpo": "-",
+    "sft-then-grpo": "-",
+    "sft-verified-then-grpo": "--",
+    "luffy": "-",
+    "srft": "-",
+    "hpt": "-",
+    "hpt-offpolicy": "--",
+    "hpt-mix": ":",
+}
+"""The methods that figures with lines show, besides the start model, and how; all of them would hide each other."""
+
+
+def colour_of(method: str) -> str:
+    """Variants of a method share its colour."""
+    return _COLOURS[_family(method)]
 
 
 def line_style(method: str) -> dict[str, Any]:
     """Of a method in `IN_LINES`, or of the start model."""
-    return {"color": _COLOURS[_DASHED.get(method, method)], "linestyle": "--" if method in _DASHED else "-"}
+    return {"color": colour_of(method), "linestyle": IN_LINES.get(method, "-"), "lw": 1.6}
 
 
 def title_of(method: str) -> str:
     return "start model" if method == START else method
 
 
-def family_colours(methods: Iterable[str]) -> dict[str, str]:
-    """Variants of a method share its colour."""
-    families = {method: _family(method) for method in methods}
-    colours = method_colours(list(dict.fromkeys(families.values())))
-    return {method: colours[family] for method, family in families.items()}
-
-
 def _family(method: str) -> str:
     if method.endswith("-then-grpo"):
         return "sft-then-grpo"
     return method.split("-")[0]
+
+
+_COLOURS = method_colours(list(dict.fromkeys(map(_family, IN_LINES)))) | {START: MUTED}
 
 
 @contextmanager
