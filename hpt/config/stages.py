@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import yaml
 
 from hpt.config.recipe import build_config, merge, read_method
 from hpt.config.schema import Config
@@ -41,3 +45,30 @@ def stages_of(config: Config) -> list[Stage]:
         settings |= {"stages": [], "steps": last - first + 1}
         found.append(Stage(first, last, build_config(settings, source=f"stages.{number} ({stage.method})")))
     return found
+
+
+def check_begun_stages(before: Config, now: Config, done: int) -> None:
+    """ConfigError where the stages that have begun by step `done` are not those that they were, each from its step on.
+
+    So does a share in a stage's `steps` when `steps` of the run change: an optimizer would go on in another stage.
+    """
+    stages = stages_of(before)
+    if _begun(stages, done) == _begun(stages_of(now), done):
+        return
+    kept = [stage.model_dump(exclude_defaults=True) for stage in before.stages]
+    for stage, place in zip(kept[:-1], stages[:-1], strict=True):
+        stage["steps"] = place.config.steps
+    as_counts = yaml.safe_dump(kept, default_flow_style=True, sort_keys=False, width=math.inf).strip()
+    raise ConfigError(
+        f"steps = {now.steps}, stages: after {done} steps the run has had {_in_words(_begun(stages, done))}, and with "
+        f"these settings it would have had {_in_words(_begun(stages_of(now), done))}. What has begun must stay; counts "
+        f"in place of shares do that: stages='{as_counts}'"
+    )
+
+
+def _begun(stages: Sequence[Stage], done: int) -> list[tuple[str, int]]:
+    return [(stage.config.method, stage.first) for stage in stages if stage.first <= done]
+
+
+def _in_words(begun: Sequence[tuple[str, int]]) -> str:
+    return ", ".join(f"{method} from step {first}" for method, first in begun)

@@ -63,12 +63,17 @@ class Fingerprints:
         known = {"the step of the checkpoint": str(step), f"{METRICS} until then": metrics_fingerprint(run, step)}
         return Fingerprints(self.settings, self.content | known)
 
+    def config(self) -> Config | None:
+        """The recipe, in which a setting newer than the checkpoint has its default; None if one is of an older hpt."""
+        try:
+            return build_config(self.settings, source=FINGERPRINTS)
+        except ConfigError:
+            return None
+
     def flat(self) -> dict[str, Any]:
         """All of them by one key each: a dotted setting, or words. Settings without effect are left out."""
-        try:  # a setting that is newer than the checkpoint has its default
-            settings = build_config(self.settings, source=FINGERPRINTS).model_dump(mode="json")
-        except ConfigError:
-            settings = self.settings
+        config = self.config()
+        settings = config.model_dump(mode="json") if config else self.settings
         kept = {key: value for key, value in settings.items() if key not in WITHOUT_EFFECT}
         return dict(_flat(kept)) | self.content
 

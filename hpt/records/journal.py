@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from hpt.config.schema import Config
+from hpt.config.stages import check_begun_stages
 from hpt.method.experience import Experience
 from hpt.records.changes import Change, in_words
 from hpt.records.checkpoints import step_of
@@ -91,6 +92,8 @@ class Journal:
         saved = Fingerprints.read(self.checkpoint)
         if saved is None:
             return
+        if before := saved.config():
+            check_begun_stages(before, self.config, self.resume_step)
         now = self.fingerprints.with_metrics(self.folder, self.resume_step)
         self.changes, unasked = changes_since(saved, self.folder, self.resume_step, now)
         if unasked and not self.accept_changes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -271,6 +272,27 @@ def test_sft_then_grpo_is_sft_and_then_grpo_from_its_weights(
 @pytest.mark.parametrize("kept", [2, 3, 4])  # within the first stage, between the two, within the second
 def test_stages_resume_bit_exactly(tmp_path: Path, metrics_of: Metrics, two_stages: Path, kept: int) -> None:
     assert same_run(resumed_from(kept, two_stages, tmp_path / "run"), two_stages, metrics_of)
+
+
+def test_what_has_begun_of_a_run_in_stages_stays(
+    tmp_path: Path, metrics_of: Metrics, two_stages: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half of 6 steps are SFT; after 4 steps, half of 12 would send the run back to it, with GRPO's optimizer."""
+    run = tmp_path / "run"
+    shutil.copytree(two_stages, run)
+    shutil.rmtree(checkpoints(run)[-1])
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert main(["train", "--resume", str(run), "steps=12"]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "after 4 steps the run has had sft from step 1, grpo from step 4, and with these settings it would" in error
+    assert "have had sft from step 1." in error
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert main(["train", "--resume", str(run), "stages=[{method: luffy, steps: 3}, {method: grpo}]"]) == 2
+    assert "it would have had luffy from step 1, grpo from step 4" in " ".join(capsys.readouterr().err.split())
+    [advised] = re.findall(r"stages='(.*)'", error)
+    assert main(["train", "--resume", str(run), "steps=7", f"stages={advised}"]) == 0
+    assert [line["gate/sft_share"] for line in metrics_of(run)] == [1.0] * 3 + [0.0] * 4
+    assert load_state(checkpoints(run)[-1])["engine"]["steps"] == 4
 
 
 def lengths(world: Path, *settings: str) -> Sequence[tuple[int, int, str]]:
