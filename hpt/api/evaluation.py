@@ -31,7 +31,7 @@ from hpt.support.files import append_to_file, make_folder
 from hpt.support.progress import Progress
 from hpt.support.quiet import quiet_libraries
 from hpt.support.seeds import seed_for
-from hpt.support.stopping import sigterm_interrupts
+from hpt.support.stopping import signals_interrupt
 from hpt.verify.answers import check_answers
 
 PARTIAL = "results.partial.jsonl"
@@ -59,7 +59,7 @@ def evaluate_sources(
     """Evaluates the model `name` on each source.
 
     output: where the results are written, of several sources in a folder for each.
-    All data and settings are checked before the model is loaded. SIGTERM is a KeyboardInterrupt from then on.
+    All data and settings are checked before the model is loaded. From then on SIGTERM and SIGHUP are KeyboardInterrupts.
     """
     quiet_libraries()
     device = pick_device(settings.device)
@@ -81,7 +81,7 @@ def evaluate_sources(
     }
     results: dict[str, EvalResult] = {}
     with ExitStack() as stack:
-        stack.enter_context(sigterm_interrupts())
+        stack.enter_context(signals_interrupt())
         names = dict.fromkeys(task.verifier for task in tasks)
         verifiers = {name: stack.enter_context(named_verifier(name)) for name in names}
         for task in tasks:

@@ -54,8 +54,8 @@ class GivenSettings:
             return str(value)
         if callable(value):
             return self._name(key, value)
-        if not isinstance(value, PLAIN) and hasattr(value, "item"):
-            return value.item()  # a number of NumPy or torch
+        if not isinstance(value, PLAIN) and hasattr(value, "tolist"):
+            return value.tolist()  # a number, or several, of NumPy or torch
         if not isinstance(value, PLAIN):
             raise ConfigError(f"{key} = {shortened(value)}: an object; allowed is what a recipe may have")
         return value

@@ -36,7 +36,7 @@ def _is_path(value: str) -> str:
 
 class Config(Section):
     output: Annotated[str, AfterValidator(_is_path)] = Field(description="the run's folder")
-    steps: int = Field(ge=1, description="training steps, each on batch.questions questions")
+    steps: int = Field(ge=1, le=2**31 - 1, description="training steps, each on batch.questions questions")
     seed: int = Field(0, ge=0, lt=2**31, description="decides every random draw of the run")
     method: str = Field("hpt", description="a shipped method, or a YAML file of settings")
     stages: list[StageConfig] = Field(

@@ -1,4 +1,4 @@
-"""Being asked to stop: by SIGTERM during an evaluation, and whether a run was asked to stop after its step."""
+"""Being asked to stop: by a signal during an evaluation, and whether a run was asked to stop after its step."""
 
 from __future__ import annotations
 
@@ -13,9 +13,15 @@ stop_asked = threading.Event()
 """Set where a run is to stop after the step that it is in: what waits for something gives up."""
 
 
+def ending_signals() -> list[signal.Signals]:
+    """Those besides Ctrl-C that end a process in order: SIGTERM, and SIGHUP where it is not ignored, as under nohup."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [signal.SIGTERM] if ignored else [signal.SIGTERM, signal.SIGHUP]
+
+
 @contextmanager
-def sigterm_interrupts() -> Iterator[None]:
-    """While it lasts, SIGTERM does what Ctrl-C does, so that what was started is also ended.
+def signals_interrupt() -> Iterator[None]:
+    """While it lasts, SIGTERM and SIGHUP do what Ctrl-C does, so that what was started is also ended.
 
     Outside of the main thread Python hands over no signals, and nothing is changed.
     """
@@ -29,8 +35,9 @@ def sigterm_interrupts() -> Iterator[None]:
             os._exit(128 + number)
         raise KeyboardInterrupt
 
-    earlier = signal.signal(signal.SIGTERM, interrupt)
+    earlier = {number: signal.signal(number, interrupt) for number in ending_signals()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, earlier)
+        for number, handler in earlier.items():
+            signal.signal(number, handler)

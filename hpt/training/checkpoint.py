@@ -99,8 +99,6 @@ def check_checkpoint(checkpoint: Path, world: World = ALONE) -> None:
 
     A collective. Of a checkpoint of an earlier version, which has no checksums, it is a warning.
     """
-    if world.once(lambda: not files_of(checkpoint)):
-        raise HptError(f"{checkpoint} is empty. {_without(checkpoint)}")
     if not check_files(checkpoint, world):
         logger.warning(
             f"{checkpoint} is of an earlier version of hpt, without checksums and fingerprints: whether its files, the "
@@ -115,10 +113,12 @@ def check_checkpoint(checkpoint: Path, world: World = ALONE) -> None:
 
 
 def check_files(checkpoint: Path, world: World = ALONE) -> bool:
-    """HptError where a file is not what was written, or is not in the checkpoint's checksums. A collective.
+    """HptError where there is no file, one is not what was written, or not in the checkpoint's checksums. A collective.
 
     False where nothing can be checked: the folder is of another program, or of an earlier version of hpt.
     """
+    if world.once(lambda: checkpoint.is_dir() and not files_of(checkpoint)):
+        raise HptError(f"{checkpoint} is empty. {_without(checkpoint)}")
     names = world.once(lambda: {name for name in (CHECKSUMS, FINGERPRINTS) if (checkpoint / name).is_file()})
     if not names:
         return False

@@ -9,7 +9,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from hpt.support.distributed import World
-from hpt.support.stopping import stop_asked
+from hpt.support.stopping import ending_signals, stop_asked
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +29,7 @@ class StopSignals:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            numbers = [signal.SIGINT, signal.SIGTERM]
-            if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
-                numbers.append(signal.SIGHUP)
-            for number in numbers:
+            for number in (signal.SIGINT, *ending_signals()):
                 self._earlier[number] = signal.signal(number, self._note)
         return self
 

@@ -18,6 +18,7 @@ import torch
 import yaml
 
 import hpt
+from hpt.config.recipe import load_config
 from hpt.support.messages import LOGGER
 
 Metrics = Callable[[Path], list[dict[str, Any]]]
@@ -124,8 +125,16 @@ def test_two_runs_at_once_are_refused(world: Path, tmp_path: Path) -> None:
 
 def test_objects_of_pandas_and_numpy_are_taken(world: Path, tmp_path: Path) -> None:
     pandas, numpy = pytest.importorskip("pandas"), pytest.importorskip("numpy")
-    run = hpt.train(world, output=tmp_path / "run", steps=numpy.int64(1), data=pandas.DataFrame(records(world)))
+    betas = numpy.array([0.5, 0.25])
+    run = hpt.train(
+        world,
+        output=tmp_path / "run",
+        steps=numpy.int64(1),
+        data=pandas.DataFrame(records(world)),
+        optimizer={"betas": betas},
+    )
     assert len((run.folder / "data" / "train.jsonl").read_text().splitlines()) == 24
+    assert load_config(run.folder / "config.yaml").optimizer.betas == (0.5, 0.25)
 
 
 @pytest.mark.parametrize(
@@ -137,6 +146,7 @@ def test_objects_of_pandas_and_numpy_are_taken(world: Path, tmp_path: Path) -> N
         ({"data": [{"prompt": "1+1=", "answer": {1, 2}}]}, "record 1.*JSON"),
         ({"resume": "somewhere"}, "a run keeps its recipe"),
         ({"data": 3}, "the data is 3; allowed: a list of dicts"),
+        ({"seed": torch.tensor([1, 2])}, r"seed = \[1, 2\]: input should be a valid integer"),
         ({"model": torch.nn.Linear(1, 1)}, r"model = Linear.*: an object; allowed is what a recipe may have"),
         ({"rewards": [torch.nn.Linear(1, 1)]}, r"Linear.* is a model; call it in a function"),
         ({"optimizer": {"lr": object()}}, r"optimizer.lr = <object.*: an object"),

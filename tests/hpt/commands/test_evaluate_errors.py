@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -23,9 +24,16 @@ def sigterm():
     time.sleep(1)
 
 
-@pytest.mark.parametrize("interrupt", [ctrl_c, sigterm])
+def sighup():
+    os.kill(os.getpid(), signal.SIGHUP)
+    time.sleep(1)
+
+
+@pytest.mark.usefixtures("hang_up")
+@pytest.mark.parametrize("interrupt", [ctrl_c, sigterm, sighup])
 def test_an_interruption_keeps_what_was_done_and_closes_the_engine(world, hpt_eval, tmp_path, monkeypatch, interrupt):
-    generate, handler, closed = TransformersEngine.generate, signal.getsignal(signal.SIGTERM), []
+    generate, closed = TransformersEngine.generate, []
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
     monkeypatch.setattr(TransformersEngine, "close", lambda self: closed.append(self))
 
     def interrupted(self, prompts, sampling, seed, on_rollout):
@@ -41,7 +49,7 @@ def test_an_interruption_keeps_what_was_done_and_closes_the_engine(world, hpt_ev
     code, out, err = hpt_eval(*data)
     assert (code, out) == (130, "")
     assert len(closed) == 1
-    assert signal.getsignal(signal.SIGTERM) is handler
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == handlers
     partial = tmp_path / "results.partial.jsonl"
     assert f"Results so far, 4 of 6 questions: {partial}" in err
     kept = [json.loads(line) for line in partial.read_text().splitlines()]
@@ -109,6 +117,14 @@ def test_flags_say_what_they_take(capsys, flag, value):
     error = capsys.readouterr().err
     assert f"argument {flag}: must be" in error
     assert value in error.splitlines()[-1]
+
+
+def test_an_empty_checkpoint_is_named(hpt_eval, world, tmp_path):
+    shutil.copy(world, tmp_path / CONFIG)
+    (tmp_path / "checkpoints" / "step-000003").mkdir(parents=True)
+    code, _, err = hpt_eval("--data", world.parent / "eval.jsonl", model=tmp_path)
+    assert code == 2
+    assert f"{tmp_path}/checkpoints/step-000003 is empty. Remove" in err.replace("\n", " ")
 
 
 def test_a_run_without_a_checkpoint(hpt_eval, world, tmp_path):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -232,12 +233,16 @@ def test_a_checkpoint_of_another_name_is_not_taken_for_that_step(
         (copy / "checkpoints" / name).rename(copy / "checkpoints" / "step-000003")
 
 
-def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(copy: Path) -> None:
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(
+    copy: Path, metrics_of: Callable[[Path], list[dict[str, Any]]]
+) -> None:
     shutil.rmtree(copy / "checkpoints")
     text = (copy / "metrics.jsonl").read_text()
-    (copy / "metrics.jsonl").write_text(re.sub(r', "time/checkpoint": [^,}]*', "", text))
+    evaluated = '{"step": 0}\n'
+    (copy / "metrics.jsonl").write_text(evaluated + re.sub(r', "time/checkpoint": [^,}]*', "", text))
     assert main(["train", "--resume", str(copy)]) == 0
     assert len(checkpoints(copy)) == 2
+    assert [line["step"] for line in metrics_of(copy)] == [1, 2]
 
 
 def test_what_is_no_checkpoint_in_the_folder_of_checkpoints(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
