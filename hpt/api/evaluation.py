@@ -59,7 +59,7 @@ def evaluate_sources(
     """Evaluates the model `name` on each source.
 
     output: where the results are written, of several sources in a folder for each.
-    All data and settings are checked before the model is loaded. From then on SIGTERM and SIGHUP are KeyboardInterrupts.
+    All data and settings are checked before the model is loaded. Then SIGTERM and SIGHUP are KeyboardInterrupts.
     """
     quiet_libraries()
     device = pick_device(settings.device)
