@@ -45,6 +45,10 @@ def pid(response, answer):
     with open(response, "a") as file: file.write(f"{os.getpid()}\\n")
     return True
 
+def pid_and_allocate(response, answer):
+    pid(response, answer)
+    return len(bytearray(int(answer) << 20)) > 0
+
 def slow_at_first(response, answer):
     """Hangs where it is called the first time, leaving its pid, and is right at once where it is called again."""
     with open(response, "a") as file: file.write(f"{os.getpid()}\\n")

@@ -18,6 +18,7 @@ from hpt.memory import MemoryPlan, advice_lines, make_plan, training
 from hpt.memory.allocations import AllocationTracker
 from hpt.memory.components import PHASES, Component
 from hpt.memory.meta_model import build_meta_model, measure_parameters, read_architecture
+from hpt.memory.plan import _tokens_of_update
 from hpt.memory.trace import FLASH, trace_training
 from hpt.support.errors import ConfigError, HptError
 
@@ -147,6 +148,18 @@ def test_vllm_divides_weights_and_heads_by_tensor_parallel() -> None:
     sequence = (1024 + 8192) * 28 * 2 * (4 // 2) * 128 * 2  # tokens, layers, keys and values, heads, their size, bytes
     room = components["vLLM: KV cache"].rollout // sequence
     assert f"vLLM has room for {room} sequences of full length at once" in plan.notes
+
+
+def test_each_ranks_sleeping_weights_are_in_cpu_memory() -> None:
+    for level, gpus in ((1, 8), (2, 0)):
+        plan = make_plan(load_config("qwen2.5-math-7b-8x80gb", [f"rollout.vllm.sleep_level={level}"]))
+        weights = by_name(plan)["vLLM: weights"]
+        assert weights.host == gpus * weights.rollout
+
+
+def test_an_update_has_rollouts_and_the_demonstration_of_a_part_of_the_questions() -> None:
+    config = seven_b("batch.questions=5", "batch.updates=2", "rollout.n=4")
+    assert _tokens_of_update(config, 10) == 3 * (4 + 1) * 10
 
 
 def test_the_plan_counts_what_the_run_does_with_eager_attention_and_long_evaluations() -> None:

@@ -54,6 +54,11 @@ class TestAdapters:
         assert len({rollout.tokens[0] for rollout in rollouts}) > 1
         assert model.get_base_model().generation_config is defaults
 
+    def test_dropout_is_the_recipes(self, world: Path) -> None:
+        model = load_policy(settings(world, LORA, "model.lora.dropout=0.25"), None, CPU)
+        found = [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout) and module.p]
+        assert found == [0.25] * (2 * 7)  # 2 layers, 7 linear layers each
+
     def test_adapters_have_the_models_dtype(self, world: Path) -> None:
         for dtype in ("bfloat16", "float32"):
             model = load_policy(settings(world, LORA, f"model.dtype={dtype}"), None, CPU)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,8 @@ def test_the_result_is_remembered_for_the_same_questions_and_verifier(
         assert check(questions()[:3]) == 3
         assert check(questions()[:3]) == 0
         assert check(questions()[:4]) == 4
+        corrected = [replace(question, answer="9") for question in questions()[:4]]
+        assert (check(corrected), check(questions()[:4])) == (4, 4)
         assert check(questions()[:4], limit=2) == 2
         assert check(questions()[:4], VerifyConfig(function="rewards:has_a_digit"), limit=2) == 2
         path.write_text(json.dumps({"key": 3}) + "broken")

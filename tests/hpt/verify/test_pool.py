@@ -105,6 +105,15 @@ def test_memory_beyond_the_limit_is_refused():
     assert verdicts == [exceeded, Verdict("correct", 1.0), exceeded, Verdict("correct", 1.0)]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the memory limit is Linux's")
+def test_a_worker_that_ran_out_of_memory_is_replaced(tmp_path):
+    calls = tmp_path / "calls"
+    with asking("pid_and_allocate", memory_mb=128) as verifier:
+        verifier.score([str(calls)] * 3, ["1", "1000", "2"])
+    first, second, third = _pids(calls)
+    assert first == second != third
+
+
 def test_a_crash_is_tried_twice_and_does_not_stop_the_run(capfd):
     with asking("crash") as verifier:
         assert verifier.score(["a"], [""]) == [Verdict("timeout", 0.0, DIED)]

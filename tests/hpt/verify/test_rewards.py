@@ -16,6 +16,7 @@ from hpt.data.questions import Question
 from hpt.support.errors import ConfigError, RewardError
 from hpt.support.named_functions import name_function
 from hpt.verify import FunctionVerifier, Response, RewardFunctions, TrainerState, protocol
+from hpt.verify.rewards import GroupRewards
 from hpt.verify.trial import try_rewards
 
 FUNCTIONS = """
@@ -315,3 +316,14 @@ def test_a_function_that_fails_at_its_first_call_is_refused_even_if_errors_count
     lenient = RewardFunctions({"fails": "rewarding:fails"}, RewardCallsConfig(workers=1, on_error="none"))
     with lenient, pytest.raises(RewardError, match=r"'rewarding:fails' raised .* tried on the demonstration of .* and"):
         try_rewards({"fails": 1.0}, lenient, None, QUESTION, lambda text: [1], STATE)
+
+
+def test_rewards_of_further_completions_are_added() -> None:
+    first = GroupRewards({"f": [1.0]}, {"f": 2}, {"f": "raised KeyError"}, {"m": [1.0]}, {"kind": ["a"]})
+    more = GroupRewards(
+        {"f": [None, 3.0]}, {"f": 1}, {"f": "raised OSError"}, {"m": [2.0], "n": [5.0]}, {"kind": ["b"]}
+    )
+    first.extend(more)
+    assert first == GroupRewards(
+        {"f": [1.0, None, 3.0]}, {"f": 3}, {"f": "raised OSError"}, {"m": [1.0, 2.0], "n": [5.0]}, {"kind": ["a", "b"]}
+    )

@@ -16,6 +16,7 @@ from vllm_clients import PROMPTS, SAMPLING, client_of, load, mismatch, perturb, 
 from hpt.commands.main import main
 from hpt.config.recipe import load_config
 from hpt.rollout import Rollout, engines
+from hpt.rollout.vllm.senders import GlooSender
 from hpt.rollout.vllm.transfer import UPDATING
 from hpt.support.errors import ConfigError, HptError, RolloutError
 
@@ -54,6 +55,16 @@ def test_an_update_is_the_lifecycle_of_vllm(world: Path, server: FakeVllm) -> No
         *("/pause", "/update_weight_version", "/start_weight_update", "/update_weights", "/finish_weight_update"),
         *("/resume", "/reset_prefix_cache", "/v1/completions", "/v1/completions"),
     ]
+
+
+def test_closing_ends_the_transfer(world: Path, server: FakeVllm, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[object] = []
+    shutdown = GlooSender.shutdown
+    monkeypatch.setattr(GlooSender, "shutdown", lambda self: (ended.append(self), shutdown(self)))
+    client = client_of(world, server.url, load(world))
+    client.generate(PROMPTS[:1], SAMPLING, 3)
+    client.close()
+    assert len(ended) == 1
 
 
 def test_two_runs_cannot_share_a_server(world: Path, server: FakeVllm) -> None:
