@@ -11,6 +11,10 @@ import pytest
 import torch
 import torch.distributed as dist
 import upge
+from upge.backends.chunked import ChunkedWorkspace
+from upge.backends.triton.workspace import TritonWorkspace
+from upge.inputs import HeadInputs, NeededGradients
+from upge.vocabulary import VocabularyShard
 
 SIZES = {2: (190, 111), 3: (150, 40, 111)}  # of 301 entries
 PRESETS = {
@@ -43,6 +47,18 @@ def test_ranks_get_the_numbers_of_one_process(ranks, backend, tmp_path):
         for rank in range(ranks)
     ]
     assert [worker.wait(timeout=400) for worker in workers] == [0] * ranks
+
+
+@pytest.mark.parametrize("make", [ChunkedWorkspace, TritonWorkspace])
+def test_ranks_with_uneven_shards_have_the_same_chunks(make):
+    """Collectives combine them. A head of so many entries has several chunks where its shard is small."""
+    chunks = set()
+    for size in (300_000, 1_000):
+        shard = VocabularyShard(dist.ProcessGroup(0, 2), 0, size, 301_000, largest=300_000)
+        head = HeadInputs(torch.ones(4, 2), torch.zeros(size, 2), torch.zeros(4, dtype=torch.int64), shard=shard)
+        chunks.add(make(head, NeededGradients(True, True, False)).chunk_rows)
+    assert len(chunks) == 1
+    assert chunks.pop() < 4096
 
 
 def test_the_reference_has_no_group():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -229,3 +230,29 @@ def test_ctrl_c_stops_after_the_step_with_a_checkpoint(
         signal.signal(signal.SIGINT, handler)
     assert (run.step, run.finished, run.checkpoint.name) == (2, False, "step-000002")
     assert f"Stopped after step 2; continue with: hpt train --resume {tmp_path}/run" in capsys.readouterr().err
+
+
+def test_several_data_sets_are_written_to_several_files(world: Path, tmp_path: Path) -> None:
+    first, second = records(world)[:4], records(world)[4:6]
+    data = {"train": [{"path": first, "weight": 1.0}, {"path": second, "weight": 2.0}]}
+    run = hpt.train(world, output=tmp_path / "run", steps=1, data=data, batch={"questions": 2})
+    sources = load_config(run.folder / "config.yaml").data.train_sources
+    written = [[json.loads(line)["id"] for line in Path(source.path).read_text().splitlines()] for source in sources]
+    assert written == [[record["id"] for record in part] for part in (first, second)]
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_only_a_finished_run_is_pushed(
+    world: Path, tmp_path: Path, finished: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pushed: list[Path] = []
+    monkeypatch.setattr("hpt.api.export.push_finished_run", pushed.append)
+    monkeypatch.setattr("hpt.training.run.start", lambda *_, **__: finished)
+    (tmp_path / "run").mkdir()
+    shutil.copy(world, tmp_path / "run" / "config.yaml")
+    hpt.train(world, output=tmp_path / "run")
+    assert pushed == [tmp_path / "run"] * finished
+    monkeypatch.setattr("hpt.training.run.resumed_config", lambda *_: load_config(world))
+    monkeypatch.setattr("hpt.training.run.resume", lambda *_, **__: finished)
+    hpt.train(resume=tmp_path / "run")
+    assert pushed == [tmp_path / "run"] * 2 * finished

@@ -308,6 +308,9 @@ def test_stages_are_counts_or_shares_and_carry_settings(world: Path) -> None:
     first, second, third = stages_of(load_config(world, ["steps=8", stages]))
     assert (first.config.optimizer.lr, second.config.optimizer.lr) == (0.5, 1e-3)
     assert (second.config.off_policy.coef, third.config.off_policy.coef, third.config.steps) == (1.0, 0.0, 4)
+    grpo = "{method: grpo, settings: {rl: {advantage: leave_one_out}}}"  # the method has another
+    assert load_config(world, ["method=grpo"]).rl.advantage == "mean_std"
+    assert stages_of(load_config(world, [f"stages=[{grpo}]"]))[0].config.rl.advantage == "leave_one_out"
     for steps in ("stages=[{method: sft}, {method: grpo}]", "stages=[{method: sft, steps: 4}, {method: grpo}]"):
         with pytest.raises(ConfigError, match=r"stages\.0\.steps"):
             lengths(world, "steps=4", steps)

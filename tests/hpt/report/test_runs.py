@@ -120,3 +120,14 @@ def test_rollouts_that_are_damaged_are_named(tmp_path, content, message):
 def test_no_run_at_all_is_an_error():
     with pytest.raises(HptError, match="no run given"):
         report([])
+
+
+def test_the_time_of_a_run_has_what_is_outside_of_its_steps(tmp_path):
+    run = write_run(tmp_path / "run", steps=2, eval_every=2)
+    lines = [
+        {"step": 0, "time/eval": 2.0, "time/start": 3.0},
+        {"step": 1, "time/step": 5.0, "time/rollout": 4.0, "time/checkpoint": 7.0},
+        {"step": 2, "time/step": 11.0, "time/eval": 13.0},
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert load_runs([run])[0].seconds == 2 + 3 + 5 + 7 + 11 + 13

@@ -14,6 +14,7 @@ from hpt.records.files import read_metrics
 from hpt.report import accuracy_table, report
 from hpt.report.evaluations import natural_key
 from hpt.report.panels.accuracy import draw_before_after, draw_by_grade
+from hpt.report.panels.phases import draw_phases
 from hpt.report.runs import group_runs, load_runs
 from hpt.report.tables import method_rows
 
@@ -127,3 +128,36 @@ def test_the_accuracy_table_of_one_evaluation_has_no_after(tmp_path):
     table = accuracy_table(folder)
     assert [column.header for column in table.columns] == ["grade", "answers", "before (step 0)"]
     assert len(rendered(table)) == 4
+
+
+def test_a_run_that_was_evaluated_once_has_neither_before_nor_after(tmp_path):
+    folders = [write_run(tmp_path / f"run-{seed}", seed=seed) for seed in (0, 1)]
+    (both,) = method_rows(group_runs(load_runs(folders[:1])))
+    lines = [json.loads(line) for line in (folders[1] / "metrics.jsonl").read_text().splitlines()]
+    kept = [lines[0], *({k: v for k, v in line.items() if not k.startswith("eval/")} for line in lines[1:])]
+    (folders[1] / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    (row,) = method_rows(group_runs(load_runs(folders)))
+    assert row["runs"] == "2"
+    assert [row[name] for name in ("before", "after", "change")] == [both[n] for n in ("before", "after", "change")]
+
+
+def test_a_mark_in_each_bar_is_the_accuracy_before_training(tmp_path):
+    folder = write_run(tmp_path / "run")
+    groups = group_runs(load_runs([folder]))
+    axes = Figure().subplots()
+    draw_by_grade(axes, groups, groups[0].held_out)
+    marks = [line.get_ydata()[0] for line in axes.lines if len(line.get_ydata()) == 2]
+    first = read_metrics(folder)[0]
+    np.testing.assert_allclose(marks, [*(first[f"eval/accuracy/{grade}"] for grade in GRADES), first["eval/accuracy"]])
+
+
+def test_the_phases_of_several_runs_are_stacked(tmp_path):
+    runs = load_runs([write_run(tmp_path / method, method) for method in ("hpt", "grpo")])
+    axes = Figure().subplots()
+    assert draw_phases(axes, runs)
+    for row, run in enumerate(runs):
+        bars = [bar for bar in axes.patches if round(bar.get_y() + bar.get_height() / 2) == row]
+        assert bars[0].get_x() == 0
+        ends = [bar.get_x() + bar.get_width() for bar in bars]
+        np.testing.assert_allclose([bar.get_x() for bar in bars[1:]], ends[:-1])
+        np.testing.assert_allclose(ends[-1], sum(run.phases.values()))

@@ -164,6 +164,18 @@ def test_evaluations_are_spread_over_the_steps() -> None:
     assert EVAL_QUESTIONS < 1024
 
 
+def test_the_longest_response_of_an_evaluation_bounds_its_time() -> None:
+    settings = ["data.eval=held-out.jsonl", "eval.every=50"]
+    short, long = (step(*settings, f"eval.max_tokens={tokens}").phases["evaluation"] for tokens in (64, 8192))
+    assert short < 0.25 * long
+
+
+def test_a_critic_is_trained_as_the_policy_is() -> None:
+    """PPO with one update needs as many passes as GRPO, and those of the critic: two of training, one of values."""
+    ppo, alone = (step(f"method={method}", "batch.updates=1").phases["train"] for method in ("ppo", "grpo"))
+    assert 2 * alone < ppo < 2.5 * alone
+
+
 def test_held_out_questions_are_counted_where_they_are_here(tmp_path: Path) -> None:
     held_out = tmp_path / "held_out.jsonl"
     held_out.write_text('{"prompt": "1 + 1"}\n\n' * 50)

@@ -15,6 +15,7 @@ from hpt.data.order import MixedOrder
 from hpt.data.training_data import read_questions
 from hpt.support.distributed import ALONE
 from hpt.support.errors import DataError
+from hpt.training import run_data
 from hpt.training.assemble import assemble
 from hpt.training.run_data import check_verifiable, load_data, without_wrong_demonstrations
 from hpt.verify import make_verifier
@@ -75,6 +76,30 @@ def test_wrong_demonstrations_are_kept_dropped_or_refused_and_counted_always(
     for what in ("drop", "rollouts"):
         with pytest.raises(DataError, match="the verifier refuses every demonstration"):
             trained_ids(config_of(world, tmp_path, train, f"data.wrong_demonstrations={what}"))
+
+
+def test_all_demonstrations_are_checked_unless_wrong_ones_are_kept(
+    world: Path,
+    tmp_path: Path,
+    trained_ids: TrainedIds,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(run_data, "SAMPLE", 2)
+    train = f"data.train={write(tmp_path / 'd.jsonl', WRONG, WRONG, RIGHT, RIGHT)}"
+    assert trained_ids(config_of(world, tmp_path, train, "data.wrong_demonstrations=drop")) == ["#3", "#4"]
+    trained_ids(config_of(world, tmp_path, train))
+    assert "1 of 2 checked (of 4) demonstrations" in caplog.text
+
+
+def test_prompts_of_held_out_questions_need_room_too(world: Path, tmp_path: Path) -> None:
+    short = write(tmp_path / "short.jsonl", RIGHT)
+    longer = write(tmp_path / "longer.jsonl", RIGHT | {"prompt": "1+1+0="})
+    for train, held_out in ((short, longer), (longer, short)):
+        config = config_of(world, tmp_path, f"data.train={train}", f"data.eval={held_out}", "eval.every=1")
+        data = load_data(config)
+        (expected,) = data.renderer.encode_prompts(read_questions(config)[held_out == longer][0].questions)
+        assert data.longest_prompt == len(expected)
 
 
 def test_missing_demonstrations_are_an_error_dropped_or_kept_for_rl_and_counted(

@@ -50,3 +50,13 @@ def test_a_signal_that_is_ignored_stays_ignored() -> None:
             assert not signals.received()
     finally:
         signal.signal(signal.SIGHUP, earlier)
+
+
+@pytest.mark.parametrize(("told", "expected"), [((False, True), True), ((False, False), False)])
+def test_a_signal_to_one_process_stops_all(
+    told: tuple[bool, ...], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(0, 2)
+    monkeypatch.setattr(World, "gather", lambda self, own: [own, *told[1:]])
+    with StopSignals(world) as signals:
+        assert signals.received() is expected
