@@ -23,7 +23,7 @@ from hpt.records.samples import sample_rollouts
 from hpt.records.trackers import Tracker, open_trackers
 from hpt.support.distributed import World
 from hpt.support.errors import ConfigError, HptError
-from hpt.support.files import write_file_atomically
+from hpt.support.files import remove_leftovers, write_file_atomically
 from hpt.support.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -70,6 +70,7 @@ class Journal:
 
     def _open(self, stack: ExitStack) -> None:
         stack.enter_context(_locked(self.folder))
+        remove_leftovers(self.folder)
         self.records = RunRecords(self.folder)
         settings = self.config.model_dump(mode="json")
         self.trackers = open_trackers(self.config.track, self.folder, settings, resume_step=self.resume_step)

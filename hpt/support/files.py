@@ -103,8 +103,8 @@ def _remove(path: Path) -> None:
 
 
 def remove_leftovers(parent: Path) -> None:
-    """Removes what killed processes left in `parent` of folders that they were writing or removing."""
-    for leftover in [*parent.glob(".partial-*"), *parent.glob(".removed-*")]:
+    """Removes what killed processes left in `parent` of files and folders that they were writing or removing."""
+    for leftover in [*parent.glob("*.partial"), *parent.glob(".partial-*"), *parent.glob(".removed-*")]:
         _remove(leftover)
 
 

@@ -245,6 +245,14 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(
     assert [line["step"] for line in metrics_of(copy)] == [1, 2]
 
 
+def test_what_a_kill_left_of_metrics_is_cleared_away(copy: Path) -> None:
+    """Also where the run was killed after its last checkpoint, and a resume has nothing to do."""
+    (copy / "metrics.jsonl.partial").write_text('{"step": 0')
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file() and path.suffix != ".partial"}
+    assert main(["train", "--resume", str(copy)]) == 0
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+
+
 def test_what_is_no_checkpoint_in_the_folder_of_checkpoints(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (copy / "checkpoints" / "step-000008").write_text("a file")
     assert [path.name for path in checkpoints(copy)] == ["step-000001", "step-000002"]
