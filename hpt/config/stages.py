@@ -48,20 +48,21 @@ def stages_of(config: Config) -> list[Stage]:
 
 
 def check_begun_stages(before: Config, now: Config, done: int) -> None:
-    """ConfigError where the stages that have begun by step `done` are not those that they were, each from its step on.
+    """ConfigError where a stage that has begun by step `done` would have another method, or another first step.
 
-    So does a share in a stage's `steps` when `steps` of the run change: an optimizer would go on in another stage.
+    An optimizer would then go on in another stage. A change of `steps` does that where a stage has a share of them.
     """
     stages = stages_of(before)
-    if _begun(stages, done) == _begun(stages_of(now), done):
+    was, would_be = _begun(stages, done), _begun(stages_of(now), done)
+    if was == would_be:
         return
     kept = [stage.model_dump(exclude_defaults=True) for stage in before.stages]
     for stage, place in zip(kept[:-1], stages[:-1], strict=True):
         stage["steps"] = place.config.steps
     as_counts = yaml.safe_dump(kept, default_flow_style=True, sort_keys=False, width=math.inf).strip()
     raise ConfigError(
-        f"steps = {now.steps}, stages: after {done} steps the run has had {_in_words(_begun(stages, done))}, and with "
-        f"these settings it would have had {_in_words(_begun(stages_of(now), done))}. What has begun must stay; counts "
+        f"steps = {now.steps}, stages: after {done} steps the run has had {_in_words(was)}, and with "
+        f"these settings it would have had {_in_words(would_be)}. What has begun must stay; counts "
         f"in place of shares do that: stages='{as_counts}'"
     )
 

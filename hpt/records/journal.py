@@ -16,14 +16,14 @@ from hpt.config.stages import check_begun_stages
 from hpt.method.experience import Experience
 from hpt.records.changes import Change, in_words
 from hpt.records.checkpoints import step_of
-from hpt.records.files import CONFIG, RunRecords
+from hpt.records.files import CHANGES, CONFIG, METRICS, RunRecords
 from hpt.records.fingerprints import Fingerprints, changes_since, fingerprints_of
 from hpt.records.progress import StepNumbers
 from hpt.records.samples import sample_rollouts
 from hpt.records.trackers import Tracker, open_trackers
 from hpt.support.distributed import World
 from hpt.support.errors import ConfigError, HptError
-from hpt.support.files import remove_leftovers, write_file_atomically
+from hpt.support.files import remove_partial_file, write_file_atomically
 from hpt.support.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,8 @@ class Journal:
 
     def _open(self, stack: ExitStack) -> None:
         stack.enter_context(_locked(self.folder))
-        remove_leftovers(self.folder)
+        for name in (CONFIG, METRICS, CHANGES):  # and no other: a report may be writing its own
+            remove_partial_file(self.folder / name)
         self.records = RunRecords(self.folder)
         settings = self.config.model_dump(mode="json")
         self.trackers = open_trackers(self.config.track, self.folder, settings, resume_step=self.resume_step)

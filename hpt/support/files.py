@@ -29,7 +29,7 @@ def write_file_atomically(path: Path, data: bytes) -> None:
 
     HptError, naming the file, where it cannot be written; the old content is then untouched.
     """
-    partial = path.with_name(path.name + ".partial")
+    partial = _partial_file(path)
     with named_os_errors(path):
         try:
             with partial.open("wb", buffering=0) as file:
@@ -39,6 +39,16 @@ def write_file_atomically(path: Path, data: bytes) -> None:
         except OSError:
             partial.unlink(missing_ok=True)
             raise
+
+
+def remove_partial_file(path: Path) -> None:
+    """Removes what is left where a process was killed in `write_file_atomically`. No other process may write `path`."""
+    with named_os_errors(path):
+        _partial_file(path).unlink(missing_ok=True)
+
+
+def _partial_file(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
 
 
 def append_to_file(path: Path, data: bytes) -> None:
@@ -103,8 +113,8 @@ def _remove(path: Path) -> None:
 
 
 def remove_leftovers(parent: Path) -> None:
-    """Removes what killed processes left in `parent` of files and folders that they were writing or removing."""
-    for leftover in [*parent.glob("*.partial"), *parent.glob(".partial-*"), *parent.glob(".removed-*")]:
+    """Removes what killed processes left in `parent` of folders that they were writing or removing."""
+    for leftover in [*parent.glob(".partial-*"), *parent.glob(".removed-*")]:
         _remove(leftover)
 
 

@@ -247,8 +247,12 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(
 
 def test_what_a_kill_left_of_metrics_is_cleared_away(copy: Path) -> None:
     """Also where the run was killed after its last checkpoint, and a resume has nothing to do."""
-    (copy / "metrics.jsonl.partial").write_text('{"step": 0')
-    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file() and path.suffix != ".partial"}
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    for name in ("config.yaml", "metrics.jsonl", "changes.jsonl"):
+        (copy / f"{name}.partial").write_text('{"step": 0')
+    report = copy / "report.html.partial"
+    before[report] = b"being written"
+    report.write_bytes(before[report])
     assert main(["train", "--resume", str(copy)]) == 0
     assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
 
